@@ -1,0 +1,1 @@
+"""Data at rest: reference data, Postgres access, export, warehouse load, reconciliation."""

@@ -1,0 +1,119 @@
+"""Every setting of finpro, typed, from the environment, `.env`, or the embedded platform that `finpro up` started."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from conf.errors import SettingsError
+
+CONF_DIR = Path(__file__).resolve().parent
+
+
+def project_root() -> Path:
+    """The checkout finpro runs from, or the current directory where it is installed as a package."""
+    root = CONF_DIR.parent
+    return root if (root / "pyproject.toml").exists() else Path.cwd()
+
+
+def finpro_home() -> Path:
+    """Where the embedded platform, checkpoints and logs live: `FINPRO_HOME`, else `.finpro/` in the checkout."""
+    return Path(os.environ.get("FINPRO_HOME") or project_root() / ".finpro").absolute()
+
+
+def embedded_env_file() -> Path:
+    """The settings of the running embedded platform: written by `finpro up`, removed by `finpro down`."""
+    return finpro_home() / "env"
+
+
+class _EmbeddedPlatform(PydanticBaseSettingsSource):
+    """The lowest-ranking source: what `finpro up` wrote."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = embedded_env_file()
+        if not path.exists():
+            return {}
+        known = self.settings_cls.model_fields
+        values = ((key.lower().removeprefix("finpro_"), value) for key, value in dotenv_values(path).items())
+        return {name: value for name, value in values if name in known and value is not None}
+
+
+class Settings(BaseSettings):
+    """One field a setting: `kafka_bootstrap_servers` is `FINPRO_KAFKA_BOOTSTRAP_SERVERS`, and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FINPRO_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
+    )
+
+    kafka_bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port[,host:port]")
+    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_sasl_mechanism: str | None = Field(None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_username: str | None = Field(None, description="SASL user")
+    kafka_password: SecretStr | None = Field(None, description="SASL password")
+    topic_prefix: str = Field("", description="put before every topic name, to share a broker")
+    postgres_dsn: SecretStr | None = Field(None, description="postgresql://user:password@host:port/database")
+    checkpoints: str = Field(
+        default_factory=lambda: str(finpro_home() / "checkpoints"), description="where streaming queries keep their state"
+    )
+    rules: Path = Field(CONF_DIR / "fraud_rules.toml", description="the fraud rules file")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, _EmbeddedPlatform(settings_cls)
+
+    def require(self, name: str) -> str:
+        """The value of a setting that this command cannot do without; secrets come as plain text.
+
+        Raises:
+            SettingsError: it is not set; the message says where it was looked for and how to set it.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise SettingsError(_missing(name))
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+    def topic(self, name: str) -> str:
+        """The full name of one of finpro's topics."""
+        return self.topic_prefix + name
+
+
+def _missing(name: str) -> str:
+    variable = f"FINPRO_{name.upper()}"
+    dotenv, embedded = Path(".env").absolute(), embedded_env_file()
+    looked = [
+        "the environment (not set)",
+        f"{dotenv} ({'not in it' if dotenv.exists() else 'no such file'})",
+        f"{embedded} ({'not in it' if embedded.exists() else 'the embedded platform is not up'})",
+    ]
+    description = Settings.model_fields[name].description
+    return (
+        f"{variable} is not set ({description}).\n"
+        f"Looked in: {'; '.join(looked)}.\n"
+        f"Run `finpro up` for the embedded platform, or set it: export {variable}=…"
+    )
+
+
+def load_settings() -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: a value cannot be used; names the variable, never prints the value.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems = "\n".join(f"  FINPRO_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError(f"Settings that cannot be used:\n{problems}") from error

@@ -1,0 +1,1 @@
+"""What a person or a scheduler starts: the `finpro` command, one `spark-submit` entry per job, the embedded platform."""

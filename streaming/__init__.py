@@ -1,0 +1,1 @@
+"""Orders as they flow: contract, producer, rules, screening, sinks."""

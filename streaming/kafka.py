@@ -1,0 +1,112 @@
+"""Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
+
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from conf.errors import KafkaError
+from conf.settings import Settings
+
+ORDERS = "orders"
+PROCESSED_ORDERS = "processed_orders"
+FRAUD_ALERT = "fraud_alert"
+ORDERS_DEAD_LETTER = "orders_dead_letter"
+TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
+
+
+def librdkafka_config(settings: Settings) -> dict[str, Any]:
+    """Connection settings for confluent-kafka."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.require("kafka_bootstrap_servers"),
+        "security.protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_sasl_mechanism:
+        config["sasl.mechanism"] = settings.kafka_sasl_mechanism
+        config["sasl.username"] = settings.require("kafka_username")
+        config["sasl.password"] = settings.require("kafka_password")
+    return config
+
+
+def kafka_python_config(settings: Settings) -> dict[str, Any]:
+    """Connection settings for kafka-python."""
+    config: dict[str, Any] = {
+        "bootstrap_servers": settings.require("kafka_bootstrap_servers").split(","),
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_sasl_mechanism:
+        config["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        config["sasl_plain_username"] = settings.require("kafka_username")
+        config["sasl_plain_password"] = settings.require("kafka_password")
+    return config
+
+
+def spark_config(settings: Settings) -> dict[str, str]:
+    """Connection settings for Spark's Kafka source and sink."""
+    config = {
+        "kafka.bootstrap.servers": settings.require("kafka_bootstrap_servers"),
+        "kafka.security.protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_sasl_mechanism:
+        module = "plain.PlainLoginModule" if settings.kafka_sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+        user, password = (_jaas_quoted(settings.require(name)) for name in ("kafka_username", "kafka_password"))
+        config["kafka.sasl.mechanism"] = settings.kafka_sasl_mechanism
+        config["kafka.sasl.jaas.config"] = (
+            f"org.apache.kafka.common.security.{module} required username={user} password={password};"
+        )
+    return config
+
+
+def _jaas_quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def create_topics(settings: Settings, *, partitions: int = 4, replication: int = -1) -> list[str]:
+    """Create those of finpro's topics that do not exist; returns their full names.
+
+    `replication` -1 leaves it to the broker's default.
+
+    Raises:
+        KafkaError: the brokers cannot be reached or refuse.
+    """
+    existing = existing_topics(settings)
+    missing = [settings.topic(name) for name in TOPICS if settings.topic(name) not in existing]
+    if missing:
+        admin = AdminClient(librdkafka_config(settings))
+        wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in missing]
+        for name, done in admin.create_topics(wanted, operation_timeout=15).items():
+            try:
+                done.result(timeout=20)
+            except KafkaException as error:
+                if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                    raise KafkaError(f"Kafka would not create the topic {name}: {error.args[0].str()}") from error
+    return missing
+
+
+def existing_topics(settings: Settings) -> set[str]:
+    """The names of the topics that this user can see.
+
+    Raises:
+        KafkaError: no broker answers, or the login is refused.
+    """
+    servers = settings.require("kafka_bootstrap_servers")
+    config = librdkafka_config(settings) | {"socket.connection.setup.timeout.ms": 5000, "log_level": 0}
+    try:
+        return set(AdminClient(config).list_topics(timeout=8).topics)
+    except KafkaException as error:
+        raise KafkaError(
+            f"Kafka at {servers} does not answer: is it running, and does the login fit? `finpro up` starts the embedded one;"
+            f" FINPRO_KAFKA_BOOTSTRAP_SERVERS names your own.\n({error.args[0].str()})"
+        ) from error
+
+
+def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> None:
+    """Check that topics exist.
+
+    Raises:
+        KafkaError: one is missing, or Kafka does not answer.
+    """
+    missing = sorted({settings.topic(name) for name in names} - existing_topics(settings))
+    if missing:
+        servers = settings.require("kafka_bootstrap_servers")
+        raise KafkaError(f"Kafka at {servers} has no topic {', '.join(missing)}. `finpro migrate` creates finpro's topics.")
