@@ -1,0 +1,256 @@
+"""The order contract: bytes from Kafka become orders, or dead letters with a reason a person understands.
+
+This is the trust boundary. Every message is decoded on its own by a typed decoder (one C call each), because decoding
+many at once lets malformed neighbours cancel each other out; every further check works on whole columns.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, NamedTuple
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+
+BIGINT_MAX = 2**63 - 1
+UTC_MICROSECONDS = pl.Datetime("us", "UTC")
+
+# What a message from Kafka must bring: the columns of Spark's Kafka source that are read.
+MESSAGE_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value")
+
+# An order as it travels: its own fields, and where and when Kafka received it.
+ORDER_SCHEMA = pl.Schema(
+    {
+        "order_id": pl.String(),
+        "user_id": pl.Int64(),
+        "product_id": pl.Int64(),
+        "quantity": pl.Int64(),
+        "amount": pl.String(),
+        "amount_numeric": pl.Int64(),
+        "country": pl.String(),
+        "created_date": UTC_MICROSECONDS,
+        "event_ts": UTC_MICROSECONDS,
+        "source": pl.String(),
+        "partition": pl.Int32(),
+        "offset": pl.Int64(),
+        "received_at": UTC_MICROSECONDS,
+    }
+)
+
+# What makes two messages with one order_id the same order. The text of the amount is presentation, its value is not.
+CONTENT = ("user_id", "product_id", "quantity", "amount_numeric", "country", "created_date", "event_ts", "source")
+
+DEAD_LETTER_SCHEMA = pl.Schema(
+    {
+        "topic": pl.String(),
+        "partition": pl.Int32(),
+        "offset": pl.Int64(),
+        "received_at": UTC_MICROSECONDS,
+        "key": pl.Binary(),
+        "value": pl.Binary(),
+        "reason": pl.String(),
+    }
+)
+
+_Id = Annotated[int, msgspec.Meta(ge=1, le=BIGINT_MAX)] | Annotated[str, msgspec.Meta(max_length=64)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class _Message(msgspec.Struct, gc=False):
+    """The JSON of one message: names, types and bounds. Fields that the contract does not name are ignored."""
+
+    order_id: _Text
+    user_id: _Id
+    product_id: _Id
+    quantity: Annotated[int, msgspec.Meta(ge=1, le=BIGINT_MAX)]
+    amount: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    country: str
+    created_date: str
+    event_ts: str
+    status: str
+    source: _Text
+    amount_numeric: Annotated[int, msgspec.Meta(ge=0, le=BIGINT_MAX)] | None = None
+
+
+_decode = msgspec.json.Decoder(_Message).decode
+_FIELDS = _Message.__struct_fields__
+
+# `17`, `U17`, `P203`: an optional letter prefix, then the digits that are the id.
+_ID_TEXT = re.compile(r"[A-Za-z]*0*([0-9]{1,19})", re.ASCII)
+# `Rp.1.250.000`, `Rp 1.250.000`, `IDR 1250000`, `1250000`: dots only between groups of three.
+_AMOUNT_TEXT = r"^(?i:rp\.? ?|idr ?)?([0-9]{1,3}(?:\.[0-9]{3})+|[0-9]+)$"
+# What `datetime.fromisoformat` takes beyond ISO 8601's calendar dates is not part of the contract.
+_TIMESTAMP_TEXT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-]\d{2}(?::?\d{2})?)", re.ASCII | re.IGNORECASE
+)
+# What Postgres, Spark and Python can all hold.
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+class Contents(NamedTuple):
+    """What a run of messages holds: `orders` (ORDER_SCHEMA) and `dead_letters` (DEAD_LETTER_SCHEMA)."""
+
+    orders: pl.DataFrame
+    dead_letters: pl.DataFrame
+
+
+def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta) -> Contents:
+    """Read a run of Kafka messages (MESSAGE_COLUMNS, as Spark's Kafka source gives them).
+
+    Each message is in exactly one of the two results. Never raises for what a message holds.
+    """
+    values = messages.column("value").to_pylist()
+    decoded, broken = _decode_each(values, _all_utf8(messages.column("value")))
+    orders = _orders(messages, decoded, broken)
+    checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew)))
+    failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
+    reasons = broken | dict(failed.iter_rows())
+    return Contents(
+        orders=checked.filter(pl.col("reason").is_null()).select(ORDER_SCHEMA.names()),
+        dead_letters=dead_letters(messages, reasons),
+    )
+
+
+def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFrame:
+    """The messages at these rows as dead letters (DEAD_LETTER_SCHEMA): bytes, position, and why."""
+    rows = sorted(reasons)
+    taken = messages.take(pa.array(rows, pa.int64()))
+    columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "key", "value")}
+    columns["received_at"] = taken.column("timestamp")
+    frame = pl.from_arrow(pa.table(columns)).with_columns(  # type: ignore[union-attr]
+        reason=pl.Series([reasons[row] for row in rows], dtype=pl.String)
+    )
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in DEAD_LETTER_SCHEMA.items())
+
+
+def _all_utf8(values: pa.Array) -> bool:
+    try:
+        values.cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _decode_each(values: list[bytes | None], all_utf8: bool) -> tuple[dict[int, _Message], dict[int, str]]:
+    """Row → message for what decodes, row → reason for what does not."""
+    decoded: dict[int, _Message] = {}
+    broken: dict[int, str] = {}
+    for row, value in enumerate(values):
+        try:
+            if not all_utf8 and value is not None:
+                value.decode()  # the decoder does not look inside fields that it skips
+            decoded[row] = _decode(value)  # type: ignore[arg-type]
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            broken[row] = _why(value, error)
+    return decoded, broken
+
+
+def _why(value: bytes | None, error: Exception) -> str:
+    if value is None:
+        return "tombstone: the message has no value"
+    if not value.strip():
+        return "empty message"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason}"
+    if isinstance(error, msgspec.ValidationError):
+        return f"breaks the contract: {error}"
+    return f"not JSON: {error}"
+
+
+def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict[int, str]) -> pl.DataFrame:
+    """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be)."""
+    parsed = decoded.values()
+    texts = {name: [getattr(message, name) for message in parsed] for name in _FIELDS if name not in ("user_id", "product_id")}
+    fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
+        user_id=_ids([message.user_id for message in parsed]),
+        product_id=_ids([message.product_id for message in parsed]),
+        row=pl.Series(list(decoded), dtype=pl.Int64),
+    )
+    if broken:
+        messages = messages.take(pa.array(list(decoded), pa.int64()))
+    return fields.with_columns(
+        amount_value=pl.col("amount").str.extract(_AMOUNT_TEXT).str.replace_all(".", "", literal=True).cast(pl.Int64, strict=False),
+        created_date=_timestamps(fields["created_date"]),
+        event_ts=_timestamps(fields["event_ts"]),
+        partition=pl.Series(messages.column("partition")).cast(pl.Int32),
+        offset=pl.Series(messages.column("offset")).cast(pl.Int64),
+        received_at=pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS),
+    ).with_columns(declared_amount="amount_numeric", amount_numeric="amount_value")
+
+
+_FIELD_SCHEMA = {
+    name: pl.Int64() if name in ("quantity", "amount_numeric") else pl.String()
+    for name in _FIELDS
+    if name not in ("user_id", "product_id")
+}
+
+
+def _ids(values: list[int | str]) -> pl.Series:
+    try:
+        return pl.Series(values, dtype=pl.Int64, strict=True)
+    except (TypeError, pl.exceptions.PolarsError):
+        return pl.Series([_id(value) for value in values], dtype=pl.Int64)
+
+
+def _id(value: int | str) -> int | None:
+    if isinstance(value, int):
+        return value
+    match = _ID_TEXT.fullmatch(value)
+    number = int(match[1]) if match else 0
+    return number if 1 <= number <= BIGINT_MAX else None
+
+
+def _timestamps(texts: pl.Series) -> pl.Series:
+    """ISO 8601 with offset, to the microsecond; null where it is not that. The common form is read as a column."""
+    usual = texts.str.contains(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:[0-5]\d(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$")
+    parsed = texts.set(~usual, None).str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False)
+    parsed = parsed.set(~parsed.is_between(_EARLIEST, _LATEST), None)
+    rest = parsed.is_null()
+    if not rest.any():
+        return parsed
+    unusual = pl.Series([_timestamp(text) for text in texts.filter(rest)], dtype=UTC_MICROSECONDS)
+    return parsed.scatter(rest.arg_true(), unusual)
+
+
+def _timestamp(text: str) -> datetime | None:
+    match = _TIMESTAMP_TEXT.fullmatch(text)
+    if match is None:
+        return None
+    date, time, fraction, offset = match.groups()
+    try:
+        return datetime.fromisoformat(f"{date}T{time}{_second_fraction(time, fraction)}{offset.upper()}").astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _second_fraction(time: str, fraction: str | None) -> str:
+    if fraction is None:
+        return ""
+    if time.count(":") < 2:
+        raise ValueError("a fraction of a minute is not part of the contract")
+    return f".{fraction[:6].ljust(6, '0')}"
+
+
+def _checks(max_future_skew: timedelta) -> list[pl.Expr]:
+    """Each check is null where an order passes, and says what is wrong where it does not; the first one speaks."""
+    latest = pl.col("received_at") + max_future_skew
+    is_pending = pl.col("status").str.to_lowercase() == "pending"
+    disagrees = pl.col("declared_amount").is_not_null() & (pl.col("declared_amount") != pl.col("amount_numeric"))
+    return [
+        _fails(pl.col("order_id").str.contains("\0", literal=True), "order_id holds a NUL character"),
+        _fails(pl.col("source").str.contains("\0", literal=True), "source holds a NUL character"),
+        _fails(pl.col("user_id").is_null(), "user_id is not an id: an integer from 1, or text such as U17"),
+        _fails(pl.col("product_id").is_null(), "product_id is not an id: an integer from 1, or text such as P203"),
+        _fails(pl.col("amount_numeric").is_null(), "amount cannot be read as whole rupiah, such as Rp.1.250.000"),
+        _fails(disagrees, "amount and amount_numeric disagree"),
+        _fails(~pl.col("country").str.contains("^[A-Z]{2}$"), "country is not ISO 3166 alpha-2, such as ID"),
+        _fails(~is_pending, "status is not Pending"),
+        _fails(pl.col("created_date").is_null(), "created_date is not an ISO 8601 timestamp with offset"),
+        _fails(pl.col("event_ts").is_null(), "event_ts is not an ISO 8601 timestamp with offset"),
+        _fails(pl.col("created_date") > latest, "created_date lies in the future of its Kafka timestamp"),
+        _fails(pl.col("event_ts") > latest, "event_ts lies in the future of its Kafka timestamp"),
+    ]
+
+
+def _fails(condition: pl.Expr, reason: str) -> pl.Expr:
+    return pl.when(condition).then(pl.lit(reason))

@@ -1,0 +1,411 @@
+"""The independent judge: the order contract and the six rules read once more, over the whole set of messages at once.
+
+Plain Python, and obviously right rather than fast: no stream, no state, no batches, no vectors. It shares nothing but
+the thresholds with what it judges. Where the design leaves a choice, the choice stands as a comment beside the code.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from conf.rules import FraudRules
+
+Place = tuple[str, int, int]
+
+_LARGEST = 2**63 - 1
+_REQUIRED = (
+    "order_id",
+    "user_id",
+    "product_id",
+    "quantity",
+    "amount",
+    "country",
+    "created_date",
+    "event_ts",
+    "status",
+    "source",
+)
+_FIELDS = (*_REQUIRED, "amount_numeric")
+
+
+class Unreadable(ValueError):
+    """A message breaks the order contract; the text says how."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One record of the `orders` topic; `timestamp` is Kafka's own, with its zone."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: datetime
+    key: bytes | None
+    value: bytes | None
+
+    @property
+    def place(self) -> Place:
+        """Where the message lies: no other message has the same."""
+        return self.topic, self.partition, self.offset
+
+
+@dataclass(frozen=True)
+class Order:
+    """A message that keeps the contract: times in UTC, `amount_numeric` in rupiah."""
+
+    order_id: str
+    user_id: int
+    product_id: int
+    quantity: int
+    amount: str
+    amount_numeric: int
+    country: str
+    created_date: datetime
+    event_ts: datetime
+    source: str
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What must be equal for "the same order again".
+
+        The spelling of the amount is not part of it: `Rp.1.000` and `IDR 1000` are the same money.
+        """
+        return (
+            self.user_id,
+            self.product_id,
+            self.quantity,
+            self.amount_numeric,
+            self.country,
+            self.created_date,
+            self.event_ts,
+            self.source,
+        )
+
+
+@dataclass(frozen=True)
+class Verdict(Order):
+    """An order with its final status and its sorted reasons: what `raw_orders` must hold in the end."""
+
+    status: str
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What must come of a set of messages: a verdict an order, a reason a dead letter, and how many changed nothing."""
+
+    orders: dict[str, Verdict]
+    dead_letters: dict[Place, str]
+    duplicates: int
+
+
+def kafka_order(message: Message) -> tuple[datetime, int, int]:
+    """Sorts messages by Kafka's timestamp, then by partition and offset."""
+    return message.timestamp, message.partition, message.offset
+
+
+def as_given(_message: Message) -> int:
+    """Sorts nothing: the messages were received in the order in which they are handed over."""
+    return 0
+
+
+def judge(messages: Iterable[Message], rules: FraudRules, *, received: Callable[[Message], Any] = kafka_order) -> Judgement:
+    """Read and screen a whole set of messages.
+
+    `received` is the sort key that says which of several messages with one order id came first: it stands, the others
+    are duplicates when they say the same and dead letters otherwise. A dead letter counts for no rule.
+    """
+    orders: dict[str, Order] = {}
+    dead_letters: dict[Place, str] = {}
+    duplicates = 0
+    for message in sorted(messages, key=received):
+        try:
+            order = read(message, rules.max_future_skew)
+        except Unreadable as problem:
+            dead_letters[message.place] = str(problem)
+            continue
+        first = orders.setdefault(order.order_id, order)
+        if first.content != order.content:
+            dead_letters[message.place] = f"order_id {order.order_id!r} was used before, with other content"
+        elif first is not order:
+            duplicates += 1
+    return Judgement(screen(orders.values(), rules), dead_letters, duplicates)
+
+
+# --- the order contract -------------------------------------------------------------------------------------------
+
+
+def read(message: Message, max_future_skew: timedelta) -> Order:
+    """The order in a message.
+
+    Raises:
+        Unreadable: the message breaks the contract.
+    """
+    fields = _json_object(message.value)
+    for name in _REQUIRED:
+        if name not in fields:
+            raise Unreadable(f"{name} is missing")
+        if fields[name] is None:
+            raise Unreadable(f"{name} is null")
+    amount_numeric = _rupiah(fields["amount"])
+    _check_agreement(fields.get("amount_numeric"), amount_numeric)
+    _check_pending(fields["status"])
+    latest = message.timestamp + max_future_skew
+    return Order(
+        order_id=_text("order_id", fields["order_id"]),
+        user_id=_identifier("user_id", "U", fields["user_id"]),
+        product_id=_identifier("product_id", "P", fields["product_id"]),
+        quantity=_at_least_one("quantity", fields["quantity"]),
+        amount=fields["amount"],
+        amount_numeric=amount_numeric,
+        country=_country(fields["country"]),
+        created_date=_moment("created_date", fields["created_date"], latest),
+        event_ts=_moment("event_ts", fields["event_ts"], latest),
+        source=_text("source", fields["source"]),
+    )
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its names and values, in order and with repetitions; a JSON array is a plain list."""
+
+
+def _json_object(value: bytes | None) -> dict[str, Any]:
+    if value is None:
+        raise Unreadable("a tombstone: the message has no value")
+    if value == b"":
+        raise Unreadable("the message is empty")
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8: byte {error.start}") from error
+    parsed = _parse(text)
+    if not isinstance(parsed, _Pairs):
+        raise Unreadable("not a JSON object")
+    # A name given twice leaves open which value is meant. Names that the contract does not know are ignored, twice too.
+    names = [name for name, _ in parsed]
+    twice = [name for name in _FIELDS if names.count(name) > 1]
+    if twice:
+        raise Unreadable(f"{twice[0]} is given twice")
+    return dict(parsed)
+
+
+def _parse(text: str) -> Any:
+    try:
+        # Strict JSON: Python's NaN and Infinity are none, and a byte order mark (json refuses it) is no white space.
+        parsed = json.loads(text, object_pairs_hook=_Pairs, parse_int=_json_integer, parse_constant=_no_json_number)
+        # An escape such as \ud800 alone is no character, wherever it stands: it could not be written as UTF-8 again.
+        json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Unreadable("not UTF-8: half a surrogate pair in an escape") from error
+    except RecursionError as error:
+        raise Unreadable("not JSON that can be read: nested too deeply") from error
+    except ValueError as error:
+        raise Unreadable(f"not JSON: {error}") from error
+    return parsed
+
+
+def _json_integer(digits: str) -> int:
+    # Thirty digits are beyond 64 bits whatever follows, and Python refuses to convert thousands of them.
+    return int(digits[:30])
+
+
+def _no_json_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _text(name: str, value: Any, longest: int = 255) -> str:
+    if not isinstance(value, str):
+        raise Unreadable(f"{name} must be text")
+    if "\0" in value:
+        raise Unreadable(f"{name} has a NUL character")
+    if not 1 <= len(value) <= longest:
+        raise Unreadable(f"{name} must have 1 to {longest} characters, not {len(value)}")
+    return value
+
+
+def _integer(name: str, value: Any) -> int:
+    # 1.0 and 1e3 are no integers, true is no number, and "3" is text.
+    if type(value) is not int:
+        raise Unreadable(f"{name} must be an integer")
+    if not -_LARGEST - 1 <= value <= _LARGEST:
+        raise Unreadable(f"{name} is beyond 64 bits")
+    return value
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    if _integer(name, value) < 1:
+        raise Unreadable(f"{name} must be at least 1, not {value}")
+    return int(value)
+
+
+def _identifier(name: str, prefix: str, value: Any) -> int:
+    # Text is the digits, after the field's own letter or none: P203 is no user. The letter's case does not matter.
+    if not isinstance(value, str):
+        return _at_least_one(name, value)
+    match = re.fullmatch(f"[{prefix}{prefix.lower()}]?([0-9]+)", value)
+    if match is None:
+        raise Unreadable(f"{name} must be an integer or text such as {prefix}17")
+    return _at_least_one(name, _json_integer(match[1].lstrip("0") or "0"))
+
+
+def _rupiah(value: Any) -> int:
+    # Rp, Rp. or IDR in any case, or nothing; at most one space; then digits, with a dot before every three or without.
+    text = _text("amount", value, longest=64)
+    match = re.fullmatch(r"(?:rp\.? ?|idr ?)?([0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+)", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        problem = "is negative" if "-" in text else "cannot be read"
+        raise Unreadable(f"amount {problem}: {text!r}")
+    rupiah = int(match[1].replace(".", ""))
+    if rupiah > _LARGEST:
+        raise Unreadable(f"amount is beyond 64 bits: {text!r}")
+    return rupiah
+
+
+def _check_agreement(given: Any, amount_numeric: int) -> None:
+    # The field is optional: null says as little as its absence.
+    if given is not None and _integer("amount_numeric", given) != amount_numeric:
+        raise Unreadable(f"amount_numeric is {given} and amount is {amount_numeric}: they must agree")
+
+
+def _check_pending(value: Any) -> None:
+    if _text("status", value).lower() != "pending":
+        raise Unreadable(f"status must be Pending, not {value!r}")
+
+
+def _country(value: Any) -> str:
+    # The shape of ISO 3166 alpha-2, not its list: the list changes, and a foreign country is Fraud anyway.
+    text = _text("country", value)
+    if re.fullmatch("[A-Z]{2}", text) is None:
+        raise Unreadable(f"country must be two letters such as ID, not {text!r}")
+    return text
+
+
+# RFC 3339, and also +0700 and +07 as offsets. Seconds are required. Digits after the sixth are cut off, not rounded.
+_ISO_8601 = re.compile(
+    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ](?P<time>(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])(?:\.(?P<fraction>[0-9]+))?"
+    r"(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[01][0-9]|2[0-3])(?::?(?P<minutes>[0-5][0-9]))?)?"
+)
+
+
+def _moment(name: str, value: Any, latest: datetime) -> datetime:
+    if not isinstance(value, str):
+        raise Unreadable(f"{name} must be text")
+    match = _ISO_8601.fullmatch(value)
+    if match is None:
+        raise Unreadable(f"{name} is not an ISO 8601 time: {value!r}")
+    if match["offset"] is None:
+        raise Unreadable(f"{name} has no offset from UTC: {value!r}")
+    ahead = timedelta(hours=int(match["hours"] or 0), minutes=int(match["minutes"] or 0))
+    zone = timezone(-ahead if match["sign"] == "-" else ahead)
+    microsecond = int((match["fraction"] or "0")[:6].ljust(6, "0"))
+    try:
+        local = datetime.fromisoformat(f"{match['day']}T{match['time']}").replace(microsecond=microsecond, tzinfo=zone)
+        moment = local.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise Unreadable(f"{name} is not a time that exists: {value!r}") from error
+    if moment > latest:
+        raise Unreadable(f"{name} is too far in the future: {value!r}")
+    return moment
+
+
+# --- the six rules ------------------------------------------------------------------------------------------------
+
+
+def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
+    """The verdict of every order, given all orders: each has an order id of its own."""
+    everything = list(orders)
+    hits = {reason: rule(everything, rules) for reason, rule in RULES.items()}
+    verdicts = {}
+    for order in everything:
+        reasons = sorted(reason for reason, found in hits.items() if order.order_id in found)
+        verdicts[order.order_id] = Verdict(**asdict(order), status="Fraud" if reasons else "Genuine", reasons=reasons)
+    return verdicts
+
+
+def foreign_country(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders from another country than home."""
+    return {order.order_id for order in orders if order.country != rules.foreign_country.home}
+
+
+def night_quantity(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders at night with a quantity above the limit."""
+    return {order.order_id for order in _at_night(orders, rules) if order.quantity > rules.night_quantity.above}
+
+
+def night_amount(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders at night with an amount above the limit."""
+    return {order.order_id for order in _at_night(orders, rules) if order.amount_numeric > rules.night_amount.above}
+
+
+def repeat_purchase(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders of one user for one product, so many of them in one interval."""
+    limit = rules.repeat_purchase
+    found = set()
+    for together in _intervals(orders, lambda order: (order.user_id, order.product_id), limit.within):
+        if len(together) >= limit.orders:
+            found |= {order.order_id for order in together}
+    return found
+
+
+def sequential_users(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders of users with consecutive ids for one product and quantity, all in one interval."""
+    limit = rules.sequential_users
+    found = set()
+    for together in _intervals(orders, lambda order: (order.product_id, order.quantity), limit.within):
+        users = {order.user_id for order in together}
+        for first in users:
+            row = set(range(first, first + limit.users))
+            if row <= users:
+                found |= {order.order_id for order in together if order.user_id in row}
+    return found
+
+
+def coordinated_users(orders: list[Order], rules: FraudRules) -> set[str]:
+    """Orders of so many different users for one product and quantity in one interval."""
+    limit = rules.coordinated_users
+    found = set()
+    for together in _intervals(orders, lambda order: (order.product_id, order.quantity), limit.within):
+        if len({order.user_id for order in together}) >= limit.users:
+            found |= {order.order_id for order in together}
+    return found
+
+
+RULES: dict[str, Callable[[list[Order], FraudRules], set[str]]] = {
+    "foreign_country": foreign_country,
+    "night_quantity": night_quantity,
+    "night_amount": night_amount,
+    "repeat_purchase": repeat_purchase,
+    "sequential_users": sequential_users,
+    "coordinated_users": coordinated_users,
+}
+
+
+def _at_night(orders: list[Order], rules: FraudRules) -> Iterator[Order]:
+    zone = ZoneInfo(rules.time_zone)
+    return (order for order in orders if _local(order.event_ts, zone).hour < 4)
+
+
+def _local(moment: datetime, zone: ZoneInfo) -> datetime:
+    # The first hours of year 1 have no local date west of Greenwich; a day later the clock shows the same time.
+    return (moment + timedelta(days=1) if moment.year == 1 else moment).astimezone(zone)
+
+
+def _intervals(orders: list[Order], group: Callable[[Order], Hashable], within: timedelta) -> Iterator[list[Order]]:
+    """Of each group, the orders in the interval that starts at one of its orders and ends `within` later, ends included.
+
+    Any other interval of that length holds no more than the one that starts at its own first order.
+    """
+    groups = defaultdict(list)
+    for order in orders:
+        groups[group(order)].append(order)
+    for members in groups.values():
+        in_time = sorted(members, key=lambda order: (order.event_ts, order.order_id))
+        for place, first in enumerate(in_time):
+            end = bisect_right(in_time, first.event_ts + within, key=lambda order: order.event_ts)
+            yield in_time[place:end]
