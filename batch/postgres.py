@@ -1,14 +1,19 @@
-"""Postgres access that everything shares: connections with clear errors, and numbered migrations."""
+"""Postgres access that everything shares: connections with clear errors, bulk copies, and numbered migrations."""
 
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import polars as pl
 import psycopg2
+import tenacity
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
-from conf.errors import PostgresError
+from conf.errors import PostgresError, PostgresUnavailable
 from conf.settings import CONF_DIR
 
 MIGRATIONS = CONF_DIR / "migrations"
@@ -40,7 +45,9 @@ def open_connection(dsn: str, *, application_name: str = "finpro", connect_timeo
         elif re.search(r'database ".*" does not exist', text):
             advice = "there is no such database: create it, or correct FINPRO_POSTGRES_DSN"
         else:
-            advice = "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
+            advice = (
+                "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
+            )
         raise PostgresError(f"Postgres at {where}: {advice}.\n({text.splitlines()[-1]})") from error
 
 
@@ -53,6 +60,52 @@ def connect(dsn: str, *, application_name: str = "finpro") -> Iterator[Connectio
             yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def explained(dsn: str) -> Iterator[None]:
+    """What Postgres reports inside the block is raised as a PostgresError that says where it was and what to do."""
+    try:
+        yield
+    except psycopg2.errors.UndefinedTable as error:
+        missing = str(error).splitlines()[0]
+        raise PostgresError(f"Postgres at {describe(dsn)}: {missing}. `finpro migrate` creates finpro's tables.") from error
+    except psycopg2.Error as error:
+        raise PostgresError(f"Postgres at {describe(dsn)}: {str(error).strip()}") from error
+
+
+def copy_frame(cursor: Cursor, table: str, frame: pl.DataFrame) -> None:
+    """COPY a frame's rows into the columns of `table` that have its columns' names."""
+    rows = io.BytesIO()
+    frame.write_csv(rows, include_header=False, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
+    rows.seek(0)
+    cursor.copy_expert(f"copy {table} ({', '.join(frame.columns)}) from stdin (format csv)", rows)
+
+
+def read_frame(cursor: Cursor, query: str, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """The rows of a query, through COPY; `schema` names its columns in order and types them."""
+    rows = io.BytesIO()
+    cursor.copy_expert(f"copy ({query}) to stdout (format csv)", rows)
+    rows.seek(0)
+    return pl.read_csv(rows, has_header=False, schema=schema) if rows.getbuffer().nbytes else pl.DataFrame(schema=schema)
+
+
+_Result = TypeVar("_Result")
+
+
+def until_reachable(attempt: Callable[[], _Result], *, seconds: float = 60) -> _Result:
+    """Call `attempt` until it no longer raises PostgresUnavailable, with growing pauses: Postgres may be restarting.
+
+    Raises:
+        PostgresUnavailable: that of the last attempt, once `seconds` have passed.
+    """
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(PostgresUnavailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+        stop=tenacity.stop_after_delay(seconds),
+        reraise=True,
+    )
+    return retrying(attempt)
 
 
 def migrations() -> list[tuple[int, Path]]:

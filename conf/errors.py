@@ -31,6 +31,10 @@ class PostgresError(FinproError):
     exit_code = 4
 
 
+class PostgresUnavailable(PostgresError):
+    """Postgres does not answer now: worth another try."""
+
+
 class PlatformError(FinproError):
     """The embedded platform could not be started or stopped."""
 

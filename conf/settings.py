@@ -113,7 +113,7 @@ def load_settings() -> Settings:
         SettingsError: a value cannot be used; names the variable, never prints the value.
     """
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         problems = "\n".join(f"  FINPRO_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         raise SettingsError(f"Settings that cannot be used:\n{problems}") from error

@@ -1,5 +1,7 @@
 """The `finpro` command: what a person starts. Each command imports what it needs when it runs, so that --help is quick."""
 
+import shlex
+import os
 import sys
 from typing import Annotated
 
@@ -29,6 +31,58 @@ def migrate() -> None:
         typer.echo(f"applied {name}")
     for name in create_topics(settings):
         typer.echo(f"created topic {name}")
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded Kafka and Postgres, and create their topics and tables."""
+    from jobs.local.platform import up as start
+
+    platform = start()
+    for service in platform.services:
+        typer.echo(f"{service.daemon.name} runs, its log is {service.daemon.log}")
+    typer.echo("Every finpro command uses them now; `finpro env` prints how to reach them.")
+
+
+@app.command()
+def down() -> None:
+    """Stop the embedded Kafka and Postgres; their data stay."""
+    from jobs.local.platform import down as stop
+
+    stopped = stop()
+    typer.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def env() -> None:
+    """Print how to reach the embedded platform, for a shell: eval "$(finpro env)"."""
+    from jobs.local.platform import environment
+
+    for name, value in environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def screen(
+    available_now: Annotated[bool, typer.Option("--available-now", help="Screen what is there, then end.")] = False,
+    trigger: Annotated[str, typer.Option(help='How often a micro-batch starts, such as "1 second".')] = "0 seconds",
+    max_offsets_per_trigger: Annotated[int, typer.Option(min=1, help="Most messages in a micro-batch.")] = 100_000,
+    starting_offsets: Annotated[
+        str, typer.Option(help="earliest, latest, or Spark's JSON of offsets; counts only without a checkpoint.")
+    ] = "earliest",
+    buckets: Annotated[int, typer.Option(min=1, help="Tasks that screen side by side; fixed by the checkpoint.")] = 2,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Screen orders for fraud: Kafka `orders` to `processed_orders`, `fraud_alert` and Postgres `raw_orders`."""
+    from jobs.spark_submit import environment, spark_submit
+
+    arguments = ["--available-now"] if available_now else ["--trigger", trigger]
+    arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
+    arguments += ["--buckets", str(buckets)]
+    command = spark_submit("screen_orders", arguments, master=master, memory=memory, conf=conf or [])
+    os.execve(command[0], command, environment("screen_orders"))
 
 
 def main() -> None:

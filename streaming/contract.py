@@ -38,7 +38,16 @@ ORDER_SCHEMA = pl.Schema(
 )
 
 # What makes two messages with one order_id the same order. The text of the amount is presentation, its value is not.
-CONTENT = ("user_id", "product_id", "quantity", "amount_numeric", "country", "created_date", "event_ts", "source")
+CONTENT = (
+    "user_id",
+    "product_id",
+    "quantity",
+    "amount_numeric",
+    "country",
+    "created_date",
+    "event_ts",
+    "source",
+)
 
 DEAD_LETTER_SCHEMA = pl.Schema(
     {
@@ -81,7 +90,8 @@ _ID_TEXT = re.compile(r"[A-Za-z]*0*([0-9]{1,19})", re.ASCII)
 _AMOUNT_TEXT = r"^(?i:rp\.? ?|idr ?)?([0-9]{1,3}(?:\.[0-9]{3})+|[0-9]+)$"
 # What `datetime.fromisoformat` takes beyond ISO 8601's calendar dates is not part of the contract.
 _TIMESTAMP_TEXT = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-]\d{2}(?::?\d{2})?)", re.ASCII | re.IGNORECASE
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-]\d{2}(?::?\d{2})?)",
+    re.ASCII | re.IGNORECASE,
 )
 # What Postgres, Spark and Python can all hold.
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -169,7 +179,10 @@ def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict
     if broken:
         messages = messages.take(pa.array(list(decoded), pa.int64()))
     return fields.with_columns(
-        amount_value=pl.col("amount").str.extract(_AMOUNT_TEXT).str.replace_all(".", "", literal=True).cast(pl.Int64, strict=False),
+        amount_value=pl.col("amount")
+        .str.extract(_AMOUNT_TEXT)
+        .str.replace_all(".", "", literal=True)
+        .cast(pl.Int64, strict=False),
         created_date=_timestamps(fields["created_date"]),
         event_ts=_timestamps(fields["event_ts"]),
         partition=pl.Series(messages.column("partition")).cast(pl.Int32),
@@ -237,18 +250,48 @@ def _checks(max_future_skew: timedelta) -> list[pl.Expr]:
     is_pending = pl.col("status").str.to_lowercase() == "pending"
     disagrees = pl.col("declared_amount").is_not_null() & (pl.col("declared_amount") != pl.col("amount_numeric"))
     return [
-        _fails(pl.col("order_id").str.contains("\0", literal=True), "order_id holds a NUL character"),
-        _fails(pl.col("source").str.contains("\0", literal=True), "source holds a NUL character"),
-        _fails(pl.col("user_id").is_null(), "user_id is not an id: an integer from 1, or text such as U17"),
-        _fails(pl.col("product_id").is_null(), "product_id is not an id: an integer from 1, or text such as P203"),
-        _fails(pl.col("amount_numeric").is_null(), "amount cannot be read as whole rupiah, such as Rp.1.250.000"),
+        _fails(
+            pl.col("order_id").str.contains("\0", literal=True),
+            "order_id holds a NUL character",
+        ),
+        _fails(
+            pl.col("source").str.contains("\0", literal=True),
+            "source holds a NUL character",
+        ),
+        _fails(
+            pl.col("user_id").is_null(),
+            "user_id is not an id: an integer from 1, or text such as U17",
+        ),
+        _fails(
+            pl.col("product_id").is_null(),
+            "product_id is not an id: an integer from 1, or text such as P203",
+        ),
+        _fails(
+            pl.col("amount_numeric").is_null(),
+            "amount cannot be read as whole rupiah, such as Rp.1.250.000",
+        ),
         _fails(disagrees, "amount and amount_numeric disagree"),
-        _fails(~pl.col("country").str.contains("^[A-Z]{2}$"), "country is not ISO 3166 alpha-2, such as ID"),
+        _fails(
+            ~pl.col("country").str.contains("^[A-Z]{2}$"),
+            "country is not ISO 3166 alpha-2, such as ID",
+        ),
         _fails(~is_pending, "status is not Pending"),
-        _fails(pl.col("created_date").is_null(), "created_date is not an ISO 8601 timestamp with offset"),
-        _fails(pl.col("event_ts").is_null(), "event_ts is not an ISO 8601 timestamp with offset"),
-        _fails(pl.col("created_date") > latest, "created_date lies in the future of its Kafka timestamp"),
-        _fails(pl.col("event_ts") > latest, "event_ts lies in the future of its Kafka timestamp"),
+        _fails(
+            pl.col("created_date").is_null(),
+            "created_date is not an ISO 8601 timestamp with offset",
+        ),
+        _fails(
+            pl.col("event_ts").is_null(),
+            "event_ts is not an ISO 8601 timestamp with offset",
+        ),
+        _fails(
+            pl.col("created_date") > latest,
+            "created_date lies in the future of its Kafka timestamp",
+        ),
+        _fails(
+            pl.col("event_ts") > latest,
+            "event_ts lies in the future of its Kafka timestamp",
+        ),
     ]
 
 

@@ -90,7 +90,10 @@ def existing_topics(settings: Settings) -> set[str]:
         KafkaError: no broker answers, or the login is refused.
     """
     servers = settings.require("kafka_bootstrap_servers")
-    config = librdkafka_config(settings) | {"socket.connection.setup.timeout.ms": 5000, "log_level": 0}
+    config = librdkafka_config(settings) | {
+        "socket.connection.setup.timeout.ms": 5000,
+        "log_level": 0,
+    }
     try:
         return set(AdminClient(config).list_topics(timeout=8).topics)
     except KafkaException as error:

@@ -119,7 +119,10 @@ def consecutive_runs(group: Ints, user: Ints, ts: Ints, length: int, width: int)
 
     slices = {distance: slice_of(distance) for distance in range(1 - length, length)}
     found = [_runs_from(slices, lowest, length) for lowest in range(1 - length, 1)]
-    return Runs(np.concatenate([run.start for run in found]), np.concatenate([run.end for run in found]))
+    return Runs(
+        np.concatenate([run.start for run in found]),
+        np.concatenate([run.end for run in found]),
+    )
 
 
 def _runs_from(slices: dict[int, tuple[Ints, Ints]], lowest: int, length: int) -> Runs:

@@ -53,13 +53,21 @@ def foreign_country(orders: pl.DataFrame, rules: FraudRules) -> Finding:
 def night_quantity(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Local time is in [00:00, 04:00) and quantity is above the limit."""
     above = rules.night_quantity.above
-    return _single(_is_night(orders, rules) & (orders["quantity"] > above), orders["quantity"], above)
+    return _single(
+        _is_night(orders, rules) & (orders["quantity"] > above),
+        orders["quantity"],
+        above,
+    )
 
 
 def night_amount(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Local time is in [00:00, 04:00) and the amount is above the limit."""
     above = rules.night_amount.above
-    return _single(_is_night(orders, rules) & (orders["amount_numeric"] > above), orders["amount_numeric"], above)
+    return _single(
+        _is_night(orders, rules) & (orders["amount_numeric"] > above),
+        orders["amount_numeric"],
+        above,
+    )
 
 
 def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
@@ -67,7 +75,9 @@ def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     needed = rules.repeat_purchase.orders
     near = members_of_large_groups([_ints(orders, "product_id"), _ints(orders, "user_id")], needed)
     order = time_order(
-        [_ints(orders, "product_id")[near], _ints(orders, "user_id")[near]], _ints(orders, "event_ts")[near], _width(rules.repeat_purchase)
+        [_ints(orders, "product_id")[near], _ints(orders, "user_id")[near]],
+        _ints(orders, "event_ts")[near],
+        _width(rules.repeat_purchase),
     )
     starts = np.flatnonzero(order.end - np.arange(len(near)) >= needed)
     ends = order.end[starts]
@@ -113,7 +123,13 @@ def coordinated_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     is_own_user = users[others] == users[places][:, None]
     own = np.where(is_own_user.any(axis=1), is_own_user.argmax(axis=1), needed - 1)
     others[np.arange(len(places)), own] = places
-    return _pattern(near[order.rows], places, others, value=different[starts[cover[places]]], limit=needed)
+    return _pattern(
+        near[order.rows],
+        places,
+        others,
+        value=different[starts[cover[places]]],
+        limit=needed,
+    )
 
 
 Rule = Callable[[pl.DataFrame, FraudRules], Finding]

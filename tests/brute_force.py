@@ -178,7 +178,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _json_object(value: bytes | None) -> dict[str, Any]:
     if value is None:
         raise Unreadable("a tombstone: the message has no value")
-    if value == b"":
+    if not value.strip():
         raise Unreadable("the message is empty")
     try:
         text = value.decode("utf-8")
@@ -286,9 +286,11 @@ def _country(value: Any) -> str:
     return text
 
 
-# RFC 3339, and also +0700 and +07 as offsets. Seconds are required. Digits after the sixth are cut off, not rounded.
+# ISO 8601's extended format of calendar dates: seconds may be left out, a fraction of them follows a dot or a comma.
+# As RFC 3339 has it, t, z and a space will do. Digits after the sixth are cut off, not rounded.
 _ISO_8601 = re.compile(
-    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ](?P<time>(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])(?:\.(?P<fraction>[0-9]+))?"
+    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ](?P<minute>(?:[01][0-9]|2[0-3]):[0-5][0-9])"
+    r"(?::(?P<second>[0-5][0-9])(?:[.,](?P<fraction>[0-9]+))?)?"
     r"(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[01][0-9]|2[0-3])(?::?(?P<minutes>[0-5][0-9]))?)?"
 )
 
@@ -305,8 +307,8 @@ def _moment(name: str, value: Any, latest: datetime) -> datetime:
     zone = timezone(-ahead if match["sign"] == "-" else ahead)
     microsecond = int((match["fraction"] or "0")[:6].ljust(6, "0"))
     try:
-        local = datetime.fromisoformat(f"{match['day']}T{match['time']}").replace(microsecond=microsecond, tzinfo=zone)
-        moment = local.astimezone(UTC)
+        local = datetime.fromisoformat(f"{match['day']}T{match['minute']}:{match['second'] or '00'}")
+        moment = local.replace(microsecond=microsecond, tzinfo=zone).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise Unreadable(f"{name} is not a time that exists: {value!r}") from error
     if moment > latest:

@@ -8,13 +8,15 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
-import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from conf.errors import PlatformError
 from conf.settings import CONF_DIR, finpro_home
@@ -52,7 +54,7 @@ def _jars(group: str) -> list[Path]:
     wanted = {folder / _file_name(coordinate): (coordinate, sha256) for coordinate, sha256 in locked.items()}
     missing = {path: source for path, source in wanted.items() if not path.exists()}
     if missing:
-        print(f"Fetching {len(missing)} jars for {group} (once) …", file=sys.stderr)
+        typer.echo(f"Fetching {len(missing)} jars for {group} (once) …", err=True)
         _fetch_all(missing)
     return list(wanted)
 
@@ -61,7 +63,7 @@ def _fetch_all(missing: dict[Path, tuple[str, str]]) -> None:
     context = _maven()
     context.repo_cache.mkdir(parents=True, exist_ok=True)
     # The repository is shared with other checkouts, and jgo writes into it in place.
-    waiting = partial(print, "Another finpro is fetching jars: waiting for it …", file=sys.stderr)
+    waiting = partial(typer.echo, "Another finpro is fetching jars: waiting for it …", err=True)
     with exclusive_lock(context.repo_cache / ".finpro.lock", on_wait=waiting), ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
         list(pool.map(lambda item: _fetch(context, *item[1], to=item[0]), missing.items()))
 
@@ -80,7 +82,9 @@ def _fetch(context: "MavenContext", coordinate: str, sha256: str, *, to: Path) -
         ) from error
     if _sha256(jar) != sha256:
         jar.unlink()
-        raise PlatformError(f"{coordinate} is not the file that conf/jars.lock.json names: it was deleted; run the command again.")
+        raise PlatformError(
+            f"{coordinate} is not the file that conf/jars.lock.json names: it was deleted; run the command again."
+        )
     _place(jar, to)
 
 
@@ -143,7 +147,7 @@ def _provided(group: str) -> set[str]:
     spec = importlib.util.find_spec("pyspark")
     if group != "spark" or spec is None or spec.origin is None:
         return set()
-    return {jar.name.rsplit("-", 1)[0] for jar in (Path(spec.origin).parent / "jars").glob("*.jar")}
+    return {re.split(r"-\d", jar.name, maxsplit=1)[0] for jar in (Path(spec.origin).parent / "jars").glob("*.jar")}
 
 
 if __name__ == "__main__":

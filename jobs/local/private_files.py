@@ -9,8 +9,10 @@ from pathlib import Path
 
 
 def private_directory(path: Path) -> Path:
-    """The folder at `path`, made where it is missing, with mode 0700."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The folder at `path`, made where it is missing with all above it that is, mode 0700."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
     path.chmod(0o700)
     return path
 
@@ -38,7 +40,7 @@ def exclusive_lock(path: Path, *, on_wait: Callable[[], None]) -> Iterator[None]
 
     The kernel drops the lock with the process that holds it, so a killed one blocks nobody.
     """
-    with path.open("a") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

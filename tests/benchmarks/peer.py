@@ -6,17 +6,16 @@ stay Genuine; it takes the contract on trust (ids are integers, what cannot be r
 """
 
 import json
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from adbc_driver_postgresql import dbapi
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
@@ -39,6 +38,7 @@ PRODUCER = {
     "queue.buffering.max.messages": 0,
     "queue.buffering.max.kbytes": 1 << 20,
 }
+INSTANT = pa.timestamp("us", "UTC")
 STAGED = pa.schema(
     {
         "order_id": pa.string(),
@@ -48,8 +48,8 @@ STAGED = pa.schema(
         "amount": pa.string(),
         "amount_numeric": pa.int64(),
         "country": pa.string(),
-        "created_date": pa.timestamp("us", "UTC"),
-        "event_ts": pa.timestamp("us", "UTC"),
+        "created_date": INSTANT,
+        "event_ts": INSTANT,
         "status": pa.string(),
         "source": pa.string(),
         "reasons": pa.list_(pa.string()),
@@ -66,8 +66,8 @@ class Order(msgspec.Struct, gc=False):
     quantity: int
     amount: str
     country: str
-    created_date: datetime
-    event_ts: datetime
+    created_date: str
+    event_ts: str
     status: str
     source: str
     amount_numeric: int = 0
@@ -94,7 +94,7 @@ def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
         user, product, quantity = order.user_id, order.product_id, order.quantity
         if order.country != home:
             reasons.append("foreign_country")
-        if (quantity > many or order.amount_numeric > dear) and order.event_ts.astimezone(zone).hour < 4:
+        if (quantity > many or order.amount_numeric > dear) and datetime.fromtimestamp(at, zone).hour < 4:
             if quantity > many:
                 reasons.append("night_quantity")
             if order.amount_numeric > dear:
@@ -132,6 +132,28 @@ def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
     return give
 
 
+def screener(rules: FraudRules) -> Callable[[list[Message]], list[Order]]:
+    """A function that turns messages into orders with verdicts. One rule book a partition: a product lives in one of them."""
+    decode = msgspec.json.Decoder(Order).decode
+    books = defaultdict(lambda: rule_book(rules))
+
+    def screen(messages: list[Message]) -> list[Order]:
+        orders = [decode(message.value()) for message in messages]
+        for message, order, at in zip(messages, orders, event_seconds(orders), strict=True):
+            order.amount_numeric = spelled_amount(order.amount)
+            order.reasons = books[message.partition()](order, at)
+            order.status = "Fraud" if order.reasons else "Genuine"
+        return orders
+
+    return screen
+
+
+def event_seconds(orders: list[Order]) -> list[float]:
+    """The event times as seconds since 1970: parsed together, which costs a tenth of parsing each."""
+    texts = pa.array([order.event_ts for order in orders], pa.string())
+    return pc.divide(texts.cast(INSTANT).cast(pa.int64()), 1e6).to_pylist()
+
+
 def spelled_amount(amount: str) -> int:
     """Whole rupiah of `Rp.1.250.000`, `IDR 1250000` or `1250000`."""
     return int(amount.lstrip("RpID. ").replace(".", ""))
@@ -159,11 +181,13 @@ class Sinks:
         encode = msgspec.json.Encoder().encode
         verdicts = [{"key": order.order_id, "value": encode(order)} for order in orders]
         self._producer.produce_batch(self._processed, verdicts)
-        self._producer.produce_batch(self._alerts, [sent for sent, order in zip(verdicts, orders, strict=True) if order.reasons])
+        self._producer.produce_batch(
+            self._alerts, [sent for sent, order in zip(verdicts, orders, strict=True) if order.reasons]
+        )
 
     def write(self, orders: list[Order], positions: list[TopicPartition]) -> None:
         """Upsert a batch, wait until Kafka has its verdicts, then commit where it ended."""
-        table = pa.table({name: pa.array([getattr(o, name) for o in orders], type) for name, type in zip(STAGED.names, STAGED.types)})
+        table = pa.table({field.name: column(orders, field) for field in STAGED})
         with self._postgres.cursor() as cursor:
             cursor.execute("truncate staged")
             cursor.adbc_ingest("staged", table, mode="append", temporary=True)
@@ -172,6 +196,12 @@ class Sinks:
         if self._producer.flush(60):
             raise RuntimeError("Kafka did not acknowledge the verdicts within a minute")
         self._consumer.commit(offsets=positions, asynchronous=False)
+
+
+def column(orders: list[Order], field: pa.Field) -> pa.Array:
+    """One field of all orders as Arrow."""
+    values = [getattr(order, field.name) for order in orders]
+    return pa.array(values, pa.string()).cast(INSTANT) if field.type == INSTANT else pa.array(values, field.type)
 
 
 def backlog(consumer: Consumer, topic: str) -> int:
@@ -187,18 +217,28 @@ def main() -> None:
     rules = load_rules(settings.rules)
     consumer = Consumer(librdkafka_config(settings) | CONSUMER)
     sinks = Sinks(settings, consumer, rules.version)
-    books = defaultdict(lambda: rule_book(rules))
-    decode = msgspec.json.Decoder(Order).decode
     topic = settings.topic(ORDERS)
     total = backlog(consumer, topic)
     consumer.subscribe([topic])
     messages = consumer.consume(1, 60)
-    start, done, frauds = time.monotonic(), 0, 0
+    started, done = time.monotonic(), 0
+    screen = screener(rules)
     with ThreadPoolExecutor(1) as writer:
-        written = None
+        written: Future[None] | None = None
         while messages:
-            orders = []
-            for message in messages:
-                order = decode(message.value())
-                order.amount_numeric = spelled_amount(order.amount)
-                ...
+            orders = screen(messages)
+            sinks.send(orders)
+            if written:
+                written.result()
+            written = writer.submit(sinks.write, orders, consumer.position(consumer.assignment()))
+            done += len(orders)
+            messages = consumer.consume(min(BATCH, total - done), 10) if done < total else []
+        if written:
+            written.result()
+    seconds = time.monotonic() - started
+    consumer.close()
+    print(json.dumps({"orders": done, "seconds": round(seconds, 3), "rate": round(done / seconds)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+# Everything finpro needs is set up by its first target that needs it: only Python 3.11 to 3.13 and make come from outside.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := conf/requirements
+INSTALLED := $(VENV)/.installed
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(INSTALLED) ## Make .venv with everything in it, at locked versions
+
+demo: setup ## Run the whole flow on an embedded Kafka and Postgres, and show what came out
+	@$(BIN)/finpro demo
+
+test: lint ## Check style and types, and run every test
+	@$(BIN)/python -m pytest
+
+bench: setup ## Measure finpro beside its rivals (takes a while)
+	@$(BIN)/python -m tests.benchmarks
+
+lint: setup ## Check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: setup ## Bring the code into its style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml allow, and lock them with hashes
+	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
+	$(COMPILE) pyproject.toml --output-file $(REQUIREMENTS)/base.txt
+	$(COMPILE) pyproject.toml --extra local --all-groups --output-file $(REQUIREMENTS)/dev.txt
+	$(BIN)/python -m jobs.local.jars
+
+clean: ## Stop the embedded platform and delete it with its data, .venv and caches
+	@if [ -x $(BIN)/finpro ]; then $(BIN)/finpro down; fi
+	rm -rf .finpro $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Versions come from files with hashes, and packages are built with what is installed: nothing is fetched unseen.
+$(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "finpro needs Python 3.11, 3.12 or 3.13; $(PYTHON) is not one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "Setting up $(VENV) (a minute or two the first time) …"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(REQUIREMENTS)/setup.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation $(REQUIREMENTS)/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

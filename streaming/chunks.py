@@ -1,0 +1,107 @@
+"""How orders travel through Spark: whole tables as one binary value, never a row an order.
+
+A chunk is one Spark row: a few columns that Spark itself needs (the key to shuffle by, the event time to derive a
+watermark from) and a payload. Everything else in `streaming` sees tables of orders.
+"""
+
+import io
+from typing import Any, TypeVar
+
+import mmh3
+import msgspec
+import polars as pl
+
+# Spark's own hash seed: see HashPartitioning, pmod(Murmur3Hash(key, 42), numPartitions).
+_SPARK_HASH_SEED = 42
+
+
+class PartitionRead(msgspec.Struct, frozen=True):
+    """What one task read from one Kafka partition.
+
+    Attributes:
+        partition: its number.
+        first_offset, last_offset: the range, both ends included.
+        newest_us: the newest event time among its orders, epoch microseconds; None where it held none.
+    """
+
+    partition: int
+    first_offset: int
+    last_offset: int
+    newest_us: int | None
+
+
+class Arrivals(msgspec.Struct, frozen=True):
+    """From parsing to a bucket's state: the bucket's share of what one task read.
+
+    Every bucket hears of every partition read, also where none of the orders are its own: that is how all buckets
+    agree on the watermark without talking to each other.
+    """
+
+    read: PartitionRead
+    orders: bytes
+    dead_letters: bytes
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """A bucket's state: the orders that later ones may still form patterns with.
+
+    Attributes:
+        newest_us: the newest event time read from each partition so far, epoch microseconds.
+        watermark_us: orders older than this came too late to meet all their neighbours.
+        orders: a table of orders with the reasons and evidence given so far.
+    """
+
+    newest_us: dict[int, int]
+    watermark_us: int
+    orders: bytes
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """From a bucket's state to the sinks: new verdicts, revised verdicts and dead letters of one micro-batch."""
+
+    tag: str
+    screened_at_us: int
+    verdicts: bytes
+    dead_letters: bytes
+
+
+_Payload = TypeVar("_Payload", Arrivals, Recent, Verdicts)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def pack(payload: Arrivals | Recent | Verdicts) -> bytes:
+    """A payload as one binary value."""
+    return _encoder.encode(payload)
+
+
+def unpack(value: bytes, kind: type[_Payload]) -> _Payload:
+    """A payload back from its binary value."""
+    return msgspec.msgpack.decode(value, type=kind)
+
+
+def pack_table(table: pl.DataFrame) -> bytes:
+    """A table as a compressed Arrow IPC stream; nothing for an empty one."""
+    if table.is_empty():
+        return b""
+    buffer = io.BytesIO()
+    table.write_ipc_stream(buffer, compression="lz4")
+    return buffer.getvalue()
+
+
+def unpack_table(value: bytes, schema: Any) -> pl.DataFrame:
+    """A table back from its binary value; `schema` is that of an empty one."""
+    return pl.read_ipc_stream(io.BytesIO(value)) if value else pl.DataFrame(schema=schema)
+
+
+def bucket_keys(buckets: int) -> list[int]:
+    """One grouping key a bucket, chosen so that Spark's shuffle sends each to a partition of its own.
+
+    Plain bucket numbers would collide: Spark hashes keys, and two of four buckets may well land in one task.
+    """
+    keys: dict[int, int] = {}
+    candidate = 0
+    while len(keys) < buckets:
+        shuffle_partition = mmh3.hash(candidate.to_bytes(4, "little"), _SPARK_HASH_SEED) % buckets
+        keys.setdefault(shuffle_partition, candidate)
+        candidate += 1
+    return [keys[partition] for partition in range(buckets)]

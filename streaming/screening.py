@@ -1,0 +1,187 @@
+"""Screening as a state transition: recent orders and arrivals in, verdicts and the next recent orders out.
+
+The verdict on an order is a function of the set of orders, however they were batched: a pattern that completes later
+adds its reason to the earlier members, once, as a revision.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from conf.rules import FraudRules
+from streaming.chunks import PartitionRead
+from streaming.contract import CONTENT, ORDER_SCHEMA
+from streaming.neighbours import Ints
+from streaming.rules import REASONS, RULES, Finding
+
+GENUINE, FRAUD = "Genuine", "Fraud"
+
+# An order with the reasons given so far (one bit each, in the order of REASONS) and the evidence for each.
+RECENT_SCHEMA = pl.Schema(
+    {
+        **ORDER_SCHEMA,
+        "given": pl.UInt8(),
+        **{f"evidence_{reason}": pl.String() for reason in REASONS},
+    }
+)
+# A verdict to be announced: `revision` where the order has had an earlier one.
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "revision": pl.Boolean()})
+
+_REASON_LISTS = pl.Series(
+    [[reason for bit, reason in enumerate(REASONS) if given >> bit & 1] for given in range(2 ** len(REASONS))],
+    dtype=pl.List(pl.String),
+)
+
+
+def reason_lists(given: pl.Series) -> pl.Series:
+    """The bits of a `given` column as lists of reasons, sorted."""
+    return _REASON_LISTS.gather(given)
+
+
+def reason_bits(reasons: Iterable[str]) -> int:
+    """Reasons as the bits of a `given` column."""
+    return sum(1 << REASONS.index(reason) for reason in set(reasons))
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """How far in event time a bucket has come.
+
+    Attributes:
+        newest_us: the newest event time read from each partition so far, epoch microseconds.
+        watermark_us: an order older than this is late: it may miss neighbours that are gone.
+    """
+
+    newest_us: dict[int, int] = field(default_factory=dict)
+    watermark_us: int = -(2**62)
+
+
+def advance(
+    frontier: Frontier,
+    reads: list[PartitionRead],
+    lateness: timedelta,
+    backlog_offsets: int | None,
+) -> Frontier:
+    """The frontier after a micro-batch that read these ranges.
+
+    The watermark trails the newest event time by `lateness`. While a backlog is being read (the batch came near its
+    limit of `backlog_offsets`, so partitions may hold older orders that are yet unread), it trails the partition that
+    is furthest behind: Spark gives every partition with a backlog a share of each batch, so the ones in this batch are
+    the ones to wait for. A watermark of the newest event of all partitions would make honest orders late whenever
+    partitions differ in length. The watermark never moves back.
+    """
+    newest = dict(frontier.newest_us)
+    for read in reads:
+        if read.newest_us is not None:
+            newest[read.partition] = max(read.newest_us, newest.get(read.partition, read.newest_us))
+    if not newest:
+        return frontier
+    offsets = sum(read.last_offset - read.first_offset + 1 for read in reads)
+    has_backlog = backlog_offsets is not None and 2 * offsets >= backlog_offsets
+    behind = [newest[read.partition] for read in reads if read.partition in newest]
+    reached = min(behind) if has_backlog and behind else max(newest.values())
+    return Frontier(newest, max(frontier.watermark_us, reached - _microseconds(lateness)))
+
+
+class Screened(NamedTuple):
+    """What one micro-batch makes of a bucket.
+
+    Attributes:
+        verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason.
+        recent: RECENT_SCHEMA; all orders known so far that were not evicted before.
+        duplicates: how many arrivals were an order that is already known.
+    """
+
+    verdicts: pl.DataFrame
+    recent: pl.DataFrame
+    duplicates: int
+
+
+def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> Screened:
+    """Give verdicts on new orders, and revise those of earlier orders whose patterns they complete.
+
+    Args:
+        recent: the orders known so far (RECENT_SCHEMA).
+        arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
+        rules: the thresholds in force.
+    """
+    known = _with_arrivals(recent, arrivals)
+    is_new = known["given"].is_null()
+    near = _near_arrivals(known, is_new, 2 * rules.widest_window)
+    findings = {reason: rule(known[near], rules) for reason, rule in RULES.items()}
+    before = known["given"].fill_null(0).to_numpy()
+    given = before.copy()
+    for bit, finding in enumerate(findings.values()):
+        given[near[finding.rows]] |= np.uint8(1 << bit)
+    changed = (is_new.to_numpy() | (given != before)).nonzero()[0]
+    screened = known.with_columns(given=pl.Series(given, dtype=pl.UInt8))
+    screened = screened.with_columns(_evidence(screened, findings, near, changed))
+    verdicts = screened[changed].with_columns(revision=~is_new.gather(changed))
+    return Screened(verdicts, screened, len(recent) + len(arrivals) - len(known))
+
+
+def evict(recent: pl.DataFrame, watermark_us: int, widest_window: timedelta) -> pl.DataFrame:
+    """Drop the orders that no on-time order can form a pattern with any more."""
+    oldest = watermark_us - _microseconds(widest_window)
+    return recent.filter(pl.col("event_ts").to_physical() >= oldest)
+
+
+def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame:
+    """One table of the recent orders and, with no reasons `given` yet (null), the arrivals that are not among them.
+
+    The same order again is left out. A used order_id with other content stays in: which of the two stands is decided
+    where all orders ever received are known, in Postgres.
+    """
+    known = pl.concat([recent, arrivals], how="diagonal")
+    if known["order_id"].is_duplicated().any():
+        known = known.unique(["order_id", *CONTENT], keep="first", maintain_order=True)
+    return known
+
+
+def _near_arrivals(known: pl.DataFrame, is_new: pl.Series, distance: timedelta) -> Ints:
+    """The rows that can share a pattern, or the evidence of one, with an arrival: same product, close in time."""
+    spans = (
+        known.filter(is_new)
+        .group_by("product_id")
+        .agg(
+            since=pl.col("event_ts").min() - distance,
+            until=pl.col("event_ts").max() + distance,
+        )
+    )
+    span = known.select("product_id", "event_ts").join(spans, on="product_id", how="left", maintain_order="left")
+    is_near = span.select(pl.col("event_ts").is_between("since", "until").fill_null(value=False)).to_series()
+    return is_near.arg_true().to_numpy().astype(np.int64)
+
+
+def _evidence(screened: pl.DataFrame, findings: dict[str, Finding], near: Ints, changed: Ints) -> list[pl.Series]:
+    """The evidence columns, renewed for the orders whose verdict is about to be announced."""
+    is_changed = np.zeros(len(screened), bool)
+    is_changed[changed] = True
+    columns = []
+    for reason, finding in findings.items():
+        column = screened[f"evidence_{reason}"]
+        rows = near[finding.rows]
+        announced = is_changed[rows].nonzero()[0]
+        if len(announced):
+            ids = screened["order_id"].gather(near[finding.members[announced]].ravel())
+            texts = evidence_texts(ids, finding, announced)
+            column = column.scatter(rows[announced], texts)
+        columns.append(column)
+    return columns
+
+
+def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
+    """Evidence as JSON: `ids` are the order ids of the members of these entries, entry after entry."""
+    members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list()
+    evidence = pl.DataFrame({"order_ids": members, "value": finding.value.gather(which)}).with_columns(
+        limit=pl.lit(finding.limit)
+    )
+    return evidence.select(pl.struct("order_ids", "value", "limit").struct.json_encode()).to_series()
+
+
+def _microseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1_000_000)
