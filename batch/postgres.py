@@ -40,15 +40,17 @@ def open_connection(dsn: str, *, application_name: str = "finpro", connect_timeo
         return psycopg2.connect(dsn, application_name=application_name, connect_timeout=connect_timeout_seconds)
     except psycopg2.OperationalError as error:
         text = str(error).strip()
+        kind = PostgresError
         if "password authentication failed" in text or "no password supplied" in text:
             advice = "Postgres refused the user or password: correct FINPRO_POSTGRES_DSN"
         elif re.search(r'database ".*" does not exist', text):
             advice = "there is no such database: create it, or correct FINPRO_POSTGRES_DSN"
         else:
+            kind = PostgresUnavailable
             advice = (
                 "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
             )
-        raise PostgresError(f"Postgres at {where}: {advice}.\n({text.splitlines()[-1]})") from error
+        raise kind(f"Postgres at {where}: {advice}.\n({text.splitlines()[-1]})") from error
 
 
 @contextmanager
@@ -70,6 +72,8 @@ def explained(dsn: str) -> Iterator[None]:
     except psycopg2.errors.UndefinedTable as error:
         missing = str(error).splitlines()[0]
         raise PostgresError(f"Postgres at {describe(dsn)}: {missing}. `finpro migrate` creates finpro's tables.") from error
+    except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        raise PostgresUnavailable(f"Postgres at {describe(dsn)} does not answer: {str(error).strip()}") from error
     except psycopg2.Error as error:
         raise PostgresError(f"Postgres at {describe(dsn)}: {str(error).strip()}") from error
 

@@ -41,6 +41,12 @@ class PlatformError(FinproError):
     exit_code = 5
 
 
+class StreamingError(FinproError):
+    """A streaming query failed for a reason that none of the others names."""
+
+    exit_code = 7
+
+
 class ReconciliationError(FinproError):
     """Two counts that must agree do not."""
 

@@ -112,7 +112,8 @@ def load_rules(path: Path) -> FraudRules:
         raise RulesError(f"The fraud rules {path} are not valid TOML: {error}.") from error
     except ValidationError as error:
         problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {_explain(e)}" for e in error.errors())
-        raise RulesError(f"The fraud rules {path} are not usable:\n{problems}\nconf/fraud_rules.toml shows every key.") from error
+        message = f"The fraud rules {path} are not usable:\n{problems}\nconf/fraud_rules.toml shows every key."
+        raise RulesError(message) from error
 
 
 def _explain(error: Any) -> str:

@@ -1,7 +1,7 @@
 """The `finpro` command: what a person starts. Each command imports what it needs when it runs, so that --help is quick."""
 
-import shlex
 import os
+import shlex
 import sys
 from typing import Annotated
 
@@ -40,8 +40,9 @@ def up() -> None:
 
     platform = start()
     for service in platform.services:
-        typer.echo(f"{service.daemon.name} runs, its log is {service.daemon.log}")
-    typer.echo("Every finpro command uses them now; `finpro env` prints how to reach them.")
+        typer.echo(f"{service.daemon.name} runs at {service.address}, its log is {service.daemon.log}")
+    for name in platform.outranked():
+        typer.echo(f"note: {name} is set elsewhere, and outranks this platform", err=True)
 
 
 @app.command()

@@ -2,11 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from batch.postgres import open_connection
 from conf.errors import FinproError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
@@ -14,7 +12,7 @@ from jobs.streaming_job import run_until_stopped
 from streaming.kafka import ORDERS, TOPICS, librdkafka_config, require_topics, spark_config
 from streaming.pipeline import Screening, Settlement, screened
 from streaming.progress import Progress
-from streaming.sinks import KafkaSink, require_tables
+from streaming.sinks import KafkaSink, OrderStore
 
 QUERY_NAME = "screen_orders"
 
@@ -44,8 +42,7 @@ def main() -> None:
     options, settings = arguments(), load_settings()
     screening = screening_of(settings, options)
     require_topics(settings)
-    connection = open_connection(screening.dsn, application_name="finpro screen")
-    require_tables(connection)
+    store = OrderStore(screening.dsn)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
     messages = (
@@ -65,7 +62,7 @@ def main() -> None:
     writer = (
         screened(messages, screening)
         .writeStream.queryName(QUERY_NAME)
-        .foreachBatch(Settlement(screening, connection, settings.topic(ORDERS), progress.settled))
+        .foreachBatch(Settlement(screening, store, settings.topic(ORDERS), progress.settled))
         .option("checkpointLocation", f"{settings.checkpoints}/{QUERY_NAME}")
     )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}

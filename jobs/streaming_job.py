@@ -4,7 +4,7 @@ import re
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from py4j.java_gateway import JavaObject
 from pyspark.errors import StreamingQueryException
@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 import conf.errors
-from conf.errors import FinproError
+from conf.errors import FinproError, KafkaError, StreamingError
 from streaming.progress import Progress
 
 _POLL_SECONDS = 0.2
@@ -28,13 +28,13 @@ class _StopRequest:
     """
 
     class Java:
-        implements = ["sun.misc.SignalHandler"]
+        implements: ClassVar = ["sun.misc.SignalHandler"]
 
     def __init__(self, spark: SparkSession) -> None:
         self.event = threading.Event()
-        gateway = spark.sparkContext._gateway
-        ensure_callback_server_started(gateway)
-        jvm: Any = gateway.jvm
+        gateway: Any = spark.sparkContext._gateway
+        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
+        jvm = gateway.jvm
         for name in ("TERM", "INT"):
             jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), self)
             signal.signal(getattr(signal, f"SIG{name}"), lambda *_: self.event.set())
@@ -48,8 +48,7 @@ def run_until_stopped(spark: SparkSession, writer: DataStreamWriter, progress: P
     """Start a query and wait for its end, printing progress. On SIGTERM or SIGINT it finishes its micro-batch first.
 
     Raises:
-        FinproError: the query failed for a reason that a person can act on.
-        StreamingQueryException: it failed for another.
+        FinproError: the query failed; says why and what to do.
     """
     stop = _StopRequest(spark)
     query = writer.start()
@@ -78,10 +77,22 @@ def _stop_between_batches(query: StreamingQuery) -> None:
     query.stop()
 
 
-def _cause(error: StreamingQueryException) -> Exception:
-    """The finpro error inside a failed query, which has passed through the JVM as text; else the failure itself."""
-    match = re.search(r"conf\.errors\.(\w+): (.*?)(?:\n\s*at |\n\n|\Z)", str(error), re.DOTALL)
+def _cause(error: StreamingQueryException) -> FinproError:
+    """What a person can do about a failed query. Errors of finpro's own have passed through the JVM as text."""
+    text = str(error)
+    match = re.search(r"conf\.errors\.(\w+): (.*?)(?:\n\s*at |\n\n|\n SQLSTATE|\Z)", text, re.DOTALL)
     kind = getattr(conf.errors, match[1], None) if match else None
     if match and isinstance(kind, type) and issubclass(kind, FinproError):
         return kind(match[2].strip())
-    return error
+    if "org.apache.kafka" in text:
+        return KafkaError(f"Kafka stopped answering: is it running? Start again, nothing is lost.\n({_last_cause(text)})")
+    return StreamingError(
+        f"The query failed: {_last_cause(text)}\nStart again, nothing is lost; --debug shows where it failed."
+    )
+
+
+def _last_cause(text: str) -> str:
+    """The line of a captured stack trace that names the innermost exception."""
+    described = text.split("=== Streaming Query ===")[0]
+    causes = [line for line in described.splitlines() if re.match(r"(Caused by: )?[\w.$]+(Error|Exception)\b.*: ", line)]
+    return (causes[-1] if causes else described.strip().splitlines()[0]).removeprefix("Caused by: ")

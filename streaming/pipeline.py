@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from psycopg2.extensions import connection as Connection
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
@@ -42,14 +41,7 @@ from streaming.contract import (
 )
 from streaming.rules import REASONS
 from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
-from streaming.sinks import (
-    KafkaSink,
-    announce,
-    clear_staging,
-    conflicts_between,
-    merge,
-    stage,
-)
+from streaming.sinks import KafkaSink, OrderStore, announce, conflicts_between, stage
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
@@ -230,8 +222,8 @@ def _screen_arrivals(
         screened_at_us=batch_time_ms * 1000,
         orders=len(verdicts) - revisions,
         revisions=revisions,
-        frauds=int((verdicts["given"] > 0).sum()),
-        by_reason={reason: int((verdicts["given"] & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
+        frauds=int((verdicts["gained"] == verdicts["given"]).filter(verdicts["given"] > 0).sum()),
+        by_reason={reason: int((verdicts["gained"] & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
         duplicates=outcome.duplicates,
         late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
         dead_letters=sum(map(len, letters)),
@@ -255,30 +247,29 @@ class Settlement:
     """Settles each micro-batch (`foreachBatch`): merge what the workers staged, then let them announce it.
 
     Attributes:
-        connection: the driver's to Postgres.
+        store: the driver's access to Postgres.
         topic: full name of the orders topic.
         report: told of each batch that was settled.
     """
 
     screening: Screening
-    connection: Connection
+    store: OrderStore
     topic: str
     report: Callable[[list[Receipt]], None]
 
     def __call__(self, settlements: DataFrame, batch_id: int) -> None:
         """Settle one micro-batch; when this returns, Spark commits it."""
         while not self._settled(settlements):
-            pass  # conflicting messages were set aside; the batch is screened again without them
+            continue  # messages that use another order's id were found, and are set aside from here on
 
     def _settled(self, settlements: DataFrame) -> bool:
-        clear_staging(self.connection)
+        self.store.clear_staging()
         kept = settlements.persist()  # screening, and its staging, must run once, not once per step
         try:
             receipts = [msgspec.json.decode(row.receipt, type=Receipt) for row in kept.select("receipt").collect()]
             if not receipts:
                 return True
-            merged = merge(
-                self.connection,
+            merged = self.store.merge(
                 tags=[receipt.tag for receipt in receipts],
                 orders=sum(receipt.orders for receipt in receipts),
                 revisions=sum(receipt.revisions for receipt in receipts),
@@ -286,7 +277,7 @@ class Settlement:
                 rules_version=self.screening.rules.version,
                 screened_at=datetime.fromtimestamp(receipts[0].screened_at_us / 1_000_000, UTC),
             )
-            if merged.conflicts:
+            if merged.screen_again:
                 return False
             sent = kept.select("payload").mapInArrow(_announce(self.screening, look_up=merged.met_known_orders), "sent long")
             sent.agg(F.sum("sent")).collect()

@@ -71,9 +71,8 @@ class Progress:
         if lag is not None:
             parts.append(f"lag {lag:,}")
         parts.append(f"frauds: {reasons or 'none'}")
-        for name in ("revisions", "duplicates", "late", "dead_letters"):
-            if count := getattr(totals, name):
-                parts.append(f"{name.replace('_', ' ')} {count:,}")
+        counts = {name: getattr(totals, name) for name in ("revisions", "duplicates", "late", "dead_letters")}
+        parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
         if self._watermark_us is not None and self._watermark_us > 0:
             parts.append(f"watermark {datetime.fromtimestamp(self._watermark_us / 1e6, UTC):%Y-%m-%dT%H:%M:%SZ}")
         return " | ".join(parts)

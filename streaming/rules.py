@@ -7,7 +7,7 @@ Intervals include both ends.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
@@ -77,7 +77,7 @@ def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     order = time_order(
         [_ints(orders, "product_id")[near], _ints(orders, "user_id")[near]],
         _ints(orders, "event_ts")[near],
-        _width(rules.repeat_purchase),
+        _width(rules.repeat_purchase.within),
     )
     starts = np.flatnonzero(order.end - np.arange(len(near)) >= needed)
     ends = order.end[starts]
@@ -96,7 +96,7 @@ def sequential_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     near = members_of_large_groups([product, quantity], needed)
     rows = near[np.lexsort([ts[near], user[near], quantity[near], product[near]])]
     group = np.cumsum((np.diff(product[rows], prepend=0) != 0) | (np.diff(quantity[rows], prepend=0) != 0))
-    runs = consecutive_runs(group, user[rows], ts[rows], needed, _width(rules.sequential_users))
+    runs = consecutive_runs(group, user[rows], ts[rows], needed, _width(rules.sequential_users.within))
     by_place = np.lexsort([runs.end.ravel(), runs.start.ravel()])
     starts, ends = runs.start.ravel()[by_place], runs.end.ravel()[by_place]
     cover = first_cover(starts, ends, len(rows))
@@ -112,7 +112,7 @@ def coordinated_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     needed = rules.coordinated_users.users
     product, quantity, user, ts = (_ints(orders, name) for name in ("product_id", "quantity", "user_id", "event_ts"))
     near = members_of_large_groups([product, quantity], needed)
-    order = time_order([product[near], quantity[near]], ts[near], _width(rules.coordinated_users))
+    order = time_order([product[near], quantity[near]], ts[near], _width(rules.coordinated_users.within))
     users = user[near][order.rows]
     different = distinct_in_intervals(order, users)
     starts = np.flatnonzero(different >= needed)
@@ -149,9 +149,9 @@ def _ints(orders: pl.DataFrame, name: str) -> Ints:
     return orders[name].to_physical().to_numpy()
 
 
-def _width(rule: Any) -> int:
-    """`within` in microseconds."""
-    return round(rule.within.total_seconds() * 1_000_000)
+def _width(within: timedelta) -> int:
+    """A duration in microseconds."""
+    return within // timedelta(microseconds=1)
 
 
 def _is_night(orders: pl.DataFrame, rules: FraudRules) -> pl.Series:

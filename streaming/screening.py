@@ -28,8 +28,8 @@ RECENT_SCHEMA = pl.Schema(
         **{f"evidence_{reason}": pl.String() for reason in REASONS},
     }
 )
-# A verdict to be announced: `revision` where the order has had an earlier one.
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "revision": pl.Boolean()})
+# A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt8(), "revision": pl.Boolean()})
 
 _REASON_LISTS = pl.Series(
     [[reason for bit, reason in enumerate(REASONS) if given >> bit & 1] for given in range(2 ** len(REASONS))],
@@ -112,7 +112,8 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     known = _with_arrivals(recent, arrivals)
     is_new = known["given"].is_null()
     near = _near_arrivals(known, is_new, 2 * rules.widest_window)
-    findings = {reason: rule(known[near], rules) for reason, rule in RULES.items()}
+    near_orders = known[near]
+    findings = {reason: rule(near_orders, rules) for reason, rule in RULES.items()}
     before = known["given"].fill_null(0).to_numpy()
     given = before.copy()
     for bit, finding in enumerate(findings.values()):
@@ -120,7 +121,8 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     changed = (is_new.to_numpy() | (given != before)).nonzero()[0]
     screened = known.with_columns(given=pl.Series(given, dtype=pl.UInt8))
     screened = screened.with_columns(_evidence(screened, findings, near, changed))
-    verdicts = screened[changed].with_columns(revision=~is_new.gather(changed))
+    gained = pl.Series((given & ~before)[changed], dtype=pl.UInt8)
+    verdicts = screened[changed].with_columns(gained=gained, revision=~is_new.gather(changed))
     return Screened(verdicts, screened, len(recent) + len(arrivals) - len(known))
 
 

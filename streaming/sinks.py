@@ -11,10 +11,11 @@ nothing new, and announces the same records again.
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
@@ -22,8 +23,9 @@ import confluent_kafka
 import polars as pl
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
 
-from batch.postgres import describe, until_reachable
+from batch.postgres import describe, explained, open_connection, until_reachable
 from conf.errors import KafkaError, PostgresError, PostgresUnavailable
 from streaming.chunks import Verdicts, unpack_table
 from streaming.contract import CONTENT, DEAD_LETTER_SCHEMA
@@ -52,7 +54,10 @@ _STAGED = (
     "revision",
 )
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
-_SEND_TIMEOUT_SECONDS = 120
+_SEND_TIMEOUT_SECONDS = 30
+
+
+_Result = TypeVar("_Result")
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------
@@ -103,13 +108,13 @@ class Merged:
     """The outcome of a merge.
 
     Attributes:
-        conflicts: how many messages were found that use another order's id. If any, nothing was merged: the batch has
-            to be screened again without them, which `order_conflicts` now makes happen.
+        screen_again: nothing was merged, the batch has to be screened once more: because messages were found that use
+            another order's id (`order_conflicts` now keeps them out), or because Postgres crashed and lost what was staged.
         met_known_orders: some of the orders were in `raw_orders` already (a replay, or a duplicate older than the
             state): what to announce has to be looked up there.
     """
 
-    conflicts: int = 0
+    screen_again: bool = False
     met_known_orders: bool = False
 
 
@@ -154,63 +159,78 @@ _CONFLICTS = sql.SQL("""
 """).format(content=sql.SQL(", ").join(map(sql.Identifier, CONTENT)))
 
 
-def merge(
-    connection: Connection,
-    *,
-    tags: list[str],
-    orders: int,
-    revisions: int,
-    topic: str,
-    rules_version: str,
-    screened_at: datetime,
-) -> Merged:
-    """Move staged verdicts into `raw_orders`, in one transaction. Repeating it changes nothing.
+class OrderStore:
+    """The driver's access to `raw_orders`: one connection, opened again when Postgres has dropped it."""
 
-    Args:
-        connection: the driver's, outside a transaction.
-        tags: of the workers that succeeded.
-        orders, revisions: how many rows of each kind they staged.
-        topic: the orders topic, for the position of a conflict.
-        rules_version, screened_at: what these verdicts carry.
-    """
-    values = {
-        "tags": tags,
-        "rules_version": rules_version,
-        "screened_at": screened_at,
-        "topic": topic,
-    }
-    with connection, connection.cursor() as cursor:
-        cursor.execute(_NEW_ORDERS, values)
-        inserted = cursor.rowcount
-        cursor.execute(_FURTHER_REASONS, values | {"met_known_orders": False})
-        if inserted == orders and cursor.rowcount == revisions:
-            return Merged()
-        connection.rollback()
-        cursor.execute(_CONFLICTS, values)
-        if cursor.rowcount:
-            return Merged(conflicts=cursor.rowcount)
-        cursor.execute(_NEW_ORDERS, values)
-        cursor.execute(_FURTHER_REASONS, values | {"met_known_orders": True})
-        return Merged(met_known_orders=True)
+    def __init__(self, dsn: str) -> None:
+        """Connect.
 
+        Raises:
+            PostgresError: unreachable, refused, or a table is missing.
+        """
+        self._dsn = dsn
+        self._connection: Connection | None = None
+        self._transaction(_require_tables)
 
-def require_tables(connection: Connection) -> None:
-    """Check that the tables screening writes to are there.
+    def clear_staging(self) -> None:
+        """Empty the staging table. Called where no worker of this query can be writing to it."""
+        until_reachable(lambda: self._transaction(lambda cursor: cursor.execute("truncate staging_orders")))
 
-    Raises:
-        PostgresError: one is missing.
-    """
-    with connection, connection.cursor() as cursor:
-        for table in ("raw_orders", "staging_orders", "order_conflicts"):
-            cursor.execute("select to_regclass(%s) is not null", [table])
-            if not cursor.fetchone()[0]:  # type: ignore[index]
-                raise PostgresError(f"Postgres has no table {table}. `finpro migrate` creates finpro's tables.")
+    def merge(
+        self, *, tags: list[str], orders: int, revisions: int, topic: str, rules_version: str, screened_at: datetime
+    ) -> Merged:
+        """Move staged verdicts into `raw_orders`, in one transaction. Repeating it changes nothing.
+
+        Args:
+            tags: of the workers that succeeded.
+            orders, revisions: how many rows of each kind they staged.
+            topic: the orders topic, for the position of a conflict.
+            rules_version, screened_at: what these verdicts carry.
+
+        Raises:
+            PostgresError: Postgres stays unreachable, or refuses.
+        """
+        values = {"tags": tags, "rules_version": rules_version, "screened_at": screened_at, "topic": topic}
+        expected = (orders, revisions)
+        return until_reachable(lambda: self._transaction(lambda cursor: _merge(cursor, values, expected)))
+
+    def _transaction(self, work: Callable[[Cursor], _Result]) -> _Result:
+        if self._connection is None or self._connection.closed:
+            self._connection = open_connection(self._dsn, application_name="finpro screen")
+        try:
+            with explained(self._dsn), self._connection as connection, connection.cursor() as cursor:
+                return work(cursor)
+        except PostgresUnavailable:
+            self._connection.close()
+            raise
 
 
-def clear_staging(connection: Connection) -> None:
-    """Empty the staging table. Called where no worker of this query can be writing to it."""
-    with connection, connection.cursor() as cursor:
-        cursor.execute("truncate staging_orders")
+def _require_tables(cursor: Cursor) -> None:
+    for table in ("raw_orders", "staging_orders", "order_conflicts"):
+        cursor.execute(sql.SQL("select from {} limit 0").format(sql.Identifier(table)))
+
+
+def _merge(cursor: Cursor, values: dict[str, Any], expected: tuple[int, int]) -> Merged:
+    cursor.execute("savepoint nothing_merged")
+    if _moved(cursor, values, met_known_orders=False) == expected:
+        return Merged()
+    cursor.execute("rollback to savepoint nothing_merged")
+    cursor.execute("select count(*) from staging_orders where tag = any(%(tags)s)", values)
+    if cursor.fetchone() != (sum(expected),):
+        return Merged(screen_again=True)
+    cursor.execute(_CONFLICTS, values)
+    if cursor.rowcount:
+        return Merged(screen_again=True)
+    _moved(cursor, values, met_known_orders=True)
+    return Merged(met_known_orders=True)
+
+
+def _moved(cursor: Cursor, values: dict[str, Any], *, met_known_orders: bool) -> tuple[int, int]:
+    """Move what can be moved; how many orders were new, and how many got further reasons."""
+    cursor.execute(_NEW_ORDERS, values)
+    inserted = cursor.rowcount
+    cursor.execute(_FURTHER_REASONS, values | {"met_known_orders": met_known_orders})
+    return inserted, cursor.rowcount
 
 
 def conflicts_between(dsn: str, topic: str, partition: int, first_offset: int, last_offset: int) -> dict[int, str]:
@@ -292,6 +312,9 @@ def _as_stored(dsn: str, tag: str, screened_at: datetime, verdicts: pl.DataFrame
         "select staged.order_id, array_to_string(stored.reasons, ',') from staging_orders as staged"
         " join raw_orders as stored using (order_id) where staged.tag = $1 and stored.screened_at = $2"
     )
+    staged = "select count(*) from staging_orders where tag = $1"
+    if until_reachable(lambda: _rows(dsn, staged, (tag,))) != [(len(verdicts),)]:
+        raise PostgresError(f"Postgres at {describe(dsn)} lost what was staged: start again, the micro-batch is replayed")
     rows = until_reachable(lambda: _rows(dsn, query, (tag, screened_at)))
     bits = {reason: 1 << bit for bit, reason in enumerate(REASONS)}
     given = [sum(bits[reason] for reason in reasons.split(",") if reason) for _, reasons in rows]
@@ -345,13 +368,14 @@ class _Sender:
     def send_dead_letters(self, topic: str, letters: pl.DataFrame) -> None:
         for letter in letters.iter_rows(named=True):
             position = f"{letter['topic']}-{letter['partition']}-{letter['offset']}"
-            headers = {name: str(letter[name]) for name in ("reason", "topic", "partition", "offset", "received_at")}
-            encoded = [(name, value.encode()) for name, value in headers.items()]
+            headers: dict[str, str | bytes | None] = {
+                name: str(letter[name]) for name in ("reason", "topic", "partition", "offset", "received_at")
+            }
             self._producer.produce(
                 topic,
                 letter["value"],
                 position,
-                headers=encoded,
+                headers=headers,
                 on_delivery=self._delivered,
             )
 

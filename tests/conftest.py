@@ -74,7 +74,7 @@ def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     name = f"test_{uuid.uuid4().hex[:12]}"
     platform.postgres.create_database(name)
     values = {
-        "FINPRO_KAFKA_BOOTSTRAP_SERVERS": platform.kafka.bootstrap_servers,
+        "FINPRO_KAFKA_BOOTSTRAP_SERVERS": platform.kafka.address,
         "FINPRO_TOPIC_PREFIX": f"{name}_",
         "FINPRO_POSTGRES_DSN": platform.postgres.dsn("finpro", name),
         "FINPRO_CHECKPOINTS": str(tmp_path / "checkpoints"),

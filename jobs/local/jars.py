@@ -61,7 +61,10 @@ def _jars(group: str) -> list[Path]:
 
 def _fetch_all(missing: dict[Path, tuple[str, str]]) -> None:
     context = _maven()
-    context.repo_cache.mkdir(parents=True, exist_ok=True)
+    try:
+        context.repo_cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError(f"Jars cannot be kept in {context.repo_cache}: {error.strerror}. Set M2_REPO.") from error
     # The repository is shared with other checkouts, and jgo writes into it in place.
     waiting = partial(typer.echo, "Another finpro is fetching jars: waiting for it …", err=True)
     with exclusive_lock(context.repo_cache / ".finpro.lock", on_wait=waiting), ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
@@ -82,9 +85,7 @@ def _fetch(context: "MavenContext", coordinate: str, sha256: str, *, to: Path) -
         ) from error
     if _sha256(jar) != sha256:
         jar.unlink()
-        raise PlatformError(
-            f"{coordinate} is not the file that conf/jars.lock.json names: it was deleted; run the command again."
-        )
+        raise PlatformError(f"{coordinate} came with a SHA-256 that is not in conf/jars.lock.json: run the command again.")
     _place(jar, to)
 
 

@@ -33,7 +33,7 @@ class KafkaBroker:
         self._properties = home / "kafka" / "server.properties"
 
     @property
-    def bootstrap_servers(self) -> str:
+    def address(self) -> str:
         """`host:port` of the broker, as of its last start."""
         return f"{LOOPBACK}:{remembered_ports(self.daemon.home)['kafka']}"
 
@@ -53,7 +53,7 @@ class KafkaBroker:
         """Whether this broker, and no other on its port, serves requests."""
         if not accepts_connections(remembered_ports(self.daemon.home)["kafka"]):
             return False
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        client = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
         try:
             return bool(client.list_topics(timeout=5).cluster_id == self._meta()["cluster.id"])
         except KafkaException:

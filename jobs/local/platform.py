@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 
 from batch.postgres import migrate
 from conf.errors import PlatformError
-from conf.settings import Settings, embedded_env_file, finpro_home
+from conf.settings import Settings, embedded_env_file, finpro_home, load_settings
 from jobs.local.kafka import KafkaBroker
 from jobs.local.ports import is_free, remembered_ports
 from jobs.local.postgres import OWNER, PostgresServer
@@ -45,14 +45,21 @@ class Platform:
     def environment(self) -> dict[str, str]:
         """The settings that lead to this platform; they contain a password."""
         return {
-            "FINPRO_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "FINPRO_KAFKA_BOOTSTRAP_SERVERS": self.kafka.address,
             "FINPRO_POSTGRES_DSN": self.postgres.dsn(OWNER, OWNER),
         }
+
+    def outranked(self) -> list[str]:
+        """Those of its settings that lead elsewhere, by the environment or `.env`."""
+        found = load_settings()
+        return [
+            name for name, value in self.environment().items() if found.require(name.removeprefix("FINPRO_").lower()) != value
+        ]
 
     def settings(self) -> Settings:
         """Settings that lead here whatever the environment says."""
         return Settings(
-            kafka_bootstrap_servers=self.kafka.bootstrap_servers,
+            kafka_bootstrap_servers=self.kafka.address,
             kafka_security_protocol="PLAINTEXT",
             kafka_sasl_mechanism=None,
             topic_prefix="",
@@ -70,6 +77,7 @@ def up() -> Platform:
         platform = Platform.at(home)
         for service in platform.services:
             if service.daemon.process() is None:
+                typer.echo(f"Starting {service.daemon.name} …", err=True)
                 service.start()
         for service in platform.services:
             _wait(service)

@@ -37,10 +37,14 @@ class PostgresServer:
         self._data = self._folder / "data"
         self._secrets = home / "secrets"
 
+    @property
+    def address(self) -> str:
+        """`host:port` of the server, as of its last start."""
+        return f"{LOOPBACK}:{remembered_ports(self.daemon.home)['postgres']}"
+
     def dsn(self, user: str, database: str) -> str:
         """The connection string of `user`, password included, as of the last start."""
-        port = remembered_ports(self.daemon.home)["postgres"]
-        return f"postgresql://{user}:{secret(self._password_file(user))}@{LOOPBACK}:{port}/{database}"
+        return f"postgresql://{user}:{secret(self._password_file(user))}@{self.address}/{database}"
 
     def start(self) -> None:
         """Start the server; its data folder is made the first time.
@@ -55,8 +59,8 @@ class PostgresServer:
         account.own(self._data)
         self._forget_dead_postmaster()
         port = claim_ports(self.daemon.home, self.ports)["postgres"]
-        server = [str(_binary("postgres")), "-D", str(self._data), "-p", str(port), "-c", f"config_file={_CONFIG}"]
-        self.daemon.start(account.command(server))
+        command = [str(_binary("postgres")), "-D", str(self._data), "-p", str(port), "-c", f"config_file={_CONFIG}"]
+        self.daemon.start(account.command(command))
 
     def answers(self) -> bool:
         """Whether this server, and no other on its port, serves requests: only this one knows the password."""
@@ -117,15 +121,16 @@ class PostgresServer:
         draft.replace(self._data)
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove a lock file of Postgres whose pid belongs to another program by now: Postgres only looks whether it lives."""
+        """Remove Postgres's own lock file when its pid is another program's by now: Postgres only asks whether it lives."""
         lock = self._data / "postmaster.pid"
-        if not lock.exists():
-            return
         try:
-            is_postgres = psutil.Process(int(lock.read_text().split("\n", 1)[0])).name() == "postgres"
-        except (ValueError, psutil.NoSuchProcess):
+            holder = psutil.Process(int(lock.read_text(encoding="utf-8").split("\n", 1)[0]))
+            is_ours = str(self._data) in holder.cmdline()
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return
-        if not is_postgres:
+        except psutil.AccessDenied:
+            is_ours = False
+        if not is_ours:
             lock.unlink()
 
 

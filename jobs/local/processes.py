@@ -47,9 +47,9 @@ class Daemon:
             process = psutil.Process(record["pid"])
             if abs(process.create_time() - record["create_time"]) > _SAME_START_SECONDS:
                 return None
-            return process if process.status() != psutil.STATUS_ZOMBIE else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
             return None
+        return process if _lives(process) else None
 
     def start(self, command: list[str]) -> None:
         """Start it in a session of its own, so that it outlives this command, with nothing of finpro's in its environment.
@@ -90,7 +90,7 @@ class Daemon:
                 raise PlatformError(self.explain(f"{self.name} ended while it was starting"))
             if time.monotonic() > deadline:
                 raise PlatformError(
-                    self.explain(f"{self.name} runs, but does not answer after {seconds:.0f} s; try `finpro down`")
+                    self.explain(f"{self.name} does not answer after {seconds:.0f} s: stop it with `finpro down`")
                 )
             time.sleep(0.1)
 
@@ -99,13 +99,9 @@ class Daemon:
         process = self.process()
         if process is not None:
             family = [process, *_children(process)]
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(first)
-            _, alive = psutil.wait_procs(family, timeout=patience_seconds)
-            for member in alive:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            psutil.wait_procs(alive, timeout=patience_seconds)
+            _signal([process], first)
+            _signal(_wait_until_gone(family, patience_seconds), signal.SIGKILL)
+            _wait_until_gone(family, patience_seconds)
         self._record.unlink(missing_ok=True)
         return process is not None
 
@@ -127,3 +123,26 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still does anything: a container's first process often leaves the dead unburied, as zombies."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until none of them lives; returns those that still do after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    psutil.wait_procs(processes, timeout=0)  # buries those that this very process started
+    return alive

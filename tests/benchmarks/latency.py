@@ -5,7 +5,7 @@ at its own moment. A first stretch warms the contestant up and is not counted.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,14 +13,13 @@ from threading import Event, Thread
 
 import msgspec
 import numpy as np
-import psycopg2
 from confluent_kafka import Consumer, Producer
 
 from batch.postgres import open_connection
 from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.kafka import ORDERS, PROCESSED_ORDERS, librdkafka_config
-from tests.benchmarks.load import PRODUCER, STRETCH, encode, make_orders
+from tests.benchmarks.load import PARTITIONER, STRETCH, encode, make_orders
 from tests.benchmarks.measure import BenchmarkError
 
 START_SECONDS = 120
@@ -94,28 +93,64 @@ class Watch:
                 self.awaited.difference_update(order_id for (order_id,) in found)
 
 
-def measure_live(
-    settings: Settings, *, rate: int, warm_up_seconds: float, seconds: float, seed: int, check: Callable[[], None]
-) -> Latency:
-    """Send `rate` orders a second to a running contestant, and time the ones after its warm-up.
+def measure_live(settings: Settings, *, rate: int, warm_up_seconds: float, seconds: float, seed: int) -> Latency:
+    """Send `rate` orders a second to a running contestant, and time the ones that come after its warm-up.
 
     Args:
-        warm_up_seconds: not counted, from the first verdict on.
+        warm_up_seconds: what is not counted, from the first verdict on.
         seconds: how long orders are counted.
-        check: called now and then; raises when the contestant has failed.
 
     Raises:
-        BenchmarkError: no verdict came, or one that was due.
+        BenchmarkError: no verdict came at all, or one of those that count is missing.
     """
-    watch, sent, counted = Watch(settings), {}, []
+    watch = Watch(settings)
+    sent: dict[str, float] = {}
+    window: tuple[float, float] | None = None
     with watch.watching():
-        first_seen = None
-        for order_id, moment in _send_each(settings, rate=rate, seconds=START_SECONDS + warm_up_seconds + seconds, seed=seed):
-            if first_seen is None and watch.in_kafka:
-                first_seen = moment
-            if first_seen is None or moment < first_seen + warm_up_seconds:
-                continue
-            if moment > first_seen + warm_up_seconds + seconds:
+        for order_id, moment in _send(settings, rate=rate, seconds=START_SECONDS + warm_up_seconds + seconds, seed=seed):
+            if window is None:
+                if watch.in_kafka:
+                    window = moment + warm_up_seconds, moment + warm_up_seconds + seconds
+            elif moment >= window[1]:
                 break
-"""
-"""
+            elif moment >= window[0]:
+                sent[order_id] = moment
+                if len(sent) % _ASKED_EVERY == 0:
+                    watch.awaited.add(order_id)
+        if window is None:
+            raise BenchmarkError(f"No verdict came within {START_SECONDS} s of the first order")
+        _wait_for(watch, sent)
+    return Latency(
+        kafka_ms=[(watch.in_kafka[order_id] - moment) * 1_000 for order_id, moment in sent.items()],
+        postgres_ms=[(seen - sent[order_id]) * 1_000 for order_id, seen in watch.in_postgres.items()],
+    )
+
+
+def _send(settings: Settings, *, rate: int, seconds: float, seed: int) -> Iterator[tuple[str, float]]:
+    """Send orders one by one, each at its event time; yields its id and when it was sent (seconds since 1970)."""
+    count = int(rate * seconds) // STRETCH * STRETCH
+    start = datetime.now(UTC) + timedelta(seconds=_MAKING_SECONDS)
+    orders = make_orders(count, rules=load_rules(settings.rules), rate=rate, start=start, seed=seed)
+    messages = list(zip(orders["order_id"], encode(orders), strict=True))
+    producer = Producer(librdkafka_config(settings) | PARTITIONER | {"linger.ms": 0})
+    topic = settings.topic(ORDERS)
+    for number, (order_id, (key, value)) in enumerate(messages):
+        wait = start.timestamp() + number / rate - time.time()
+        if wait > 0:
+            time.sleep(wait)
+        now = time.time()
+        producer.produce(topic, value, key)
+        producer.poll(0)
+        yield order_id, now
+
+
+def _wait_for(watch: Watch, sent: dict[str, float]) -> None:
+    patience = time.monotonic() + GRACE_SECONDS
+    while watch.awaited or not sent.keys() <= watch.in_kafka.keys():
+        if time.monotonic() > patience:
+            missing = len(sent.keys() - watch.in_kafka.keys())
+            raise BenchmarkError(
+                f"After {GRACE_SECONDS} s {missing} of {len(sent)} verdicts are not in Kafka,"
+                f" and {len(watch.awaited)} of {len(sent) // _ASKED_EVERY} not in Postgres"
+            )
+        time.sleep(0.1)

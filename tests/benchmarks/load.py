@@ -19,6 +19,7 @@ from streaming.kafka import ORDERS, librdkafka_config
 
 STRETCH = 1_000
 USERS, PRODUCTS, QUANTITIES = 20_000, 1_000, 20
+PARTITIONER = {"partitioner": "murmur2_random"}  # the one of the Java and Python clients: equal keys, equal partitions
 FOREIGN = ("SG", "MY", "US", "CN")
 _ORDERS_PER_SINGLE_KIND = 7  # of each STRETCH, for each of the three rules that look at one order
 _PATTERNS_PER_KIND = 2  # of each STRETCH, for each of the three rules that look at neighbours
@@ -160,8 +161,8 @@ def send(settings: Settings, orders: pl.DataFrame) -> None:
     """
     producer = Producer(
         librdkafka_config(settings)
+        | PARTITIONER
         | {
-            "partitioner": "murmur2_random",  # the one of the Java and Python clients: a product stays in one partition
             "linger.ms": 20,
             "batch.size": 1 << 18,
             "compression.type": "lz4",
@@ -173,6 +174,5 @@ def send(settings: Settings, orders: pl.DataFrame) -> None:
     for part in orders.iter_slices(50_000):
         for key, value in encode(part):
             producer.produce(topic, value, key)
-        producer.poll(0)
-    if unsent := producer.flush(120):
-        raise KafkaError(f"{unsent} of {len(orders)} orders were not acknowledged by Kafka: see the broker's log")
+        if unsent := producer.flush(60):
+            raise KafkaError(f"{unsent} orders were not acknowledged by Kafka within a minute: see the broker's log")

@@ -5,8 +5,6 @@ batch N reads, `commits/N` is written when all its sinks are done. So every Spar
 """
 
 import json
-import os
-import signal
 import statistics
 import subprocess
 import time
@@ -112,8 +110,8 @@ def running(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
         _stop(process, tree)
 
 
-def finish(process: subprocess.Popen[str], log: Path, *, timeout_seconds: float) -> str:
-    """Wait for a command's end; returns what it printed.
+def finish(process: subprocess.Popen[str], log: Path, *, timeout_seconds: float, accept: Sequence[int] = (0,)) -> str:
+    """Wait for a command's end, with one of the exit codes in `accept`; returns what it printed.
 
     Raises:
         BenchmarkError: it failed or took too long; shows the end of its log.
@@ -123,7 +121,7 @@ def finish(process: subprocess.Popen[str], log: Path, *, timeout_seconds: float)
     except subprocess.TimeoutExpired:
         code = None
     text = log.read_text(errors="replace")
-    if code != 0:
+    if code not in accept:
         outcome = f"took longer than {timeout_seconds:.0f} s" if code is None else f"ended with exit code {code}"
         raise BenchmarkError(f"{' '.join(map(str, process.args))} {outcome}. Its log, {log}, ends:\n{text[-3_000:]}")
     return text
@@ -147,7 +145,8 @@ def _watch(pid: int, usage: Usage, done: Event) -> None:
                 times = process.cpu_times()
                 cpu_by_pid[process.pid] = times.user + times.system
         usage.seconds, usage.cpu_seconds = time.monotonic() - started, sum(cpu_by_pid.values())
-        usage.rss_mib.append(rss >> 20)
+        if rss:  # none is left of a process that has ended and was not yet waited for
+            usage.rss_mib.append(rss >> 20)
         done.wait(SAMPLE_SECONDS)
 
 

@@ -1,4 +1,331 @@
-def test_x(settings):
-    print(settings)
-def test_y(settings):
-    print(settings)
+"""`finpro up | down | env` as a person meets them: the real command, real servers, a home of its own."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from jobs.local import platform as embedded
+from jobs.local import postgres
+from jobs.local.ports import LOOPBACK
+from jobs.local.postgres import PostgresServer
+from jobs.local.private_files import private_directory
+from jobs.local.processes import Daemon
+from jobs.local.unprivileged import Unprivileged, ways_for_root
+
+FINPRO = Path(sys.executable).with_name("finpro")
+NAMES = ("FINPRO_KAFKA_BOOTSTRAP_SERVERS", "FINPRO_POSTGRES_DSN")
+
+
+class Box:
+    """One home, and the command that works on it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `finpro` to its end, whatever its exit code."""
+        return subprocess.run([str(FINPRO), *arguments], capture_output=True, text=True, env=self._environment(environment))
+
+    def must(self, *arguments: str, **environment: str) -> str:
+        """Run `finpro`, which must succeed; returns what it printed."""
+        done = self.run(*arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `finpro` without waiting for it."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen([str(FINPRO), *arguments], stdout=pipe, stderr=pipe, text=True, env=self._environment({}))
+
+    def reach(self) -> tuple[str, str]:
+        """What `finpro env` gives a shell: Kafka's address and Postgres's DSN."""
+        script = f'eval "$({shlex.quote(str(FINPRO))} env)" && echo "${NAMES[0]}" && echo "${NAMES[1]}"'
+        shell = ["sh", "-c", script]
+        kafka, dsn = subprocess.run(shell, capture_output=True, text=True, check=True, env=self._environment({})).stdout.split()
+        return kafka, dsn
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The servers that run, by name."""
+        found = {name: Daemon(name, self.home).process() for name in ("kafka", "postgres")}
+        return {name: process for name, process in found.items() if process is not None}
+
+    def family(self) -> list[psutil.Process]:
+        """The servers and all their children."""
+        return [member for process in self.processes().values() for member in [process, *process.children(recursive=True)]]
+
+    def _environment(self, extra: dict[str, str]) -> dict[str, str]:
+        return os.environ | {"FINPRO_HOME": str(self.home)} | extra
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """One home for the whole file: each test brings the platform into the state that it is about."""
+    box = Box(tmp_path_factory.mktemp("platform") / "home")
+    yield box
+    box.must("down")
+
+
+def remember(box: Box, text: str) -> None:
+    """Put a row into Postgres and a message into Kafka."""
+    kafka, dsn = box.reach()
+    with closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("create table if not exists remembered (what text primary key)")
+        cursor.execute("insert into remembered values (%s)", [text])
+    producer = Producer({"bootstrap.servers": kafka, "acks": "all"})
+    producer.produce("orders", value=text.encode(), partition=0)
+    assert producer.flush(20) == 0
+
+
+def remembered(box: Box) -> tuple[list[str], list[str]]:
+    """The rows and the messages that were put there, oldest first."""
+    kafka, dsn = box.reach()
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("select what from remembered order by ctid")
+        rows = [what for (what,) in cursor.fetchall()]
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": os.urandom(8).hex(), "auto.offset.reset": "earliest"})
+    consumer.subscribe(["orders"])
+    messages = [message.value() for message in consumer.consume(len(rows), timeout=20)]
+    consumer.close()
+    return rows, [value.decode() for value in messages if value]
+
+
+def all_end(processes: list[psutil.Process]) -> bool:
+    """Whether none of these processes runs."""
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_up_twice_leaves_the_same_two_servers_running(box: Box) -> None:
+    box.must("up")
+    first = box.processes()
+    box.must("up")
+
+    assert first.keys() == {"kafka", "postgres"}
+    assert box.processes() == first
+
+
+def test_env_leads_to_the_tables_and_topics(box: Box) -> None:
+    box.must("up")
+    remember(box, "a first order")
+
+    rows, messages = remembered(box)
+    assert (rows[-1], messages[-1]) == ("a first order", "a first order")
+
+
+def test_the_user_finpro_owns_its_database_and_can_do_no_more(box: Box) -> None:
+    box.must("up")
+    with closing(psycopg2.connect(box.reach()[1])) as connection, connection.cursor() as cursor:
+        cursor.execute("select rolsuper, rolcreatedb, rolcreaterole, rolreplication from pg_roles where rolname = current_user")
+        rights = cursor.fetchone()
+        cursor.execute("select datname from pg_database where pg_get_userbyid(datdba) = current_user")
+        owned = cursor.fetchall()
+
+    assert rights == (False, False, False, False)
+    assert owned == [("finpro",)]
+
+
+def test_only_the_owner_can_read_what_up_wrote(box: Box) -> None:
+    box.must("up")
+    written = [path for path in box.home.rglob("*") if (box.home / "jars") not in path.parents]
+
+    assert {path.name for path in written} >= {
+        "env",
+        "secrets",
+        "postgres-superuser",
+        "postgres-finpro",
+        "kafka.log",
+        "PG_VERSION",
+    } - {"postgres-superuser"}
+    assert [path for path in [box.home, *written] if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)] == []
+
+
+def test_passwords_stand_in_no_command_line_environment_or_log(box: Box) -> None:
+    box.must("up")
+    passwords = [path.read_text() for path in (box.home / "secrets").iterdir()]
+    seen = [" ".join([*process.cmdline(), *process.environ().values()]) for process in box.family()]
+    seen += [path.read_text() for path in (box.home / "logs").iterdir()]
+
+    assert len(passwords) == 2
+    assert min(map(len, passwords)) >= 24
+    assert not [text for text in seen for password in passwords if password in text]
+
+
+def test_the_servers_listen_on_loopback_only(box: Box) -> None:
+    box.must("up")
+    listening = [
+        c.laddr for process in box.processes().values() for c in process.net_connections("all") if c.status == "LISTEN"
+    ]
+
+    assert len(listening) >= 3
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {LOOPBACK}
+
+
+def test_settings_that_lead_elsewhere_do_not_mislead_up(box: Box) -> None:
+    elsewhere = {"FINPRO_POSTGRES_DSN": "postgresql://u:p@192.0.2.1/production", "FINPRO_KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}
+    done = box.run("up", **elsewhere)
+
+    assert done.returncode == 0
+    assert "FINPRO_POSTGRES_DSN is set elsewhere" in done.stderr
+
+
+def test_data_and_ports_outlive_down_which_leaves_no_process(box: Box) -> None:
+    box.must("up")
+    remember(box, "before down")
+    family, address = box.family(), box.reach()
+
+    assert box.must("down") == "stopped kafka, postgres\n"
+    assert len(family) > 2
+    assert all_end(family)
+    assert box.run("env").returncode == 5
+
+    box.must("up")
+    assert box.reach() == address
+    rows, messages = remembered(box)
+    assert (rows[-1], messages[-1]) == ("before down", "before down")
+
+
+def test_killed_servers_come_back_with_their_data(box: Box) -> None:
+    box.must("up")
+    remember(box, "before the kill")
+    family = box.family()
+    for process in box.processes().values():
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(family, timeout=20)
+
+    box.must("up")
+    rows, messages = remembered(box)
+    assert (rows[-1], messages[-1]) == ("before the kill", "before the kill")
+
+
+def test_down_works_when_one_server_has_died_already(box: Box) -> None:
+    box.must("up")
+    family = box.family()
+    box.processes()["kafka"].kill()
+
+    assert box.must("down") == "stopped postgres\n"
+    assert all_end(family)
+    assert box.must("down") == "nothing was running\n"
+
+
+def test_a_taken_port_is_replaced_and_the_data_stay(box: Box) -> None:
+    box.must("up")
+    remember(box, "on another port")
+    old = json.loads((box.home / "run" / "ports.json").read_text())
+    box.must("down")
+    with closing(socket.create_server((LOOPBACK, old["kafka"]))), closing(socket.create_server((LOOPBACK, old["postgres"]))):
+        box.must("up")
+        rows, messages = remembered(box)
+
+    new = json.loads((box.home / "run" / "ports.json").read_text())
+    assert (rows[-1], messages[-1]) == ("on another port", "on another port")
+    assert new["kafka"] != old["kafka"]
+    assert new["postgres"] != old["postgres"]
+    assert new["kafka_controller"] == old["kafka_controller"]
+
+
+def test_a_port_lost_while_starting_is_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.must("up")
+    claim, attempts = postgres.claim_ports, []
+    monkeypatch.setenv("FINPRO_HOME", str(box.home))
+    PostgresServer(box.home).stop()
+
+    def claim_late(home: Path, names: tuple[str, ...]) -> dict[str, int]:
+        ports = claim(home, names)
+        if not attempts:
+            attempts.append(socket.create_server((LOOPBACK, ports["postgres"])))
+        return ports
+
+    monkeypatch.setattr(postgres, "claim_ports", claim_late)
+    embedded.up()
+    thief = attempts[0].getsockname()[1]
+    attempts[0].close()
+
+    assert not box.reach()[1].endswith(f":{thief}/finpro")
+    assert box.processes().keys() == {"kafka", "postgres"}
+
+
+def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(box: Box) -> None:
+    box.must("up")
+    box.must("down")
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        for name in ("kafka", "postgres"):
+            record = {"pid": bystander.pid, "create_time": psutil.Process(bystander.pid).create_time() - 3600}
+            (box.home / "run" / f"{name}.json").write_text(json.dumps(record))
+        (box.home / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
+
+        assert box.must("down") == "nothing was running\n"
+        assert bystander.poll() is None
+        box.must("up")
+        assert box.processes().keys() == {"kafka", "postgres"}
+        bystander.kill()
+
+
+def test_two_ups_at_once_start_one_platform(box: Box) -> None:
+    box.must("down")
+    both = [box.begin("up"), box.begin("up")]
+    told = "".join(text for process in both for text in process.communicate())
+
+    assert [process.returncode for process in both] == [0, 0]
+    assert told.count("Starting kafka") == told.count("Starting postgres") == 1
+    assert "waiting" in told
+
+
+def test_a_server_that_cannot_start_is_one_message_with_its_log(tmp_path: Path) -> None:
+    box = Box(tmp_path / "home")
+    data = private_directory(box.home / "kafka" / "data")
+    (data / "meta.properties").write_text("version=99\ncluster.id=elsewhere\n")
+    done = box.run("up")
+    box.must("down")
+
+    assert done.returncode == 5
+    assert "kafka ended while it was starting" in done.stderr
+    assert str(box.home / "logs" / "kafka.log") in done.stderr
+    assert re.search(r"ERROR|Exception", done.stderr.split("ends with:")[1])
+    assert "Traceback" not in done.stderr
+
+
+def test_a_home_of_another_user_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a home that belongs to another user")
+    box = Box(tmp_path / "home")
+    box.home.mkdir()
+    os.chown(box.home, 65534, -1)
+    done = box.run("up")
+
+    assert done.returncode == 5
+    assert "belongs to user id 65534" in done.stderr
+
+
+@pytest.mark.parametrize("way", range(2))
+def test_root_runs_postgres_below_a_folder_that_only_root_can_enter(
+    way: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root needs another way")
+    chosen = ways_for_root()[way]
+    monkeypatch.setattr(Unprivileged, "find", lambda folder: chosen)
+    server = PostgresServer(private_directory(tmp_path / "only-root" / "home"))
+    try:
+        for _ in range(2):
+            server.start()
+            server.daemon.wait_until(server.answers, seconds=30)
+            server.create_database()
+            server.stop()
+    finally:
+        server.stop()
+
+    assert tmp_path.stat().st_mode & 0o077 == 0
+    assert (server.daemon.home / "postgres" / "data").stat().st_uid == chosen.owner
