@@ -265,8 +265,8 @@ def _phone_numbers(rng: np.random.Generator) -> pl.Series:
 
 def _moments(rng: np.random.Generator) -> pl.Series:
     """Whole seconds in the three years from 2023: in the past whenever this runs, so that no order comes before them."""
-    seconds = pl.Series(rng.integers(_DAYS * 86_400, size=_BLOCK))
-    return pl.select(pl.lit(_FIRST_DAY).dt.cast_time_unit("us") + pl.duration(seconds=seconds)).to_series()
+    seconds = int(_FIRST_DAY.timestamp()) + rng.integers(_DAYS * 86_400, size=_BLOCK)
+    return pl.Series(seconds * 1_000_000).cast(pl.Datetime("us", "UTC"))
 
 
 def _prices(rng: np.random.Generator, cheapest: np.ndarray, dearest: np.ndarray) -> np.ndarray:

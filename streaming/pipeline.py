@@ -8,11 +8,10 @@ bucket, not one per order: see `chunks`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -90,156 +89,114 @@ def screened(messages: DataFrame, screening: Screening) -> DataFrame:
     waits for partitions that a backlog has left behind (`screening.advance`), and evict by that one. Spark therefore
     must not drop rows by its own: no event-time timeout is set.
     """
+    lateness_ms = screening.rules.lateness // timedelta(milliseconds=1)
     return (
         messages.select(*MESSAGE_COLUMNS)
         .mapInArrow(_parse(screening), CHUNK)
-        .withWatermark(
-            "event_time",
-            f"{round(screening.rules.lateness.total_seconds() * 1000)} milliseconds",
-        )
+        .withWatermark("event_time", f"{lateness_ms} milliseconds")
         .groupBy("bucket")
-        .applyInPandasWithState(
-            _screen_bucket(screening),
-            SETTLEMENT,
-            RECENT,
-            "append",
-            GroupStateTimeout.NoTimeout,
-        )
+        .applyInPandasWithState(_screen_bucket(screening), SETTLEMENT, RECENT, "append", GroupStateTimeout.NoTimeout)
     )
 
 
-def _parse(
-    screening: Screening,
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    keys = np.array(bucket_keys(screening.buckets), np.int32)
+def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    keys = pa.array(bucket_keys(screening.buckets), pa.int32())
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for messages in batches:
-            if messages.num_rows:
-                yield _chunks(messages, screening, keys)
+            if not messages.num_rows:
+                continue
+            first, last = (messages.slice(row, 1).to_pylist()[0] for row in (0, messages.num_rows - 1))
+            conflicts = conflicts_between(screening.dsn, first["topic"], first["partition"], first["offset"], last["offset"])
+            arrivals = read_arrivals(messages, screening.rules, screening.buckets, conflicts)
+            newest = pa.array([arrivals[0].read.newest_us] * screening.buckets, pa.timestamp("us", "UTC"))
+            payloads = pa.array([pack(share) for share in arrivals], pa.binary())
+            yield pa.record_batch({"bucket": keys, "event_time": newest, "payload": payloads})
 
     return parse
 
 
-def _chunks(messages: pa.RecordBatch, screening: Screening, keys: Any) -> pa.RecordBatch:
-    """Messages of one partition as one chunk a bucket; dead letters go with the first."""
-    orders, letters = _without_conflicts(messages, screening)
+def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, buckets: int, conflicts: dict[int, str]) -> list[Arrivals]:
+    """Read messages of one Kafka partition (`contract.MESSAGE_COLUMNS`), and divide the orders by bucket.
+
+    Dead letters go with the first bucket's share. `conflicts` (offset → order id) are messages that were found to use
+    the id of another order: they are dead letters as well.
+    """
+    contents = read_messages(messages, rules.max_future_skew)
     offsets = messages.column("offset")
-    newest = orders["event_ts"].max()
+    reasons = {
+        offsets.index(offset).as_py(): f"order_id {order_id} is used by another order, received before"
+        for offset, order_id in conflicts.items()
+    }
+    letters = pl.concat([contents.dead_letters, dead_letters(messages, reasons)])
+    orders = contents.orders.filter(~pl.col("offset").is_in(list(conflicts)))
     read = PartitionRead(
         partition=messages.column("partition")[0].as_py(),
         first_offset=offsets[0].as_py(),
         last_offset=offsets[-1].as_py(),
-        newest_us=None if newest is None else orders["event_ts"].to_physical().max(),  # type: ignore[arg-type]
+        newest_us=orders.select(pl.col("event_ts").to_physical().max()).item(),
     )
-    bucket = orders["product_id"] % screening.buckets
-    payloads = [
-        pack(
-            Arrivals(
-                read,
-                pack_table(orders.filter(bucket == number)),
-                pack_table(letters) if number == 0 else b"",
-            )
-        )
-        for number in range(screening.buckets)
+    shares = [orders.filter(pl.col("product_id") % buckets == bucket) for bucket in range(buckets)]
+    return [
+        Arrivals(read, pack_table(share), pack_table(letters) if bucket == 0 else b"") for bucket, share in enumerate(shares)
     ]
-    event_time = pa.array([newest] * screening.buckets, pa.timestamp("us", "UTC"))
-    return pa.record_batch(
-        {
-            "bucket": pa.array(keys),
-            "event_time": event_time,
-            "payload": pa.array(payloads, pa.binary()),
-        }
-    )
 
 
-def _without_conflicts(messages: pa.RecordBatch, screening: Screening) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Orders and dead letters; messages that were found to use another order's id are among the latter."""
-    orders, letters = read_messages(messages, screening.rules.max_future_skew)
-    offsets = messages.column("offset")
-    topic, partition = (
-        messages.column("topic")[0].as_py(),
-        messages.column("partition")[0].as_py(),
-    )
-    conflicts = conflicts_between(screening.dsn, topic, partition, offsets[0].as_py(), offsets[-1].as_py())
-    if not conflicts:
-        return orders, letters
-    rows = {offsets.index(offset).as_py(): order_id for offset, order_id in conflicts.items()}
-    reasons = {row: f"order_id {order_id} is used by another order, received before" for row, order_id in rows.items()}
-    aside = dead_letters(messages, reasons)
-    return orders.filter(~pl.col("offset").is_in(list(conflicts))), pl.concat([letters, aside])
-
-
-def _screen_bucket(
-    screening: Screening,
-) -> Callable[[Any, Iterator[pd.DataFrame], GroupState], Iterator[pd.DataFrame]]:
+def _screen_bucket(screening: Screening) -> Callable[[Any, Iterator[pd.DataFrame], GroupState], Iterator[pd.DataFrame]]:
     def screen_bucket(key: Any, chunks: Iterator[pd.DataFrame], state: GroupState) -> Iterator[pd.DataFrame]:
         arrivals = [unpack(payload, Arrivals) for chunk in chunks for payload in chunk["payload"]]
-        recent = unpack(state.get[0], Recent) if state.exists else None
-        receipt, verdicts, remaining = _screen_arrivals(screening, arrivals, recent, state.getCurrentProcessingTimeMs())
-        state.update((pack(remaining),))
-        yield pd.DataFrame(
-            {
-                "receipt": [msgspec.json.encode(receipt).decode()],
-                "payload": [pack(verdicts)],
-            }
-        )
+        recent = unpack(state.get[0], Recent) if state.exists else NOTHING_RECENT
+        outcome = screen_arrivals(arrivals, recent, screening.rules, screening.backlog_offsets)
+        state.update((pack(outcome.recent),))
+        tag = stage(screening.dsn, outcome.verdicts)
+        screened_at_us = state.getCurrentProcessingTimeMs() * 1000  # the micro-batch's own time, the same on a replay
+        receipt = Receipt(tag=tag, screened_at_us=screened_at_us, **outcome.counts)
+        payload = Verdicts(tag, screened_at_us, pack_table(outcome.verdicts), pack_table(outcome.dead_letters))
+        yield pd.DataFrame({"receipt": [msgspec.json.encode(receipt).decode()], "payload": [pack(payload)]})
 
     return screen_bucket
 
 
-def _screen_arrivals(
-    screening: Screening,
-    arrivals: list[Arrivals],
-    recent: Recent | None,
-    batch_time_ms: int,
-) -> tuple[Receipt, Verdicts, Recent]:
-    """One bucket's part of a micro-batch: verdicts staged in Postgres, and what to remember."""
-    rules = screening.rules
-    arrivals.sort(key=lambda chunk: (chunk.read.partition, chunk.read.first_offset))  # shuffles come in any order
-    orders = pl.concat(
-        [
-            pl.DataFrame(schema=ORDER_SCHEMA),
-            *(unpack_table(chunk.orders, ORDER_SCHEMA) for chunk in arrivals),
-        ]
-    )
-    orders = orders.sort("received_at", "partition", "offset")
-    before = Frontier(recent.newest_us, recent.watermark_us) if recent else Frontier()
-    after = advance(
-        before,
-        [chunk.read for chunk in arrivals],
-        rules.lateness,
-        screening.backlog_offsets,
-    )
-    outcome = screen(unpack_table(recent.orders if recent else b"", RECENT_SCHEMA), orders, rules)
+NOTHING_RECENT = Recent({}, Frontier().watermark_us, b"")
+
+
+class BucketOutcome(NamedTuple):
+    """What a bucket makes of a micro-batch: `verdicts` (VERDICT_SCHEMA), `dead_letters`, state, and a receipt's numbers."""
+
+    verdicts: pl.DataFrame
+    dead_letters: pl.DataFrame
+    recent: Recent
+    counts: dict[str, Any]
+
+
+def screen_arrivals(arrivals: list[Arrivals], recent: Recent, rules: FraudRules, backlog_offsets: int | None) -> BucketOutcome:
+    """One bucket's part of a micro-batch, from its shares of what was read. Deterministic, whatever their order."""
+    arrivals = sorted(arrivals, key=lambda share: (share.read.partition, share.read.first_offset))
+    orders = _concatenated([share.orders for share in arrivals], ORDER_SCHEMA).sort("received_at", "partition", "offset")
+    letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
+    before = Frontier(recent.newest_us, recent.watermark_us)
+    after = advance(before, [share.read for share in arrivals], rules.lateness, backlog_offsets)
+    outcome = screen(unpack_table(recent.orders, RECENT_SCHEMA), orders, rules)
     remaining = evict(outcome.recent, after.watermark_us, rules.widest_window)
-    letters = [unpack_table(chunk.dead_letters, DEAD_LETTER_SCHEMA) for chunk in arrivals if chunk.dead_letters]
     verdicts = outcome.verdicts
-    tag = stage(screening.dsn, verdicts)
+    given, gained = verdicts["given"], verdicts["gained"]
     revisions = int(verdicts["revision"].sum())
-    receipt = Receipt(
-        tag=tag,
-        screened_at_us=batch_time_ms * 1000,
-        orders=len(verdicts) - revisions,
-        revisions=revisions,
-        frauds=int((verdicts["gained"] == verdicts["given"]).filter(verdicts["given"] > 0).sum()),
-        by_reason={reason: int((verdicts["gained"] & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
-        duplicates=outcome.duplicates,
-        late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
-        dead_letters=sum(map(len, letters)),
-        kept=len(remaining),
-        watermark_us=after.watermark_us,
-    )
-    return (
-        receipt,
-        Verdicts(
-            tag,
-            receipt.screened_at_us,
-            pack_table(verdicts),
-            pack_table(pl.concat(letters)) if letters else b"",
-        ),
-        Recent(after.newest_us, after.watermark_us, pack_table(remaining)),
-    )
+    counts = {
+        "orders": len(verdicts) - revisions,
+        "revisions": revisions,
+        "frauds": int(((gained > 0) & (gained == given)).sum()),
+        "by_reason": {reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
+        "duplicates": outcome.duplicates,
+        "late": int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
+        "dead_letters": len(letters),
+        "kept": len(remaining),
+        "watermark_us": after.watermark_us,
+    }
+    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, pack_table(remaining)), counts)
+
+
+def _concatenated(tables: list[bytes], schema: pl.Schema) -> pl.DataFrame:
+    return pl.concat([pl.DataFrame(schema=schema), *(unpack_table(table, schema) for table in tables if table)])
 
 
 @dataclass

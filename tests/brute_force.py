@@ -31,7 +31,6 @@ _REQUIRED = (
     "status",
     "source",
 )
-_FIELDS = (*_REQUIRED, "amount_numeric")
 
 
 class Unreadable(ValueError):
@@ -187,11 +186,7 @@ def _json_object(value: bytes | None) -> dict[str, Any]:
     parsed = _parse(text)
     if not isinstance(parsed, _Pairs):
         raise Unreadable("not a JSON object")
-    # A name given twice leaves open which value is meant. Names that the contract does not know are ignored, twice too.
-    names = [name for name, _ in parsed]
-    twice = [name for name in _FIELDS if names.count(name) > 1]
-    if twice:
-        raise Unreadable(f"{twice[0]} is given twice")
+    # A name given twice means its last value, as nearly every reader of JSON has it.
     return dict(parsed)
 
 
@@ -408,6 +403,11 @@ def _intervals(orders: list[Order], group: Callable[[Order], Hashable], within: 
         groups[group(order)].append(order)
     for members in groups.values():
         in_time = sorted(members, key=lambda order: (order.event_ts, order.order_id))
-        for place, first in enumerate(in_time):
-            end = bisect_right(in_time, first.event_ts + within, key=lambda order: order.event_ts)
-            yield in_time[place:end]
+        for place in range(len(in_time)):
+            yield _interval(in_time, place, within)
+
+
+def _interval(in_time: list[Order], place: int, within: timedelta) -> list[Order]:
+    begin = in_time[place].event_ts
+    end = bisect_right(in_time, within, key=lambda order: order.event_ts - begin)
+    return in_time[place:end]

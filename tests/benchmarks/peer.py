@@ -5,6 +5,7 @@ What it saves against finpro: state dies with the process, and verdicts look bac
 stay Genuine; it takes the contract on trust (ids are integers, what cannot be read ends it) and gives no evidence.
 """
 
+import gc
 import json
 import time
 from collections import defaultdict, deque
@@ -38,22 +39,8 @@ PRODUCER = {
     "queue.buffering.max.messages": 0,
     "queue.buffering.max.kbytes": 1 << 20,
 }
-INSTANT = pa.timestamp("us", "UTC")
-STAGED = pa.schema(
-    {
-        "order_id": pa.string(),
-        "user_id": pa.int64(),
-        "product_id": pa.int64(),
-        "quantity": pa.int64(),
-        "amount": pa.string(),
-        "amount_numeric": pa.int64(),
-        "country": pa.string(),
-        "created_date": INSTANT,
-        "event_ts": INSTANT,
-        "status": pa.string(),
-        "source": pa.string(),
-        "reasons": pa.list_(pa.string()),
-    }
+COLUMNS = (
+    "order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts, status, source, reasons"
 )
 
 
@@ -83,9 +70,9 @@ def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
     crowd, crowd_within = rules.coordinated_users.users, rules.coordinated_users.within.total_seconds()
     fewest, widest = min(run, crowd), max(run_within, crowd_within)
     lateness = rules.lateness.total_seconds()
-    near: dict[tuple[int, int], deque[tuple[float, int]]] = defaultdict(deque)
-    purchases: dict[tuple[int, int], tuple[float, ...]] = {}
-    earlier_purchases: dict[tuple[int, int], tuple[float, ...]] = {}
+    near: dict[int, deque[tuple[float, int]]] = defaultdict(deque)
+    purchases: dict[int, tuple[float, ...]] = {}
+    earlier_purchases: dict[int, tuple[float, ...]] = {}
     turned = newest = 0.0
 
     def give(order: Order, at: float) -> tuple[str, ...]:
@@ -106,13 +93,13 @@ def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
 
         if at - turned > repeat_within:  # two generations instead of expiry: nothing older than two intervals stays
             earlier_purchases, purchases, turned = purchases, {}, at
-        pair = (user, product)
+        pair = user << 32 | product
         times = purchases.get(pair) or earlier_purchases.get(pair)
         purchases[pair] = times = (*times[1 - repeats :], at) if times else (at,)
         if len(times) == repeats and at - times[0] <= repeat_within:
             reasons.append("repeat_purchase")
 
-        neighbours = near[product, quantity]
+        neighbours = near[product << 32 | quantity]
         while neighbours and neighbours[0][0] < at - widest:
             neighbours.popleft()
         neighbours.append((at, user))
@@ -139,19 +126,14 @@ def screener(rules: FraudRules) -> Callable[[list[Message]], list[Order]]:
 
     def screen(messages: list[Message]) -> list[Order]:
         orders = [decode(message.value()) for message in messages]
-        for message, order, at in zip(messages, orders, event_seconds(orders), strict=True):
+        times = pc.divide(instants([order.event_ts for order in orders]).cast(pa.int64()), 1e6).to_pylist()
+        for message, order, at in zip(messages, orders, times, strict=True):
             order.amount_numeric = spelled_amount(order.amount)
             order.reasons = books[message.partition()](order, at)
             order.status = "Fraud" if order.reasons else "Genuine"
         return orders
 
     return screen
-
-
-def event_seconds(orders: list[Order]) -> list[float]:
-    """The event times as seconds since 1970: parsed together, which costs a tenth of parsing each."""
-    texts = pa.array([order.event_ts for order in orders], pa.string())
-    return pc.divide(texts.cast(INSTANT).cast(pa.int64()), 1e6).to_pylist()
 
 
 def spelled_amount(amount: str) -> int:
@@ -166,14 +148,13 @@ class Sinks:
         self._processed, self._alerts = settings.topic(PROCESSED_ORDERS), settings.topic(FRAUD_ALERT)
         self._consumer, self._producer = consumer, Producer(librdkafka_config(settings) | PRODUCER)
         self._postgres = dbapi.connect(settings.require("postgres_dsn"))
-        columns = ", ".join(STAGED.names)
         # The first verdict stands: the same order again changes nothing.
         self._upsert = (
-            f"insert into raw_orders ({columns}, rules_version, screened_at)"
-            f" select {columns}, '{rules_version}', now() from staged on conflict (order_id) do nothing"
+            f"insert into raw_orders ({COLUMNS}, rules_version, screened_at)"
+            f" select {COLUMNS}, '{rules_version}', now() from staged on conflict (order_id) do nothing"
         )
         with self._postgres.cursor() as cursor:
-            cursor.execute(f"create temporary table staged as select {columns} from raw_orders with no data")
+            cursor.execute(f"create temporary table staged as select {COLUMNS} from raw_orders with no data")
         self._postgres.commit()
 
     def send(self, orders: list[Order]) -> None:
@@ -187,10 +168,9 @@ class Sinks:
 
     def write(self, orders: list[Order], positions: list[TopicPartition]) -> None:
         """Upsert a batch, wait until Kafka has its verdicts, then commit where it ended."""
-        table = pa.table({field.name: column(orders, field) for field in STAGED})
         with self._postgres.cursor() as cursor:
             cursor.execute("truncate staged")
-            cursor.adbc_ingest("staged", table, mode="append", temporary=True)
+            cursor.adbc_ingest("staged", rows(orders), mode="append", temporary=True)
             cursor.execute(self._upsert)
         self._postgres.commit()
         if self._producer.flush(60):
@@ -198,10 +178,29 @@ class Sinks:
         self._consumer.commit(offsets=positions, asynchronous=False)
 
 
-def column(orders: list[Order], field: pa.Field) -> pa.Array:
-    """One field of all orders as Arrow."""
-    values = [getattr(order, field.name) for order in orders]
-    return pa.array(values, pa.string()).cast(INSTANT) if field.type == INSTANT else pa.array(values, field.type)
+def rows(orders: list[Order]) -> pa.Table:
+    """The orders as Arrow, for COPY. Spelled out, which takes a fifth of the time of a loop over the fields."""
+    return pa.table(
+        {
+            "order_id": pa.array([order.order_id for order in orders], pa.string()),
+            "user_id": pa.array([order.user_id for order in orders], pa.int64()),
+            "product_id": pa.array([order.product_id for order in orders], pa.int64()),
+            "quantity": pa.array([order.quantity for order in orders], pa.int64()),
+            "amount": pa.array([order.amount for order in orders], pa.string()),
+            "amount_numeric": pa.array([order.amount_numeric for order in orders], pa.int64()),
+            "country": pa.array([order.country for order in orders], pa.string()),
+            "created_date": instants([order.created_date for order in orders]),
+            "event_ts": instants([order.event_ts for order in orders]),
+            "status": pa.array([order.status for order in orders], pa.string()),
+            "source": pa.array([order.source for order in orders], pa.string()),
+            "reasons": pa.array([order.reasons for order in orders], pa.list_(pa.string())),
+        }
+    )
+
+
+def instants(texts: list[str]) -> pa.Array:
+    """ISO 8601 texts as microseconds: parsed together, which takes a tenth of the time of each alone."""
+    return pa.array(texts, pa.string()).cast(pa.timestamp("us", "UTC"))
 
 
 def backlog(consumer: Consumer, topic: str) -> int:
@@ -223,6 +222,7 @@ def main() -> None:
     messages = consumer.consume(1, 60)
     started, done = time.monotonic(), 0
     screen = screener(rules)
+    gc.disable()  # there are no cycles, and looking for them takes an eighth of the time
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         while messages:

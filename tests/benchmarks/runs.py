@@ -4,7 +4,7 @@ import json
 import signal
 from dataclasses import dataclass
 
-from streaming.kafka import FRAUD_ALERT, PROCESSED_ORDERS
+from streaming.kafka import PROCESSED_ORDERS
 from tests.benchmarks.arena import Stage
 from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.latency import Latency, measure_live
@@ -82,9 +82,7 @@ def run_live(contestant: Contestant, stage: Stage, *, rate: int, warm_up_seconds
     """
     with running(contestant.live, stage.environment | contestant.environment, stage.log) as (process, usage):
         try:
-            latency = measure_live(
-                stage.settings, rate=rate, warm_up_seconds=warm_up_seconds, seconds=seconds, seed=seed
-            )
+            latency = measure_live(stage.settings, rate=rate, warm_up_seconds=warm_up_seconds, seconds=seconds, seed=seed)
         except BenchmarkError as error:
             end = stage.log.read_text(errors="replace")[-3_000:]
             raise BenchmarkError(f"{contestant.name}: {error}. Its log, {stage.log}, ends:\n{end}") from error

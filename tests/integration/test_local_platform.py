@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from jobs.local import platform as embedded
 from jobs.local import postgres
-from jobs.local.ports import LOOPBACK
+from jobs.local.ports import LOOPBACK, claim_ports
 from jobs.local.postgres import PostgresServer
 from jobs.local.private_files import private_directory
 from jobs.local.processes import Daemon
@@ -96,8 +96,8 @@ def remembered(box: Box) -> tuple[list[str], list[str]]:
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("select what from remembered order by ctid")
         rows = [what for (what,) in cursor.fetchall()]
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": os.urandom(8).hex(), "auto.offset.reset": "earliest"})
-    consumer.subscribe(["orders"])
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "unused: the partition is assigned by hand"})
+    consumer.assign([TopicPartition("orders", 0, 0)])
     messages = [message.value() for message in consumer.consume(len(rows), timeout=20)]
     consumer.close()
     return rows, [value.decode() for value in messages if value]
@@ -141,14 +141,7 @@ def test_only_the_owner_can_read_what_up_wrote(box: Box) -> None:
     box.must("up")
     written = [path for path in box.home.rglob("*") if (box.home / "jars") not in path.parents]
 
-    assert {path.name for path in written} >= {
-        "env",
-        "secrets",
-        "postgres-superuser",
-        "postgres-finpro",
-        "kafka.log",
-        "PG_VERSION",
-    } - {"postgres-superuser"}
+    assert {path.name for path in written} >= {"env", "postgres-finpro", "kafka.log", "ports.json", "PG_VERSION", "orders-0"}
     assert [path for path in [box.home, *written] if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)] == []
 
 
@@ -213,9 +206,9 @@ def test_killed_servers_come_back_with_their_data(box: Box) -> None:
 def test_down_works_when_one_server_has_died_already(box: Box) -> None:
     box.must("up")
     family = box.family()
-    box.processes()["kafka"].kill()
+    box.processes()["postgres"].kill()
 
-    assert box.must("down") == "stopped postgres\n"
+    assert box.must("down") == "stopped kafka\n"
     assert all_end(family)
     assert box.must("down") == "nothing was running\n"
 
@@ -238,22 +231,22 @@ def test_a_taken_port_is_replaced_and_the_data_stay(box: Box) -> None:
 
 def test_a_port_lost_while_starting_is_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.must("up")
-    claim, attempts = postgres.claim_ports, []
+    thieves: list[socket.socket] = []
     monkeypatch.setenv("FINPRO_HOME", str(box.home))
     PostgresServer(box.home).stop()
 
     def claim_late(home: Path, names: tuple[str, ...]) -> dict[str, int]:
-        ports = claim(home, names)
-        if not attempts:
-            attempts.append(socket.create_server((LOOPBACK, ports["postgres"])))
+        ports = claim_ports(home, names)
+        if not thieves:
+            thieves.append(socket.create_server((LOOPBACK, ports["postgres"])))
         return ports
 
     monkeypatch.setattr(postgres, "claim_ports", claim_late)
     embedded.up()
-    thief = attempts[0].getsockname()[1]
-    attempts[0].close()
+    stolen = thieves[0].getsockname()[1]
+    thieves[0].close()
 
-    assert not box.reach()[1].endswith(f":{thief}/finpro")
+    assert not box.reach()[1].endswith(f":{stolen}/finpro")
     assert box.processes().keys() == {"kafka", "postgres"}
 
 

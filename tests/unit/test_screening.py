@@ -1,0 +1,194 @@
+"""Screening without Spark: micro-batch after micro-batch through parsing, buckets and state, against the brute force."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.rules import FraudRules
+from streaming.chunks import Arrivals, PartitionRead, Recent
+from streaming.contract import CONTENT
+from streaming.pipeline import NOTHING_RECENT, read_arrivals, screen_arrivals
+from streaming.screening import Frontier, advance, reason_lists
+from tests.brute_force import Message, judge
+from tests.order_sets import OrderSet, micro_batches, order_sets, shuffles
+
+SECOND_US = 1_000_000
+
+
+@dataclass
+class Stream:
+    """The pipeline with a dictionary in place of Postgres: reasons add up, the first content of an order_id stands."""
+
+    rules: FraudRules
+    buckets: int
+    backlog_offsets: int | None = None
+    recent: dict[int, Recent] = field(default_factory=dict)
+    stored: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    reasons: dict[str, set[str]] = field(default_factory=dict)
+    announced: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
+    dead: set[tuple[int, int]] = field(default_factory=set)
+    aside: dict[int, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+    late: int = 0
+
+    def feed(self, messages: list[Message]) -> None:
+        """One micro-batch; screened again as long as it turns out to hold used order ids with other content."""
+        by_partition: dict[int, list[Message]] = defaultdict(list)
+        for message in messages:
+            by_partition[message.partition].append(message)
+        while True:
+            shares: dict[int, list[Arrivals]] = defaultdict(list)
+            for partition, part in sorted(by_partition.items(), reverse=True):
+                known = self.aside[partition]
+                conflicts = {message.offset: known[message.offset] for message in part if message.offset in known}
+                for bucket, share in enumerate(read_arrivals(as_batch(part), self.rules, self.buckets, conflicts)):
+                    shares[bucket].append(share)
+            outcomes = {
+                bucket: screen_arrivals(arrivals, self.recent.get(bucket, NOTHING_RECENT), self.rules, self.backlog_offsets)
+                for bucket, arrivals in shares.items()
+            }
+            if not self._conflicts([outcome.verdicts for outcome in outcomes.values()]):
+                break
+        for bucket, outcome in outcomes.items():
+            self.recent[bucket] = outcome.recent
+            self.late += outcome.counts["late"]
+            self.dead |= set(outcome.dead_letters.select("partition", "offset").iter_rows())
+            self._settle(outcome.verdicts)
+
+    def _conflicts(self, verdicts: list[pl.DataFrame]) -> int:
+        claims = dict(self.stored)
+        found = 0
+        for row in pl.concat(verdicts).sort("received_at", "partition", "offset").iter_rows(named=True):
+            content = tuple(row[name] for name in CONTENT)
+            if claims.setdefault(row["order_id"], content) != content:
+                self.aside[row["partition"]][row["offset"]] = row["order_id"]
+                found += 1
+        return found
+
+    def _settle(self, verdicts: pl.DataFrame) -> None:
+        for row, reasons in zip(verdicts.iter_rows(named=True), reason_lists(verdicts["given"]), strict=True):
+            known = self.reasons.get(row["order_id"])
+            if known is not None and known >= set(reasons):
+                continue
+            self.stored.setdefault(row["order_id"], tuple(row[name] for name in CONTENT))
+            self.reasons[row["order_id"]] = (known or set()) | set(reasons)
+            self.announced[row["order_id"]].append(frozenset(self.reasons[row["order_id"]]))
+
+
+def as_batch(messages: list[Message]) -> pa.RecordBatch:
+    """Messages of one partition as Spark's Kafka source gives them."""
+    return pa.record_batch(
+        {
+            "topic": pa.array([message.topic for message in messages]),
+            "partition": pa.array([message.partition for message in messages], pa.int32()),
+            "offset": pa.array([message.offset for message in messages], pa.int64()),
+            "timestamp": pa.array([message.timestamp for message in messages], pa.timestamp("us", "UTC")),
+            "key": pa.array([message.key for message in messages], pa.binary()),
+            "value": pa.array([message.value for message in messages], pa.binary()),
+        }
+    )
+
+
+def expected(case: OrderSet) -> dict[str, set[str]]:
+    """The brute force's reasons for each order."""
+    return {order_id: set(verdict.reasons) for order_id, verdict in judge(case.messages, case.rules).orders.items()}
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(1, 3))
+def test_any_split_into_micro_batches_ends_in_the_brute_force_verdicts(data: st.DataObject, buckets: int) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    judgement = judge(case.messages, case.rules)
+    assert stream.reasons == expected(case)
+    assert stream.dead == {(partition, offset) for _, partition, offset in judgement.dead_letters}
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_orders_in_any_order_end_in_the_brute_force_verdicts_while_none_is_evicted(data: st.DataObject) -> None:
+    case = data.draw(order_sets(on_time=False))
+    patient = case.rules.model_copy(update={"lateness": timedelta(days=30)})
+    stream = Stream(patient, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    assert stream.reasons == expected(case)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_verdict_is_announced_once_and_then_only_with_further_reasons(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_the_same_messages_again_change_nothing(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    before = {order_id: list(verdicts) for order_id, verdicts in stream.announced.items()}
+    stream.feed(data.draw(shuffles(case.messages)))
+    assert stream.announced == before
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_no_order_is_late_in_a_backlog_of_partitions_that_differ_ten_to_one(data: st.DataObject) -> None:
+    case = data.draw(order_sets(partitions=1))
+    # One order in eleven lies in the short partition; a batch takes a share of both in proportion, as Spark does.
+    part = [message.__class__(**{**vars(message), "partition": int(i % 11 == 0)}) for i, message in enumerate(case.messages)]
+    long, short = ([m for m in part if m.partition == partition] for partition in (0, 1))
+    limit = data.draw(st.integers(2, 12))
+    stream = Stream(case.rules, buckets=2, backlog_offsets=limit)
+    while long or short:
+        total = len(long) + len(short)
+        taken = [part if total <= limit else part[: max(1, limit * len(part) // total)] for part in (long, short)]
+        long, short = long[len(taken[0]) :], short[len(taken[1]) :]
+        stream.feed([*taken[0], *taken[1]])
+    assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(part, case.rules).orders.items()}
+
+
+def read(partition: int, first: int, last: int, newest_seconds: float) -> PartitionRead:
+    return PartitionRead(partition, first, last, round(newest_seconds * SECOND_US))
+
+
+def test_the_watermark_waits_for_the_partition_that_is_furthest_behind_while_there_is_a_backlog() -> None:
+    behind = advance(Frontier(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], timedelta(seconds=30), backlog_offsets=100)
+    assert behind.watermark_us == 70 * SECOND_US
+    caught_up = advance(behind, [read(0, 90, 99, 1000), read(1, 10, 10, 110)], timedelta(seconds=30), backlog_offsets=100)
+    assert caught_up.watermark_us == 970 * SECOND_US
+
+
+def test_the_watermark_never_moves_back() -> None:
+    ahead = advance(Frontier(), [read(0, 0, 0, 1000)], timedelta(seconds=30), backlog_offsets=None)
+    assert advance(ahead, [read(1, 0, 0, 10)], timedelta(seconds=30), backlog_offsets=None).watermark_us == ahead.watermark_us
+
+
+def test_the_state_holds_the_orders_of_lateness_and_the_widest_window_and_no_more() -> None:
+    rules = FraudRules(version="test", lateness=timedelta(seconds=30))
+    stream = Stream(rules, buckets=1)
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    for second in range(300):
+        stamp = start + timedelta(seconds=second)
+        value = (
+            f'{{"order_id":"o{second}","user_id":{second + 1},"product_id":1,"quantity":1,"amount":"1000","country":"ID",'
+            f'"created_date":"{stamp.isoformat()}","event_ts":"{stamp.isoformat()}","status":"Pending","source":"web"}}'
+        )
+        stream.feed([Message("orders", 0, second, stamp, b"1", value.encode())])
+    kept = len(pl.read_ipc_stream(stream.recent[0].orders))
+    assert kept == 30 + 10 + 1
