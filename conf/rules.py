@@ -28,9 +28,11 @@ def _duration(value: Any) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 
-def _not_negative(value: timedelta) -> timedelta:
+def _within_a_day(value: timedelta) -> timedelta:
     if value < timedelta(0):
         raise ValueError("must not be negative")
+    if value > timedelta(days=1):
+        raise ValueError("must be at most a day: every order of that long is kept in state")
     return value
 
 
@@ -42,7 +44,10 @@ def _zone(value: str) -> str:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_not_negative)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_within_a_day)]
+
+Limit = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Members = Annotated[int, Field(ge=2, le=1_000)]
 
 
 class _Table(BaseModel):
@@ -54,25 +59,25 @@ class ForeignCountry(_Table):
 
 
 class NightQuantity(_Table):
-    above: Annotated[int, Field(ge=0)] = 100
+    above: Limit = 100
 
 
 class NightAmount(_Table):
-    above: Annotated[int, Field(ge=0)] = 100_000_000
+    above: Limit = 100_000_000
 
 
 class RepeatPurchase(_Table):
-    orders: Annotated[int, Field(ge=2)] = 3
+    orders: Members = 3
     within: Duration = timedelta(seconds=10)
 
 
 class SequentialUsers(_Table):
-    users: Annotated[int, Field(ge=2)] = 3
+    users: Members = 3
     within: Duration = timedelta(seconds=10)
 
 
 class CoordinatedUsers(_Table):
-    users: Annotated[int, Field(ge=2)] = 3
+    users: Members = 3
     within: Duration = timedelta(seconds=10)
 
 

@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+from collections import Counter
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -61,6 +63,61 @@ def env() -> None:
 
     for name, value in environment().items():
         typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def generate(
+    users: Annotated[int, typer.Option(min=0, help="Users 1 to this one.")] = 20_000,
+    products: Annotated[int, typer.Option(min=0, help="Products 1 to this one.")] = 1_000,
+    seed: Annotated[int, typer.Option(min=0, help="What they are made from; keep it, and larger counts only add.")] = 1,
+) -> None:
+    """Make users and products and load them into Postgres; the same again changes nothing."""
+    from batch.reference_data import generate as generate_reference_data
+
+    dsn = load_settings().require("postgres_dsn")
+    copied: Counter[str] = Counter()
+
+    def show(table: str, rows: int) -> None:
+        copied[table] += rows
+        typer.echo(f"{table}: {copied[table]:,} rows copied", err=True)
+
+    for loaded in generate_reference_data(dsn, user_count=users, product_count=products, seed=seed, on_rows=show):
+        typer.echo(f"{loaded.table}: {loaded.inserted:,} inserted, {loaded.updated:,} updated, {loaded.unchanged:,} unchanged")
+
+
+@app.command()
+def produce(
+    orders: Annotated[int, typer.Option(min=1, help="How many orders.")] = 20_000,
+    rate: Annotated[float, typer.Option(min=0, help="Orders a second; 0 is as fast as it goes.")] = 200.0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed and start, same messages.")] = 1,
+    bursts: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that are planted frauds.")] = 0.04,
+    broken: Annotated[float, typer.Option(min=0, max=1, help="Messages that break the contract, per order.")] = 0.0,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that come twice.")] = 0.0,
+    start: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"], help="First event time.")
+    ] = None,
+    event_rate: Annotated[float, typer.Option(min=0.001, help="With --rate 0: orders a second of event time.")] = 200.0,
+) -> None:
+    """Send orders of the users and products in Postgres to Kafka, with planted frauds that carry a label in a header."""
+    from jobs.interruption import stop_on_signal
+    from streaming.producer import produce as produce_orders
+
+    settings = load_settings()
+    with stop_on_signal() as stop:
+        report = produce_orders(
+            settings,
+            orders=orders,
+            rate=rate,
+            seed=seed,
+            bursts=bursts,
+            broken=broken,
+            duplicates=duplicates,
+            start=start,
+            event_rate=event_rate,
+            on_progress=lambda progress: typer.echo(str(progress), err=True),
+            stop=stop,
+        )
+    typer.echo(str(report))
 
 
 @app.command()

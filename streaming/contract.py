@@ -84,13 +84,13 @@ class _Message(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Message).decode
 _FIELDS = _Message.__struct_fields__
 
-# `17`, `U17`, `P203`: an optional letter prefix, then the digits that are the id.
-_ID_TEXT = re.compile(r"[A-Za-z]*0*([0-9]{1,19})", re.ASCII)
+# `17` or `U17` for a user, `203` or `P203` for a product: the digits are the id.
+_ID_TEXTS = {"user_id": re.compile(r"[Uu]?0*([0-9]{1,19})"), "product_id": re.compile(r"[Pp]?0*([0-9]{1,19})")}
 # `Rp.1.250.000`, `Rp 1.250.000`, `IDR 1250000`, `1250000`: dots only between groups of three.
 _AMOUNT_TEXT = r"^(?i:rp\.? ?|idr ?)?([0-9]{1,3}(?:\.[0-9]{3})+|[0-9]+)$"
 # What `datetime.fromisoformat` takes beyond ISO 8601's calendar dates is not part of the contract.
 _TIMESTAMP_TEXT = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-]\d{2}(?::?\d{2})?)",
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)",
     re.ASCII | re.IGNORECASE,
 )
 # What Postgres, Spark and Python can all hold.
@@ -172,8 +172,8 @@ def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict
     parsed = decoded.values()
     texts = {name: [getattr(message, name) for message in parsed] for name in _FIELDS if name not in ("user_id", "product_id")}
     fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
-        user_id=_ids([message.user_id for message in parsed]),
-        product_id=_ids([message.product_id for message in parsed]),
+        user_id=_ids("user_id", [message.user_id for message in parsed]),
+        product_id=_ids("product_id", [message.product_id for message in parsed]),
         row=pl.Series(list(decoded), dtype=pl.Int64),
     )
     if broken:
@@ -198,24 +198,24 @@ _FIELD_SCHEMA = {
 }
 
 
-def _ids(values: list[int | str]) -> pl.Series:
+def _ids(name: str, values: list[int | str]) -> pl.Series:
     try:
         return pl.Series(values, dtype=pl.Int64, strict=True)
     except (TypeError, pl.exceptions.PolarsError):
-        return pl.Series([_id(value) for value in values], dtype=pl.Int64)
+        return pl.Series([_id(_ID_TEXTS[name], value) for value in values], dtype=pl.Int64)
 
 
-def _id(value: int | str) -> int | None:
+def _id(text: re.Pattern[str], value: int | str) -> int | None:
     if isinstance(value, int):
         return value
-    match = _ID_TEXT.fullmatch(value)
+    match = text.fullmatch(value)
     number = int(match[1]) if match else 0
     return number if 1 <= number <= BIGINT_MAX else None
 
 
 def _timestamps(texts: pl.Series) -> pl.Series:
     """ISO 8601 with offset, to the microsecond; null where it is not that. The common form is read as a column."""
-    usual = texts.str.contains(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:[0-5]\d(\.\d{1,6})?(Z|[+-]\d{2}:\d{2})$")
+    usual = texts.str.contains(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$")
     parsed = texts.set(~usual, None).str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False)
     parsed = parsed.set(~parsed.is_between(_EARLIEST, _LATEST), None)
     rest = parsed.is_null()

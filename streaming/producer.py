@@ -5,7 +5,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -30,8 +30,7 @@ DEFAULT_EVENT_RATE = 200.0
 _IN_FLIGHT = 20_000  # messages that may wait for their acknowledgement: the client itself would queue without bound
 _AT_ONCE = 1_000  # messages between two looks at the clock
 _SHORTEST_NAP_SECONDS, _LONGEST_NAP_SECONDS = 0.002, 0.05
-_DELIVERY_TIMEOUT_SECONDS = 30
-_CLOSE_TIMEOUT_SECONDS = 5
+_DELIVERY_TIMEOUT_SECONDS = 30  # long enough for a broker to restart
 _PROGRESS_EVERY_SECONDS = 1.0
 _WORTH_MENTIONING_SECONDS = 0.25  # a lag below this is caught up at once
 
@@ -41,18 +40,21 @@ logging.getLogger("kafka").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: messages handed to Kafka and acknowledged by it, and how late the next one is."""
+    """How far a run is: orders handed to Kafka, of how many; messages it has not acknowledged; how late the next one is."""
 
     sent: int
-    acknowledged: int
+    orders: int
+    unacknowledged: int
     behind_orders: int
     behind_seconds: float
 
     def __str__(self) -> str:
-        text = f"{self.sent:,} messages sent, {self.acknowledged:,} acknowledged"
-        if self.behind_seconds < _WORTH_MENTIONING_SECONDS:
-            return text
-        return f"{text}, behind by {self.behind_orders:,} orders ({self.behind_seconds:.1f} s)"
+        text = f"{self.sent:,} of {self.orders:,} orders sent"
+        if self.unacknowledged > _AT_ONCE:
+            text += f", {self.unacknowledged:,} messages not acknowledged yet"
+        if self.behind_seconds >= _WORTH_MENTIONING_SECONDS:
+            text += f", behind by {self.behind_orders:,} orders ({self.behind_seconds:.1f} s)"
+        return text
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,27 @@ class ProduceReport:
     def rate(self) -> float:
         """Orders a second."""
         return self.orders / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.orders:,} orders acknowledged in {self.seconds:.1f} s: {self.rate:,.0f} orders/s{self._lateness()}",
+            f"{self.planted:,} of them planted frauds{_listed(self.labels)}",
+        ]
+        if self.duplicates:
+            lines.append(f"{self.duplicates:,} orders sent twice")
+        if self.broken:
+            lines.append(f"{sum(self.broken.values()):,} messages that break the contract{_listed(self.broken)}")
+        if self.interrupted:
+            lines.append("stopped before the end, as asked")
+        return "\n".join(lines)
+
+    def _lateness(self) -> str:
+        late = self.behind_seconds >= _WORTH_MENTIONING_SECONDS
+        return f", at worst {self.behind_seconds:.1f} s behind" if late else ""
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return "".join(f"\n  {name:<18}{count:>9,}" for name, count in counts.items())
 
 
 def produce(
@@ -137,7 +160,7 @@ def produce(
         for number, batch in enumerate(batches)
     )
     with _delivery(settings) as delivery:
-        pacing = _Pacing(rate, delivery, on_progress, stop)
+        pacing = _Pacing(rate, orders, delivery, on_progress, stop)
         interrupted = not all(pacing.send(run) for run in runs)
         delivery.finish()
         return _report(delivery, pacing, start, interrupted)
@@ -168,8 +191,8 @@ def _start(start: datetime | None, history: timedelta, skew: timedelta) -> datet
         raise SettingsError(f"The start {start.isoformat()} has no offset: write it like {now.isoformat(timespec='seconds')}")
     if start + history > now + skew:
         raise SettingsError(
-            f"A start at {start.isoformat()} puts event times into the future, which makes them dead letters: orders with a rate"
-            f" begin at the latest now, history of {history} by then."
+            f"A start at {start.isoformat()} puts event times into the future, where they are dead letters: start no later than"
+            f" {(now - history).isoformat(timespec='seconds')}."
         )
     return start
 
@@ -198,9 +221,9 @@ class _Delivery:
         return self.kinds.total()
 
     @property
-    def sent(self) -> int:
-        """Messages handed over."""
-        return self.acknowledged + len(self._waiting)
+    def unacknowledged(self) -> int:
+        """Messages on their way."""
+        return len(self._waiting)
 
     def send(self, batch: Sequence[Message]) -> None:
         """Hand messages over, waiting while too many are on their way; raises as soon as one is known to have failed."""
@@ -216,14 +239,14 @@ class _Delivery:
 
     def settle(self, may_wait: int) -> None:
         """Count what was acknowledged, and wait for the rest except so many."""
-        waiting = self._waiting
+        waiting, kinds, labels = self._waiting, self.kinds, self.labels
         while waiting and (waiting[0][0].is_done or len(waiting) > may_wait):
             future, message = waiting[0]
             future.get(timeout=_DELIVERY_TIMEOUT_SECONDS)
             waiting.popleft()
-            self.kinds[message.kind] += 1
+            kinds[message.kind] += 1
             if message.kind == ORDER and message.label:
-                self.labels[message.label] += 1
+                labels[message.label] += 1
 
 
 @contextmanager
@@ -255,24 +278,29 @@ def _kafka_producer(settings: Settings) -> Iterator[KafkaProducer]:
         delivery_timeout_ms=_DELIVERY_TIMEOUT_SECONDS * 1_000,
         request_timeout_ms=10_000,
         bootstrap_timeout_ms=10_000,
+        reconnect_backoff_max_ms=1_000,  # the default's 30 s would outlast the delivery timeout
         metrics_enabled=False,
     )
     try:
         yield producer
+    except BaseException:
+        producer._sender.force_close()  # close() on its own waits for what can no longer be delivered, and so does __del__
+        raise
     finally:
-        with suppress(kafka.errors.KafkaError):  # closing flushes: after a failure that fails as well, and says nothing new
-            producer.close(timeout=_CLOSE_TIMEOUT_SECONDS)
+        producer.close(timeout=_DELIVERY_TIMEOUT_SECONDS)
 
 
 class _Pacing:
     """Sends messages when they are due, and knows how late it is. The clock starts with the first of them."""
 
     def __init__(
-        self, rate: float, delivery: _Delivery, on_progress: Callable[[Progress], None], stop: Callable[[], bool]
+        self, rate: float, orders: int, delivery: _Delivery, on_progress: Callable[[Progress], None], stop: Callable[[], bool]
     ) -> None:
-        self._rate, self._delivery, self._on_progress, self._stop = rate, delivery, on_progress, stop
+        self._rate, self._orders = rate, orders
+        self._delivery, self._on_progress, self._stop = delivery, on_progress, stop
         self._began: float | None = None
         self._next_progress = _PROGRESS_EVERY_SECONDS
+        self._sent_orders = 0
         self.worst_lag = 0.0
 
     @property
@@ -301,11 +329,16 @@ class _Pacing:
         until = min(sent + _AT_ONCE, len(run))
         if self._rate:
             until = bisect_right(run, self.elapsed, sent, until, key=attrgetter("due"))
-        self._delivery.send(run[sent:until])
+        batch = run[sent:until]
+        self._delivery.send(batch)
+        self._sent_orders += sum(message.kind == ORDER for message in batch)
         return until
 
     def _observe(self, lag: float) -> None:
         self.worst_lag = max(self.worst_lag, lag)
-        if self.elapsed >= self._next_progress:
-            self._next_progress = self.elapsed + _PROGRESS_EVERY_SECONDS
-            self._on_progress(Progress(self._delivery.sent, self._delivery.acknowledged, int(lag * self._rate), lag))
+        if self.elapsed < self._next_progress:
+            return
+        self._next_progress = self.elapsed + _PROGRESS_EVERY_SECONDS
+        due = min(int(self.elapsed * self._rate), self._orders)
+        behind = max(due - self._sent_orders, 0)
+        self._on_progress(Progress(self._sent_orders, self._orders, self._delivery.unacknowledged, behind, lag))

@@ -338,7 +338,7 @@ def mutations(
 
     Some stay good, and no two of those have the same order id.
     """
-    choose = random.Random(seed)  # noqa: S311
+    choose = random.Random(seed)
     result: list[Mutation] = []
     order_ids: set[str | None] = set()
     while len(result) < count:

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from itertools import pairwise
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -32,8 +32,8 @@ ZONES = ("Asia/Jakarta", "UTC", "America/New_York", "Asia/Kathmandu")
 MICROSECOND = timedelta(microseconds=1)
 
 # Two of the days have a change to and from daylight saving time in New York, within the night.
-_DAYS = (datetime(2026, 10, 15), datetime(2026, 3, 8), datetime(2026, 11, 1))
-_CLOCKS = (timedelta(hours=12), timedelta(0), timedelta(hours=4))
+_DAYS = (date(2026, 10, 15), date(2026, 3, 8), date(2026, 11, 1))
+_CLOCKS = (time(12), time(0), time(4))
 _SOURCES = ("web", "mobile", "it's", 'a"b', "back\\slash", "\\N", "{NULL,x}", "tab\tline\nend\r", "toko é 店 🛒")
 _LARGEST = 2**63 - 1
 
@@ -88,7 +88,8 @@ def orders(draw: st.DrawFn, rules: FraudRules, *, max_size: int = 40) -> list[Or
 
     They begin around noon, midnight or 04:00 of the rules' zone, one microsecond before or after it, or at it.
     """
-    begin = _utc(draw(st.sampled_from(_DAYS)) + draw(st.sampled_from(_CLOCKS)), rules)
+    day, clock = draw(st.sampled_from(_DAYS)), draw(st.sampled_from(_CLOCKS))
+    begin = datetime.combine(day, clock, ZoneInfo(rules.time_zone)).astimezone(UTC)
     begin += draw(st.sampled_from((timedelta(0), -MICROSECOND, MICROSECOND)))
     first_user = draw(st.sampled_from((1, 1, 98, _LARGEST - 7)))
     scene = _scattered(rules, begin, first_user) | _planted(rules, begin, first_user)
@@ -96,10 +97,6 @@ def orders(draw: st.DrawFn, rules: FraudRules, *, max_size: int = 40) -> list[Or
     purchases = [purchase for scene in scenes for purchase in scene][:max_size]
     names = draw(st.permutations(range(len(purchases))))
     return [draw(_order(rules, f"o{name}", purchase)) for name, purchase in zip(names, purchases, strict=True)]
-
-
-def _utc(local: datetime, rules: FraudRules) -> datetime:
-    return local.replace(tzinfo=ZoneInfo(rules.time_zone)).astimezone(UTC)
 
 
 def _steps(rules: FraudRules) -> st.SearchStrategy[timedelta]:
@@ -239,7 +236,7 @@ def spelled(order: Order, spelling: int = 0) -> bytes:
     """The order as the bytes of a message: each number is another way to say the same, 0 the plainest."""
     if spelling == 0:
         return json.dumps(_plain(order)).encode()
-    choose = random.Random(spelling)  # noqa: S311
+    choose = random.Random(spelling)
     fields = _plain(order) | {
         "user_id": choose.choice((order.user_id, f"U{order.user_id}", str(order.user_id))),
         "product_id": choose.choice((order.product_id, f"P{order.product_id}")),

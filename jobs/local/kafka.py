@@ -1,8 +1,8 @@
 """The embedded Kafka: one KRaft broker, started from its jars."""
 
 import os
+import shutil
 import signal
-import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -10,13 +10,12 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from conf.errors import PlatformError
 from conf.settings import CONF_DIR
 from jobs.local.jars import kafka_broker_classpath
 from jobs.local.java import java_home
 from jobs.local.ports import LOOPBACK, accepts_connections, claim_ports, remembered_ports
 from jobs.local.private_files import private_directory, write_private
-from jobs.local.processes import Daemon, child_environment
+from jobs.local.processes import Daemon, run_once
 
 _CONF = CONF_DIR / "local"
 _STOP_SECONDS = 30
@@ -41,12 +40,12 @@ class KafkaBroker:
         """Start the broker; its data folder is formatted the first time.
 
         Raises:
-            PlatformError: no Java, no jars, or the data folder cannot be formatted.
+            PlatformError: no Java, no jars, or the data folder cannot be made.
         """
-        private_directory(self._data)
-        self._write_properties(claim_ports(self.daemon.home, self.ports))
-        if not self._meta().get("cluster.id"):
-            self._format()
+        ports = claim_ports(self.daemon.home, self.ports)
+        if not self._data.exists():
+            self._format(ports)
+        self._write_properties(ports, self._data)
         self.daemon.start(self._java("kafka.Kafka", str(self._properties)))
 
     def answers(self) -> bool:
@@ -55,7 +54,7 @@ class KafkaBroker:
             return False
         client = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
         try:
-            return bool(client.list_topics(timeout=5).cluster_id == self._meta()["cluster.id"])
+            return bool(client.list_topics(timeout=5).cluster_id == self._cluster_id())
         except KafkaException:
             return False
 
@@ -63,33 +62,33 @@ class KafkaBroker:
         """End the broker; True when it ran."""
         return self.daemon.stop(first=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
 
-    def _write_properties(self, ports: dict[str, int]) -> None:
-        addresses = {name: f"{LOOPBACK}:{port}" for name, port in ports.items()}
+    def _write_properties(self, ports: dict[str, int], data: Path) -> None:
+        broker, controller = (f"{LOOPBACK}:{ports[name]}" for name in self.ports)
         ours = [
-            f"listeners=PLAINTEXT://{addresses['kafka']},CONTROLLER://{addresses['kafka_controller']}",
-            f"advertised.listeners=PLAINTEXT://{addresses['kafka']}",
+            f"listeners=PLAINTEXT://{broker},CONTROLLER://{controller}",
+            f"advertised.listeners=PLAINTEXT://{broker}",
             # A quorum named by address, not one kept in the metadata: the port may be another one next time.
-            f"controller.quorum.voters=1@{addresses['kafka_controller']}",
-            f"log.dirs={_property_value(self._data)}",
+            f"controller.quorum.voters=1@{controller}",
+            # Relative to the home, where the broker runs: the whole path may hold commas, which separate folders here.
+            f"log.dirs={data.relative_to(self.daemon.home)}",
         ]
         settings = (_CONF / "kafka.properties").read_text(encoding="utf-8")
         write_private(self._properties, settings + "\n# Written by `finpro up`\n" + "\n".join(ours) + "\n")
 
-    def _format(self) -> None:
+    def _format(self, ports: dict[str, int]) -> None:
+        """Make the data folder under another name first: what is called `data` is complete."""
+        draft = self._data.with_name("data.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        private_directory(draft)
+        self._write_properties(ports, draft)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = self._java(
-            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={self._properties}", "--ignore-formatted"
-        )
-        done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), umask=0o077)
-        if done.returncode != 0:
-            raise PlatformError(f"Kafka's data folder {self._data} cannot be formatted:\n{(done.stdout + done.stderr).strip()}")
+        tool = ("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={self._properties}")
+        run_once(self._java(*tool), cwd=self.daemon.home, failure=f"Kafka's data folder {self._data} cannot be made")
+        draft.replace(self._data)
 
-    def _meta(self) -> dict[str, str]:
-        try:
-            lines = (self._data / "meta.properties").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return {}
-        return dict(line.split("=", 1) for line in lines if "=" in line)
+    def _cluster_id(self) -> str:
+        lines = (self._data / "meta.properties").read_text(encoding="utf-8").splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)["cluster.id"]
 
     def _java(self, *arguments: str) -> list[str]:
         return [
@@ -100,7 +99,3 @@ class KafkaBroker:
             os.pathsep.join(map(str, kafka_broker_classpath())),
             *arguments,
         ]
-
-
-def _property_value(path: Path) -> str:
-    return str(path).replace("\\", "\\\\")

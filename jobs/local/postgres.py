@@ -3,7 +3,6 @@
 import importlib.util
 import shutil
 import signal
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from conf.errors import PlatformError, PostgresError
 from conf.settings import CONF_DIR
 from jobs.local.ports import LOOPBACK, accepts_connections, claim_ports, remembered_ports
 from jobs.local.private_files import private_directory, secret
-from jobs.local.processes import Daemon, child_environment
+from jobs.local.processes import Daemon, run_once
 from jobs.local.unprivileged import Unprivileged
 
 SUPERUSER = "postgres"
@@ -111,13 +110,9 @@ class PostgresServer:
         initdb = [
             str(_binary("initdb")),
             *("-D", str(draft), "-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={self._password_file(SUPERUSER)}"),
-            *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"),
+            *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"),
         ]
-        done = subprocess.run(
-            account.command(initdb), capture_output=True, text=True, env=child_environment(), cwd=self._folder, umask=0o077
-        )
-        if done.returncode != 0:
-            raise PlatformError(f"Postgres cannot make its data folder {self._data}:\n{(done.stdout + done.stderr).strip()}")
+        run_once(account.command(initdb), cwd=self._folder, failure=f"Postgres's data folder {self._data} cannot be made")
         draft.replace(self._data)
 
     def _forget_dead_postmaster(self) -> None:

@@ -112,6 +112,17 @@ class Daemon:
         return f"{problem}.\nIts log {self.log} ends with:\n{tail}"
 
 
+def run_once(command: list[str], *, cwd: Path, failure: str) -> None:
+    """Run a program to its end, with the same environment as a background one.
+
+    Raises:
+        PlatformError: it failed: `failure`, and all it said.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), cwd=cwd, umask=0o077)
+    if done.returncode != 0:
+        raise PlatformError(f"{failure}:\n{(done.stdout + done.stderr).strip()}")
+
+
 def child_environment() -> dict[str, str]:
     """What a background process gets of this process's environment: no passwords, no settings."""
     kept = {name: os.environ[name] for name in _KEPT_FOR_CHILDREN if name in os.environ}

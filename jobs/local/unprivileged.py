@@ -45,8 +45,8 @@ class Unprivileged:
             if way._works(folder):
                 return way
         raise PlatformError(
-            "Postgres refuses to run as root, and this machine allows neither a user namespace (unshare) nor another"
-            " user id with CAP_DAC_OVERRIDE (setpriv): run finpro as an ordinary user."
+            f"Postgres refuses to run as root, and this machine lets root become {_ACCOUNT} neither in a user namespace"
+            " (unshare) nor with CAP_DAC_OVERRIDE (setpriv): run finpro as an ordinary user."
         )
 
     def command(self, command: list[str]) -> list[str]:
@@ -57,7 +57,7 @@ class Unprivileged:
         """Give a folder and all in it to the user that the program needs to be their owner."""
         if folder.stat().st_uid == self.owner:
             return
-        for path in [folder, *folder.rglob("*")]:
+        for path in [*folder.rglob("*"), folder]:  # the folder last: its owner says whether all of it is done
             os.chown(path, self.owner, -1, follow_symlinks=False)
 
     def _works(self, folder: Path) -> bool:
@@ -77,7 +77,10 @@ class Unprivileged:
 
 def ways_for_root() -> list[Unprivileged]:
     """The ways to try, best first: the namespace leaves every file root's."""
-    account = pwd.getpwnam(_ACCOUNT)
+    try:
+        account = pwd.getpwnam(_ACCOUNT)
+    except KeyError:
+        return []
     uid, gid, right = str(account.pw_uid), str(account.pw_gid), "-all,+dac_override"
     return [
         Unprivileged(("unshare", "--user", f"--map-user={uid}", f"--map-group={gid}"), 0),

@@ -5,11 +5,10 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -19,13 +18,13 @@ from conf.errors import FinproError
 from conf.rules import load_rules
 from tests.benchmarks.arena import RULES, Arena, arena
 from tests.benchmarks.contestants import Contestant, finpro, floor, peer
+from tests.benchmarks.latency import Pace
 from tests.benchmarks.load import make_orders, send
 from tests.benchmarks.report import Results
-from tests.benchmarks.runs import run_backlog, run_live
+from tests.benchmarks.runs import BacklogRun, LiveRun, run_backlog, run_live
 
 BACKLOG_RATE = 2_000  # orders a second of event time
-BACKLOG_TOPICS = "backlog_"
-console = Console(soft_wrap=True, highlight=False)
+console = Console(width=120, highlight=False)
 
 
 class Part(StrEnum):
@@ -36,7 +35,6 @@ class Part(StrEnum):
     FINPRO = "finpro"
     BACKLOG = "backlog"
     LIVE = "live"
-    GENERATE = "generate"
 
 
 def main(
@@ -50,14 +48,61 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every number to this file.")] = None,
 ) -> None:
     """Measure finpro against a tuned Python process and against bare Spark, on a platform started for it."""
-    left_out = set(skip or [])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parts = set(Part) - set(skip or [])
     results = Results(machine())
     with arena() as place:
-        contestants = [make() for make in (peer, floor, finpro) if make.__name__ not in left_out]
-        if Part.BACKLOG not in left_out:
+        contestants = [make() for make in (peer, floor, finpro) if make.__name__ in parts]
+        if Part.BACKLOG in parts:
             load_backlog(place, orders, seed)
             for contestant in contestants * repeat:
-                with place.stage(BACKLOG_TOPICS) as stage:
-                    results.backlog.append(run_backlog(contestant, stage, orders))
-                console.print(f"{contestant.name}: {results.backlog[-1].rate:,.0f} orders/s")
+                results.backlog.append(backlog(place, contestant, orders))
+        if Part.LIVE in parts:
+            pace = Pace(rate, warm_up_seconds, live_seconds)
+            for contestant in [each for each in contestants if each.live] * repeat:
+                results.live.append(live(place, contestant, pace, seed))
+    results.show(console)
+    if json_file:
+        json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, and how busy it was."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def load_backlog(place: Arena, count: int, seed: int) -> None:
+    """Fill the orders topic that every contestant reads; event times end now."""
+    console.print(f"Sending a backlog of {count:,} orders …")
+    start = datetime.now(UTC) - timedelta(seconds=count / BACKLOG_RATE)
+    with place.stage("backlog_") as stage:
+        send(stage.settings, make_orders(count, rules=load_rules(RULES), rate=BACKLOG_RATE, start=start, seed=seed))
+
+
+def backlog(place: Arena, contestant: Contestant, orders: int) -> BacklogRun:
+    """One contestant over the backlog."""
+    with place.stage("backlog_") as stage:
+        run = run_backlog(contestant, stage, orders)
+    console.print(f"{contestant.name}: {run.rate:,.0f} orders/s, {run.seconds:.1f} s")
+    return run
+
+
+def live(place: Arena, contestant: Contestant, pace: Pace, seed: int) -> LiveRun:
+    """One contestant on topics of its own, with orders sent as they happen."""
+    console.print(f"{contestant.name}: {pace.rate:,} orders/s for {pace.warm_up_seconds} + {pace.seconds} s …")
+    with place.stage(f"live_{place.runs}_") as stage:
+        return run_live(contestant, stage, pace, seed)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FinproError as error:
+        sys.exit(f"benchmark: {error}")

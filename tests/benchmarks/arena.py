@@ -42,9 +42,10 @@ class Stage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to run here."""
-        return os.environ | {
+        """What leads a command here, whatever the surroundings say."""
+        return {
             "FINPRO_KAFKA_BOOTSTRAP_SERVERS": self.settings.require("kafka_bootstrap_servers"),
+            "FINPRO_KAFKA_SECURITY_PROTOCOL": self.settings.kafka_security_protocol,
             "FINPRO_POSTGRES_DSN": self.settings.require("postgres_dsn"),
             "FINPRO_TOPIC_PREFIX": self.settings.topic_prefix,
             "FINPRO_CHECKPOINTS": self.settings.checkpoints,
@@ -69,13 +70,13 @@ class Arena:
     """A running platform that is nobody else's."""
 
     def __init__(self, platform: Platform) -> None:
-        self._platform, self._runs = platform, 0
+        self._platform, self.runs = platform, 0
 
     @contextmanager
     def stage(self, prefix: str) -> Iterator[Stage]:
         """A fresh database and folder, and topics with this prefix. The database goes when the run is over."""
-        self._runs += 1
-        database = f"run_{self._runs}"
+        self.runs += 1
+        database = f"run_{self.runs}"
         folder = private_directory(finpro_home() / "runs" / database)
         self._platform.postgres.create_database(database)
         fresh = {

@@ -4,6 +4,7 @@ One process sends, reads the output topic and asks Postgres, so that there is on
 at its own moment. A first stretch warms the contestant up and is not counted.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,6 +28,15 @@ GRACE_SECONDS = 15
 _MAKING_SECONDS = 5
 _ASKED_EVERY = 20  # Postgres is asked for one of so many orders: 50 a second are enough for a percentile
 _ASK_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Pace:
+    """`rate` orders a second; from the first verdict on, `warm_up_seconds` that do not count, then `seconds` that do."""
+
+    rate: int
+    warm_up_seconds: int
+    seconds: int
 
 
 class OrderId(msgspec.Struct):
@@ -93,12 +103,8 @@ class Watch:
                 self.awaited.difference_update(order_id for (order_id,) in found)
 
 
-def measure_live(settings: Settings, *, rate: int, warm_up_seconds: float, seconds: float, seed: int) -> Latency:
-    """Send `rate` orders a second to a running contestant, and time the ones that come after its warm-up.
-
-    Args:
-        warm_up_seconds: what is not counted, from the first verdict on.
-        seconds: how long orders are counted.
+def measure_live(settings: Settings, pace: Pace, seed: int) -> Latency:
+    """Send orders to a running contestant, and time the ones that come after its warm-up.
 
     Raises:
         BenchmarkError: no verdict came at all, or one of those that count is missing.
@@ -107,10 +113,10 @@ def measure_live(settings: Settings, *, rate: int, warm_up_seconds: float, secon
     sent: dict[str, float] = {}
     window: tuple[float, float] | None = None
     with watch.watching():
-        for order_id, moment in _send(settings, rate=rate, seconds=START_SECONDS + warm_up_seconds + seconds, seed=seed):
+        for order_id, moment in _send(settings, pace, seed):
             if window is None:
                 if watch.in_kafka:
-                    window = moment + warm_up_seconds, moment + warm_up_seconds + seconds
+                    window = moment + pace.warm_up_seconds, moment + pace.warm_up_seconds + pace.seconds
             elif moment >= window[1]:
                 break
             elif moment >= window[0]:
@@ -126,22 +132,23 @@ def measure_live(settings: Settings, *, rate: int, warm_up_seconds: float, secon
     )
 
 
-def _send(settings: Settings, *, rate: int, seconds: float, seed: int) -> Iterator[tuple[str, float]]:
+def _send(settings: Settings, pace: Pace, seed: int) -> Iterator[tuple[str, float]]:
     """Send orders one by one, each at its event time; yields its id and when it was sent (seconds since 1970)."""
-    count = int(rate * seconds) // STRETCH * STRETCH
+    stretches = math.ceil(pace.rate * (START_SECONDS + pace.warm_up_seconds + pace.seconds) / STRETCH)
     start = datetime.now(UTC) + timedelta(seconds=_MAKING_SECONDS)
-    orders = make_orders(count, rules=load_rules(settings.rules), rate=rate, start=start, seed=seed)
+    orders = make_orders(stretches * STRETCH, rules=load_rules(settings.rules), rate=pace.rate, start=start, seed=seed)
     messages = list(zip(orders["order_id"], encode(orders), strict=True))
     producer = Producer(librdkafka_config(settings) | PARTITIONER | {"linger.ms": 0})
     topic = settings.topic(ORDERS)
-    for number, (order_id, (key, value)) in enumerate(messages):
-        wait = start.timestamp() + number / rate - time.time()
-        if wait > 0:
-            time.sleep(wait)
-        now = time.time()
-        producer.produce(topic, value, key)
-        producer.poll(0)
-        yield order_id, now
+    try:
+        for number, (order_id, (key, value)) in enumerate(messages):
+            time.sleep(max(0.0, start.timestamp() + number / pace.rate - time.time()))
+            moment = time.time()
+            producer.produce(topic, value, key)
+            producer.poll(0)
+            yield order_id, moment
+    finally:
+        producer.flush(GRACE_SECONDS)
 
 
 def _wait_for(watch: Watch, sent: dict[str, float]) -> None:

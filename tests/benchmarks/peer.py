@@ -122,10 +122,10 @@ def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
 def screener(rules: FraudRules) -> Callable[[list[Message]], list[Order]]:
     """A function that turns messages into orders with verdicts. One rule book a partition: a product lives in one of them."""
     decode = msgspec.json.Decoder(Order).decode
-    books = defaultdict(lambda: rule_book(rules))
+    books: dict[int | None, Callable[[Order, float], tuple[str, ...]]] = defaultdict(lambda: rule_book(rules))
 
     def screen(messages: list[Message]) -> list[Order]:
-        orders = [decode(message.value()) for message in messages]
+        orders = [decode(message.value() or b"") for message in messages]
         times = pc.divide(instants([order.event_ts for order in orders]).cast(pa.int64()), 1e6).to_pylist()
         for message, order, at in zip(messages, orders, times, strict=True):
             order.amount_numeric = spelled_amount(order.amount)

@@ -1,13 +1,17 @@
 """One run of one contestant: over the backlog, or live. A run whose sinks do not hold what was sent does not count."""
 
 import json
+import os
 import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from streaming.kafka import PROCESSED_ORDERS
 from tests.benchmarks.arena import Stage
 from tests.benchmarks.contestants import Contestant
-from tests.benchmarks.latency import Latency, measure_live
+from tests.benchmarks.latency import Latency, Pace, measure_live, percentile
 from tests.benchmarks.measure import BenchmarkError, Usage, finish, running, timeline
 
 BACKLOG_TIMEOUT_SECONDS = 1_800
@@ -37,6 +41,20 @@ class BacklogRun:
         """Orders a second over the whole run."""
         return self.orders / self.seconds
 
+    def numbers(self) -> dict[str, float]:
+        """Everything measured, by name."""
+        return {
+            "orders": self.orders,
+            "frauds": self.frauds,
+            "rate": self.rate,
+            "steady_rate": self.steady_rate,
+            "seconds": self.seconds,
+            "process_seconds": self.usage.seconds,
+            "cpu_seconds": self.usage.cpu_seconds,
+            "backlog_peak_mib": self.usage.peak_mib,
+            "backlog_growth": self.usage.growth,
+        }
+
 
 @dataclass(frozen=True)
 class LiveRun:
@@ -46,6 +64,19 @@ class LiveRun:
     latency: Latency
     usage: Usage
 
+    def numbers(self) -> dict[str, float]:
+        """Everything measured, by name."""
+        kafka, postgres = self.latency.kafka_ms, self.latency.postgres_ms
+        return {
+            "live_orders": len(kafka),
+            "kafka_p50_ms": percentile(kafka, 50),
+            "kafka_p99_ms": percentile(kafka, 99),
+            "postgres_p50_ms": percentile(postgres, 50),
+            "postgres_p99_ms": percentile(postgres, 99),
+            "live_peak_mib": self.usage.peak_mib,
+            "live_growth": self.usage.growth,
+        }
+
 
 def run_backlog(contestant: Contestant, stage: Stage, orders: int) -> BacklogRun:
     """Let a contestant screen the backlog of `orders` orders.
@@ -54,38 +85,44 @@ def run_backlog(contestant: Contestant, stage: Stage, orders: int) -> BacklogRun
         BenchmarkError: it failed, or Postgres or Kafka do not hold every order.
     """
     before = stage.messages(PROCESSED_ORDERS)
-    with running(contestant.backlog, stage.environment | contestant.environment, stage.log) as (process, usage):
+    with _started(contestant, contestant.backlog, stage) as (process, usage):
         output = finish(process, stage.log, timeout_seconds=BACKLOG_TIMEOUT_SECONDS)
-    stored, published = stage.stored(), stage.messages(PROCESSED_ORDERS) - before
-    if stored["orders"] != orders or published < orders:
-        raise BenchmarkError(
-            f"{contestant.name}: of {orders} orders {stored['orders']} are in Postgres and {published} verdicts in Kafka:"
-            f" the run does not count. Its log is {stage.log}"
-        )
+        stored, published = stage.stored(), stage.messages(PROCESSED_ORDERS) - before
+        if stored["orders"] != orders or published < orders:
+            raise BenchmarkError(f"{stored['orders']} orders in Postgres, {published} verdicts in Kafka, {orders} were sent")
     seconds, steady_rate = _times(contestant, stage, output)
     return BacklogRun(contestant.name, orders, seconds, steady_rate, stored["frauds"], usage)
 
 
-def _times(contestant: Contestant, stage: Stage, output: str) -> tuple[float, float]:
-    if contestant.is_spark:
-        query = timeline(stage.checkpoints)
-        return query.seconds, query.steady_rate
-    printed = json.loads(output.splitlines()[-1])
-    return printed["seconds"], printed["rate"]
-
-
-def run_live(contestant: Contestant, stage: Stage, *, rate: int, warm_up_seconds: float, seconds: float, seed: int) -> LiveRun:
+def run_live(contestant: Contestant, stage: Stage, pace: Pace, seed: int) -> LiveRun:
     """Let a contestant screen orders as they come, then stop it.
 
     Raises:
         BenchmarkError: it failed, or verdicts are missing.
     """
-    with running(contestant.live, stage.environment | contestant.environment, stage.log) as (process, usage):
-        try:
-            latency = measure_live(stage.settings, rate=rate, warm_up_seconds=warm_up_seconds, seconds=seconds, seed=seed)
-        except BenchmarkError as error:
-            end = stage.log.read_text(errors="replace")[-3_000:]
-            raise BenchmarkError(f"{contestant.name}: {error}. Its log, {stage.log}, ends:\n{end}") from error
+    with _started(contestant, contestant.live, stage) as (process, usage):
+        latency = measure_live(stage.settings, pace, seed)
         process.terminate()
         finish(process, stage.log, timeout_seconds=STOP_TIMEOUT_SECONDS, accept=(0, TERMINATED))
     return LiveRun(contestant.name, latency, usage)
+
+
+@contextmanager
+def _started(contestant: Contestant, command: Sequence[str], stage: Stage) -> Iterator[tuple[subprocess.Popen[str], Usage]]:
+    """A contestant for one block; what goes wrong in it is told with the contestant's name and the end of its log."""
+    environment = {**os.environ, **contestant.environment, **stage.environment}
+    try:
+        with running(command, environment, stage.log) as started:
+            yield started
+    except BenchmarkError as error:
+        end = stage.log.read_text(errors="replace")[-3_000:]
+        raise BenchmarkError(f"{contestant.name}: {error}. Its log, {stage.log}, ends:\n{end}") from error
+
+
+def _times(contestant: Contestant, stage: Stage, output: str) -> tuple[float, float]:
+    """Seconds and steady rate: of a streaming query from its checkpoint, of a process from the last line it printed."""
+    if contestant.is_spark:
+        query = timeline(stage.checkpoints)
+        return query.seconds, query.steady_rate
+    printed = json.loads(output.splitlines()[-1])
+    return printed["seconds"], printed["rate"]

@@ -27,6 +27,7 @@ from jobs.local.processes import Daemon
 from jobs.local.unprivileged import Unprivileged, ways_for_root
 
 FINPRO = Path(sys.executable).with_name("finpro")
+SHELL_PASSWORD = "a password that the shell happens to have"
 NAMES = ("FINPRO_KAFKA_BOOTSTRAP_SERVERS", "FINPRO_POSTGRES_DSN")
 
 
@@ -68,13 +69,13 @@ class Box:
         return [member for process in self.processes().values() for member in [process, *process.children(recursive=True)]]
 
     def _environment(self, extra: dict[str, str]) -> dict[str, str]:
-        return os.environ | {"FINPRO_HOME": str(self.home)} | extra
+        return os.environ | {"FINPRO_HOME": str(self.home), "FINPRO_KAFKA_PASSWORD": SHELL_PASSWORD} | extra
 
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """One home for the whole file: each test brings the platform into the state that it is about."""
-    box = Box(tmp_path_factory.mktemp("platform") / "home")
+    box = Box(tmp_path_factory.mktemp("platform") / "a home, with a blank")
     yield box
     box.must("down")
 
@@ -147,11 +148,11 @@ def test_only_the_owner_can_read_what_up_wrote(box: Box) -> None:
 
 def test_passwords_stand_in_no_command_line_environment_or_log(box: Box) -> None:
     box.must("up")
-    passwords = [path.read_text() for path in (box.home / "secrets").iterdir()]
+    passwords = [SHELL_PASSWORD, *(path.read_text() for path in (box.home / "secrets").iterdir())]
     seen = [" ".join([*process.cmdline(), *process.environ().values()]) for process in box.family()]
     seen += [path.read_text() for path in (box.home / "logs").iterdir()]
 
-    assert len(passwords) == 2
+    assert len(passwords) == 3
     assert min(map(len, passwords)) >= 24
     assert not [text for text in seen for password in passwords if password in text]
 

@@ -219,7 +219,7 @@ def test_the_order_of_the_rows_changes_nothing(data: st.DataObject, rules: Fraud
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("reason", ["repeat_purchase", "sequential_users", "coordinated_users"])
 def test_a_crowd_around_one_hot_product_is_judged_the_same(reason: str, seed: int) -> None:
-    choose = random.Random(seed)  # noqa: S311
+    choose = random.Random(seed)
     size = choose.choice((2, 3, 6))
     within = timedelta(seconds=choose.choice((0, 1, 10)))
     rules = FraudRules(
