@@ -38,7 +38,7 @@ format: setup ## Bring the code into its style
 lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml allow, and lock them with hashes
 	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
 	$(COMPILE) pyproject.toml --output-file $(REQUIREMENTS)/base.txt
-	$(COMPILE) pyproject.toml --extra local --all-groups --output-file $(REQUIREMENTS)/dev.txt
+	$(COMPILE) pyproject.toml --extra local --group dev --group bench --group setup --output-file $(REQUIREMENTS)/dev.txt
 	$(BIN)/python -m jobs.local.jars
 
 clean: ## Stop the embedded platform and delete it with its data, .venv and caches
@@ -50,7 +50,7 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "finpro needs Python 3.11, 3.12 or 3.13; $(PYTHON) is not one: make PYTHON=python3.12 …" >&2; exit 1; }
 	@echo "Setting up $(VENV) (a minute or two the first time) …"
-	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(REQUIREMENTS)/setup.txt
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation $(REQUIREMENTS)/dev.txt

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -86,7 +86,7 @@ def copy_frame(cursor: Cursor, table: str, frame: pl.DataFrame) -> None:
     cursor.copy_expert(f"copy {table} ({', '.join(frame.columns)}) from stdin (format csv)", rows)
 
 
-def read_frame(cursor: Cursor, query: str, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+def read_frame(cursor: Cursor, query: str, schema: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
     """The rows of a query, through COPY; `schema` names its columns in order and types them."""
     rows = io.BytesIO()
     cursor.copy_expert(f"copy ({query}) to stdout (format csv)", rows)

@@ -47,6 +47,10 @@ class StreamingError(FinproError):
     exit_code = 7
 
 
+class MicroBatchReplay(StreamingError):
+    """A micro-batch has to be read and screened once more, from its checkpoint: the query starts again by itself."""
+
+
 class ReconciliationError(FinproError):
     """Two counts that must agree do not."""
 

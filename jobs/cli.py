@@ -23,6 +23,18 @@ def finpro(
 
 
 @app.command()
+def demo(
+    orders: Annotated[int, typer.Option(min=1, help="How many orders.")] = 20_000,
+    rate: Annotated[float, typer.Option(min=0, help="Orders a second; 0 is as fast as it goes.")] = 1_000,
+    seed: Annotated[int, typer.Option(min=0, help="What the orders are made from.")] = 1,
+) -> None:
+    """The whole flow on the embedded platform, on real input; fails when any count disagrees."""
+    from jobs.demo import demo as run_demo
+
+    run_demo(orders=orders, rate=rate, seed=seed)
+
+
+@app.command()
 def migrate() -> None:
     """Create Postgres tables and Kafka topics that are missing."""
     from batch.postgres import migrate as migrate_postgres

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 import conf.errors
-from conf.errors import FinproError, KafkaError, StreamingError
+from conf.errors import FinproError, KafkaError, MicroBatchReplay, StreamingError
 from streaming.progress import Progress
 
 _POLL_SECONDS = 0.2
@@ -51,18 +51,28 @@ def run_until_stopped(spark: SparkSession, writer: DataStreamWriter, progress: P
         FinproError: the query failed; says why and what to do.
     """
     stop = _StopRequest(spark)
-    query = writer.start()
     try:
-        while query.isActive and not stop.event.wait(_POLL_SECONDS):
+        while not _ended(writer.start(), stop.event, progress):
+            continue
+    finally:
+        spark.stop()
+
+
+def _ended(query: StreamingQuery, stop: threading.Event, progress: Progress) -> bool:
+    """Wait for a query; False when a micro-batch asked to be replayed, which the query does when it starts again."""
+    try:
+        while query.isActive and not stop.wait(_POLL_SECONDS):
             progress.show(query.lastProgress)
         if query.isActive:
             _stop_between_batches(query)
         query.awaitTermination()
-        progress.show(query.lastProgress, finished=True)
     except StreamingQueryException as error:
-        raise _cause(error) from error
-    finally:
-        spark.stop()
+        cause = _cause(error)
+        if isinstance(cause, MicroBatchReplay):
+            return False
+        raise cause from error
+    progress.show(query.lastProgress, finished=True)
+    return True
 
 
 def _stop_between_batches(query: StreamingQuery) -> None:

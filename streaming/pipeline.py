@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 
+from conf.errors import MicroBatchReplay
 from conf.rules import FraudRules
 from streaming.chunks import (
     Arrivals,
@@ -215,17 +216,18 @@ class Settlement:
     report: Callable[[list[Receipt]], None]
 
     def __call__(self, settlements: DataFrame, batch_id: int) -> None:
-        """Settle one micro-batch; when this returns, Spark commits it."""
-        while not self._settled(settlements):
-            continue  # messages that use another order's id were found, and are set aside from here on
+        """Settle one micro-batch; when this returns, Spark commits it.
 
-    def _settled(self, settlements: DataFrame) -> bool:
+        Raises:
+            MicroBatchReplay: nothing was merged, and the query has to start again. Evaluating `settlements` once more
+                would not do: Spark keeps what it has shuffled, and so would not read the messages again.
+        """
         self.store.clear_staging()
         kept = settlements.persist()  # screening, and its staging, must run once, not once per step
         try:
             receipts = [msgspec.json.decode(row.receipt, type=Receipt) for row in kept.select("receipt").collect()]
             if not receipts:
-                return True
+                return
             merged = self.store.merge(
                 tags=[receipt.tag for receipt in receipts],
                 orders=sum(receipt.orders for receipt in receipts),
@@ -235,13 +237,12 @@ class Settlement:
                 screened_at=datetime.fromtimestamp(receipts[0].screened_at_us / 1_000_000, UTC),
             )
             if merged.screen_again:
-                return False
+                raise MicroBatchReplay(f"micro-batch {batch_id}: {merged.screen_again}")
             sent = kept.select("payload").mapInArrow(_announce(self.screening, look_up=merged.met_known_orders), "sent long")
             sent.agg(F.sum("sent")).collect()
         finally:
             kept.unpersist()
         self.report(receipts)
-        return True
 
 
 def _announce(screening: Screening, *, look_up: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

@@ -99,11 +99,16 @@ class ProduceReport:
             lines.append(f"{sum(self.broken.values()):,} messages that break the contract{_listed(self.broken)}")
         if self.interrupted:
             lines.append("stopped before the end, as asked")
+        lines.append(f"--start {_written(self.start)} makes the same messages again")
         return "\n".join(lines)
 
     def _lateness(self) -> str:
         late = self.behind_seconds >= _WORTH_MENTIONING_SECONDS
         return f", at worst {self.behind_seconds:.1f} s behind" if late else ""
+
+
+def _written(start: datetime) -> str:
+    return start.isoformat(timespec="microseconds")
 
 
 def _listed(counts: dict[str, int]) -> str:
@@ -153,13 +158,13 @@ def produce(
     require_topics(settings, (ORDERS,))
     users, products = _market(settings)
     pace = rate or event_rate
-    start = _start(start, history=timedelta(seconds=0 if rate else orders / pace), skew=rules.max_future_skew)
+    start = start_of_run(start, history=timedelta(seconds=0 if rate else orders / pace), skew=rules.max_future_skew)
     batches = order_batches(users, products, rules, orders=orders, seed=seed, start=start, rate=pace, bursts=bursts)
     runs = (
         messages(batch, np.random.default_rng([seed, number, 1]), broken=broken, duplicates=duplicates)
         for number, batch in enumerate(batches)
     )
-    with _delivery(settings) as delivery:
+    with _delivery(settings, start) as delivery:
         pacing = _Pacing(rate, orders, delivery, on_progress, stop)
         interrupted = not all(pacing.send(run) for run in runs)
         delivery.finish()
@@ -183,7 +188,12 @@ def _report(delivery: "_Delivery", pacing: "_Pacing", start: datetime, interrupt
     )
 
 
-def _start(start: datetime | None, history: timedelta, skew: timedelta) -> datetime:
+def start_of_run(start: datetime | None, history: timedelta, skew: timedelta) -> datetime:
+    """When the first order is placed: as asked, or so long ago as the orders' history lasts.
+
+    Raises:
+        SettingsError: the start has no offset, or an event time would lie further ahead of now than `skew`.
+    """
     now = datetime.now(UTC)
     if start is None:
         return now - history
@@ -250,24 +260,33 @@ class _Delivery:
 
 
 @contextmanager
-def _delivery(settings: Settings) -> Iterator[_Delivery]:
+def _delivery(settings: Settings, start: datetime) -> Iterator[_Delivery]:
     """A delivery to the orders topic; what goes wrong with it is raised as a KafkaError."""
-    delivery = None
+    where = f"Kafka at {settings.require('kafka_bootstrap_servers')}"
     try:
-        with _kafka_producer(settings) as producer:
-            delivery = _Delivery(producer, settings.topic(ORDERS))
-            yield delivery
+        client = _kafka_producer(settings)
     except kafka.errors.KafkaError as error:
-        done = f"; {delivery.acknowledged:,} messages were acknowledged before" if delivery else ""
+        raise KafkaError(f"{where} does not let orders in; nothing was sent.\n({error})") from error
+    delivery = _Delivery(client, settings.topic(ORDERS))
+    try:
+        yield delivery
+    except kafka.errors.KafkaError as error:
         raise KafkaError(
-            f"Kafka at {settings.require('kafka_bootstrap_servers')} did not take the orders{done}. What was on its way may or"
-            f" may not be in the topic: the same seed and start send the same messages again, which changes nothing.\n({error})"
+            f"{where} did not take the orders. At least {delivery.acknowledged:,} messages were acknowledged before, others"
+            f" may be there too: --start {_written(start)} sends the same messages again, and equal orders change nothing.\n({error})"
         ) from error
+    finally:
+        _abandon(client)
 
 
-@contextmanager
-def _kafka_producer(settings: Settings) -> Iterator[KafkaProducer]:
-    producer = KafkaProducer(
+def _abandon(client: KafkaProducer) -> None:
+    """End the client at once, flushed or not: close() alone waits for what can no longer be delivered; so does `__del__`."""
+    client._sender.force_close()
+    client.close(timeout=_DELIVERY_TIMEOUT_SECONDS)
+
+
+def _kafka_producer(settings: Settings) -> KafkaProducer:
+    return KafkaProducer(
         **kafka_python_config(settings),
         acks="all",
         enable_idempotence=True,
@@ -276,18 +295,11 @@ def _kafka_producer(settings: Settings) -> Iterator[KafkaProducer]:
         batch_size=131_072,
         max_block_ms=_DELIVERY_TIMEOUT_SECONDS * 1_000,
         delivery_timeout_ms=_DELIVERY_TIMEOUT_SECONDS * 1_000,
-        request_timeout_ms=10_000,
+        request_timeout_ms=_DELIVERY_TIMEOUT_SECONDS * 1_000 // 3,
         bootstrap_timeout_ms=10_000,
         reconnect_backoff_max_ms=1_000,  # the default's 30 s would outlast the delivery timeout
         metrics_enabled=False,
     )
-    try:
-        yield producer
-    except BaseException:
-        producer._sender.force_close()  # close() on its own waits for what can no longer be delivered, and so does __del__
-        raise
-    finally:
-        producer.close(timeout=_DELIVERY_TIMEOUT_SECONDS)
 
 
 class _Pacing:

@@ -108,13 +108,13 @@ class Merged:
     """The outcome of a merge.
 
     Attributes:
-        screen_again: nothing was merged, the batch has to be screened once more: because messages were found that use
-            another order's id (`order_conflicts` now keeps them out), or because Postgres crashed and lost what was staged.
+        screen_again: why nothing was merged and the batch has to be screened once more: messages were found that use
+            another order's id (`order_conflicts` now keeps them out), or Postgres crashed and lost what was staged.
         met_known_orders: some of the orders were in `raw_orders` already (a replay, or a duplicate older than the
             state): what to announce has to be looked up there.
     """
 
-    screen_again: bool = False
+    screen_again: str | None = None
     met_known_orders: bool = False
 
 
@@ -217,10 +217,10 @@ def _merge(cursor: Cursor, values: dict[str, Any], expected: tuple[int, int]) ->
     cursor.execute("rollback to savepoint nothing_merged")
     cursor.execute("select count(*) from staging_orders where tag = any(%(tags)s)", values)
     if cursor.fetchone() != (sum(expected),):
-        return Merged(screen_again=True)
+        return Merged(screen_again="Postgres lost what was staged")
     cursor.execute(_CONFLICTS, values)
     if cursor.rowcount:
-        return Merged(screen_again=True)
+        return Merged(screen_again="orders with a used order_id were found")
     _moved(cursor, values, met_known_orders=True)
     return Merged(met_known_orders=True)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,8 @@ from conf.settings import Settings, finpro_home
 from jobs.local.platform import Platform, down, up
 from jobs.local.private_files import exclusive_lock, private_directory
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
+
+pytest.register_assert_rewrite("tests.screening_runs")
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile("finpro", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -44,19 +47,32 @@ def _sweep(homes: Path) -> None:
             continue
 
 
+@contextmanager
+def _own_home(homes: Path, name: str) -> Iterator[Path]:
+    home = private_directory(homes / f"{name}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    with exclusive_lock(home / "session.lock", on_wait=_alive):
+        yield home
+        shutil.rmtree(home)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home() -> Iterator[Path]:
     """A finpro home for this session: no test sees the developer's platform, `.env` or FINPRO_ variables."""
     homes = private_directory(finpro_home() / "tests")
     _sweep(homes)
-    home = private_directory(homes / f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with exclusive_lock(home / "session.lock", on_wait=_alive), pytest.MonkeyPatch.context() as patch:
+    with _own_home(homes, "") as home, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FINPRO_")]:
             patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)
         patch.setenv("FINPRO_HOME", str(home))
         yield home
-        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def another_home(home: Path) -> Iterator[Path]:
+    """One more home, for tests of the platform itself; its name is one that careless code trips over."""
+    with _own_home(home.parent, "a home, with a blank ") as another:
+        yield another
 
 
 @pytest.fixture(scope="session")

@@ -119,8 +119,13 @@ def consume(settings: Settings, topic: str) -> list[Any]:
         for partition in sorted(partitions):
             _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=10)
             consumer.assign([TopicPartition(name, partition, 0)])
-            while end and (not records or records[-1].partition() != partition or records[-1].offset() < end - 1):
-                records += [record for record in consumer.consume(5_000, timeout=5) if record.error() is None]
+            read = 0
+            while read < end:
+                more = consumer.consume(end - read, timeout=20)
+                assert more
+                assert all(record.error() is None for record in more)
+                records += more
+                read = (more[-1].offset() or 0) + 1
     finally:
         consumer.close()
     return records

@@ -11,12 +11,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 from adbc_driver_postgresql import dbapi
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
@@ -25,6 +24,8 @@ from conf.settings import Settings, load_settings
 from streaming.kafka import FRAUD_ALERT, ORDERS, PROCESSED_ORDERS, librdkafka_config
 
 BATCH = 20_000
+MICROSECOND = timedelta(microseconds=1)
+SECOND = 1_000_000
 CONSUMER = {
     "group.id": f"peer-{time.time_ns()}",
     "auto.offset.reset": "earliest",
@@ -43,6 +44,8 @@ COLUMNS = (
     "order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts, status, source, reasons"
 )
 
+Reasons = tuple[str, ...]
+
 
 class Order(msgspec.Struct, gc=False):
     """An order as it comes, and with its verdict as it goes."""
@@ -58,75 +61,103 @@ class Order(msgspec.Struct, gc=False):
     status: str
     source: str
     amount_numeric: int = 0
-    reasons: tuple[str, ...] = ()
+    reasons: Reasons = ()
 
 
-def rule_book(rules: FraudRules) -> Callable[[Order, float], tuple[str, ...]]:
-    """A function that gives an order's reasons from itself and what came before; it keeps the recent orders."""
-    home, zone = rules.foreign_country.home, ZoneInfo(rules.time_zone)
-    many, dear = rules.night_quantity.above, rules.night_amount.above
-    repeats, repeat_within = rules.repeat_purchase.orders, rules.repeat_purchase.within.total_seconds()
-    run, run_within = rules.sequential_users.users, rules.sequential_users.within.total_seconds()
-    crowd, crowd_within = rules.coordinated_users.users, rules.coordinated_users.within.total_seconds()
-    fewest, widest = min(run, crowd), max(run_within, crowd_within)
-    lateness = rules.lateness.total_seconds()
-    near: dict[int, deque[tuple[float, int]]] = defaultdict(deque)
-    purchases: dict[int, tuple[float, ...]] = {}
-    earlier_purchases: dict[int, tuple[float, ...]] = {}
-    turned = newest = 0.0
+Rule = Callable[[Order, int], Reasons]  # from an order and its event time, in microseconds since 1970
 
-    def give(order: Order, at: float) -> tuple[str, ...]:
-        nonlocal purchases, earlier_purchases, turned, newest
-        reasons = []
-        user, product, quantity = order.user_id, order.product_id, order.quantity
-        if order.country != home:
-            reasons.append("foreign_country")
-        if (quantity > many or order.amount_numeric > dear) and datetime.fromtimestamp(at, zone).hour < 4:
-            if quantity > many:
-                reasons.append("night_quantity")
-            if order.amount_numeric > dear:
-                reasons.append("night_amount")
+
+def rule_book(rules: FraudRules) -> Rule:
+    """All six rules over the orders of one partition; those that come too late meet only the first three."""
+    of_itself, repeat, crowd = single_order(rules), repeat_purchase(rules), neighbours(rules)
+    lateness, newest = rules.lateness // MICROSECOND, 0
+
+    def give(order: Order, at: int) -> Reasons:
+        nonlocal newest
+        reasons = of_itself(order, at)
         if at > newest:
             newest = at
         elif at < newest - lateness:
-            return tuple(sorted(reasons))
-
-        if at - turned > repeat_within:  # two generations instead of expiry: nothing older than two intervals stays
-            earlier_purchases, purchases, turned = purchases, {}, at
-        pair = user << 32 | product
-        times = purchases.get(pair) or earlier_purchases.get(pair)
-        purchases[pair] = times = (*times[1 - repeats :], at) if times else (at,)
-        if len(times) == repeats and at - times[0] <= repeat_within:
-            reasons.append("repeat_purchase")
-
-        neighbours = near[product << 32 | quantity]
-        while neighbours and neighbours[0][0] < at - widest:
-            neighbours.popleft()
-        neighbours.append((at, user))
-        if len(neighbours) >= fewest:
-            users = {other for then, other in neighbours if then >= at - run_within}
-            first = last = user
-            while first - 1 in users:
-                first -= 1
-            while last + 1 in users:
-                last += 1
-            if last - first + 1 >= run:
-                reasons.append("sequential_users")
-            if len({other for then, other in neighbours if then >= at - crowd_within}) >= crowd:
-                reasons.append("coordinated_users")
-        return tuple(sorted(reasons)) if reasons else ()
+            return reasons
+        more = repeat(order, at) + crowd(order, at)
+        return tuple(sorted(reasons + more)) if more else reasons
 
     return give
+
+
+def single_order(rules: FraudRules) -> Rule:
+    """`foreign_country`, `night_amount` and `night_quantity`."""
+    home, zone = rules.foreign_country.home, ZoneInfo(rules.time_zone)
+    many, dear = rules.night_quantity.above, rules.night_amount.above
+
+    def give(order: Order, at: int) -> Reasons:
+        reasons: Reasons = () if order.country == home else ("foreign_country",)
+        is_large = order.quantity > many or order.amount_numeric > dear
+        if is_large and datetime.fromtimestamp(at // SECOND, zone).hour < 4:
+            reasons += ("night_amount",) * (order.amount_numeric > dear) + ("night_quantity",) * (order.quantity > many)
+        return reasons
+
+    return give
+
+
+def repeat_purchase(rules: FraudRules) -> Rule:
+    """`repeat_purchase`, from the last purchases of each user and product."""
+    orders, within = rules.repeat_purchase.orders, rules.repeat_purchase.within // MICROSECOND
+    recent: dict[int, tuple[int, ...]] = {}
+    older: dict[int, tuple[int, ...]] = {}
+    turned = 0
+
+    def give(order: Order, at: int) -> Reasons:
+        nonlocal recent, older, turned
+        if at - turned > within:  # two generations instead of expiry: nothing older than two intervals stays
+            older, recent, turned = recent, {}, at
+        pair = order.user_id << 32 | order.product_id
+        times = recent.get(pair) or older.get(pair)
+        recent[pair] = times = (*times[1 - orders :], at) if times else (at,)
+        return ("repeat_purchase",) if len(times) == orders and at - times[0] <= within else ()
+
+    return give
+
+
+def neighbours(rules: FraudRules) -> Rule:
+    """`coordinated_users` and `sequential_users`, from the recent orders of each product and quantity."""
+    run, run_within = rules.sequential_users.users, rules.sequential_users.within // MICROSECOND
+    crowd, crowd_within = rules.coordinated_users.users, rules.coordinated_users.within // MICROSECOND
+    fewest, widest = min(run, crowd), max(run_within, crowd_within)
+    near: dict[int, deque[tuple[int, int]]] = defaultdict(deque)
+
+    def give(order: Order, at: int) -> Reasons:
+        around = near[order.product_id << 32 | order.quantity]
+        while around and around[0][0] < at - widest:
+            around.popleft()
+        around.append((at, order.user_id))
+        if len(around) < fewest:
+            return ()
+        crowded = len({user for then, user in around if then >= at - crowd_within}) >= crowd
+        in_a_row = longest_run(order.user_id, {user for then, user in around if then >= at - run_within}) >= run
+        return ("coordinated_users",) * crowded + ("sequential_users",) * in_a_row
+
+    return give
+
+
+def longest_run(user: int, users: set[int]) -> int:
+    """How many of `users` have consecutive ids, `user` among them."""
+    first = last = user
+    while first - 1 in users:
+        first -= 1
+    while last + 1 in users:
+        last += 1
+    return last - first + 1
 
 
 def screener(rules: FraudRules) -> Callable[[list[Message]], list[Order]]:
     """A function that turns messages into orders with verdicts. One rule book a partition: a product lives in one of them."""
     decode = msgspec.json.Decoder(Order).decode
-    books: dict[int | None, Callable[[Order, float], tuple[str, ...]]] = defaultdict(lambda: rule_book(rules))
+    books: dict[int | None, Rule] = defaultdict(lambda: rule_book(rules))
 
     def screen(messages: list[Message]) -> list[Order]:
         orders = [decode(message.value() or b"") for message in messages]
-        times = pc.divide(instants([order.event_ts for order in orders]).cast(pa.int64()), 1e6).to_pylist()
+        times = instants([order.event_ts for order in orders]).cast(pa.int64()).to_pylist()
         for message, order, at in zip(messages, orders, times, strict=True):
             order.amount_numeric = spelled_amount(order.amount)
             order.reasons = books[message.partition()](order, at)

@@ -73,11 +73,19 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def box(another_home: Path) -> Iterator[Box]:
     """One home for the whole file: each test brings the platform into the state that it is about."""
-    box = Box(tmp_path_factory.mktemp("platform") / "a home, with a blank")
+    box = Box(another_home)
     yield box
     box.must("down")
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with finpro."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
 
 
 def remember(box: Box, text: str) -> None:
@@ -251,20 +259,20 @@ def test_a_port_lost_while_starting_is_replaced(box: Box, monkeypatch: pytest.Mo
     assert box.processes().keys() == {"kafka", "postgres"}
 
 
-def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(box: Box) -> None:
+def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(
+    box: Box, bystander: subprocess.Popen[bytes]
+) -> None:
     box.must("up")
     box.must("down")
-    with subprocess.Popen(["sleep", "600"]) as bystander:
-        for name in ("kafka", "postgres"):
-            record = {"pid": bystander.pid, "create_time": psutil.Process(bystander.pid).create_time() - 3600}
-            (box.home / "run" / f"{name}.json").write_text(json.dumps(record))
-        (box.home / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
+    for name in ("kafka", "postgres"):
+        record = {"pid": bystander.pid, "create_time": psutil.Process(bystander.pid).create_time() - 3600}
+        (box.home / "run" / f"{name}.json").write_text(json.dumps(record))
+    (box.home / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
 
-        assert box.must("down") == "nothing was running\n"
-        assert bystander.poll() is None
-        box.must("up")
-        assert box.processes().keys() == {"kafka", "postgres"}
-        bystander.kill()
+    assert box.must("down") == "nothing was running\n"
+    assert bystander.poll() is None
+    box.must("up")
+    assert box.processes().keys() == {"kafka", "postgres"}
 
 
 def test_two_ups_at_once_start_one_platform(box: Box) -> None:

@@ -12,7 +12,7 @@ from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from tests import screening_runs as runs
-from tests.bad_messages import BAD, mutations
+from tests.bad_messages import BAD, RECEIVED, mutations
 from tests.brute_force import Judgement
 from tests.order_sets import spelled
 
@@ -41,16 +41,20 @@ def last_changes(settings: Settings) -> list[tuple[str, str]]:
 
 
 def test_good_bad_and_mutated_messages_end_as_the_brute_force_says_and_a_second_run_adds_nothing(
-    settings: Settings, rules: FraudRules
+    settings: Settings, tmp_path: Path
 ) -> None:
-    orders = runs.dense_orders(2_500, rules, seed=1, start=recently(60), step=timedelta(milliseconds=400))
+    path = tmp_path / "rules.toml"
+    path.write_text('version = "patient"\nlateness = "1 h"\n')  # the mutations all have much the same event time
+    rules = load_rules(path)
+    start = RECEIVED - timedelta(days=1)
+    orders = runs.dense_orders(2_500, rules, seed=1, start=start, step=timedelta(milliseconds=400))
     values = runs.repeated(orders, seed=1)
     bad = [message.value for message in BAD] + [mutation.value for mutation in mutations(7, 300)]
     for number, value in enumerate(bad):
         values.insert(number * 5, (value, number % 4))
     runs.send(settings, values)
 
-    first = runs.run_screen("--available-now")
+    first = runs.run_screen("--available-now", FINPRO_RULES=str(path))
     assert first.returncode == 0, first.stderr
     judgement = runs.judged(settings, rules)
     found = runs.outcome(settings)
@@ -64,7 +68,7 @@ def test_good_bad_and_mutated_messages_end_as_the_brute_force_says_and_a_second_
     assert set(found.dead_letters_sent.values()) == {1}
 
     before = end_offsets(settings), last_changes(settings)
-    second = runs.run_screen("--available-now")
+    second = runs.run_screen("--available-now", FINPRO_RULES=str(path))
     assert second.returncode == 0, second.stderr
     assert (end_offsets(settings), last_changes(settings)) == before
 

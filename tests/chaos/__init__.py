@@ -1,0 +1,1 @@
+"""What must survive: kills at random points, servers that crash and come back."""
