@@ -50,7 +50,7 @@ def open_connection(dsn: str, *, application_name: str = "finpro", connect_timeo
             advice = (
                 "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
             )
-        raise kind(f"Postgres at {where}: {advice}.\n({text.splitlines()[-1]})") from error
+        raise kind(f"Postgres at {where}: {advice}.\n({text.splitlines()[0]})") from error
 
 
 @contextmanager

@@ -146,8 +146,10 @@ def screen(
     conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
 ) -> None:
     """Screen orders for fraud: Kafka `orders` to `processed_orders`, `fraud_alert` and Postgres `raw_orders`."""
+    from jobs.screen_orders import check
     from jobs.spark_submit import environment, spark_submit
 
+    check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
     arguments += ["--buckets", str(buckets)]

@@ -38,10 +38,21 @@ def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
     )
 
 
+def check(settings: Settings) -> None:
+    """Check what can be checked without Spark: settings, rules, topics, tables.
+
+    Raises:
+        FinproError: something is missing or does not answer; says what to do.
+    """
+    load_rules(settings.rules)
+    require_topics(settings)
+    OrderStore(settings.require("postgres_dsn")).close()
+
+
 def main() -> None:
     options, settings = arguments(), load_settings()
+    check(settings)
     screening = screening_of(settings, options)
-    require_topics(settings)
     store = OrderStore(screening.dsn)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()

