@@ -72,7 +72,7 @@ def create_topics(settings: Settings, *, partitions: int = 4, replication: int =
     existing = existing_topics(settings)
     missing = [settings.topic(name) for name in TOPICS if settings.topic(name) not in existing]
     if missing:
-        admin = AdminClient(librdkafka_config(settings))
+        admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
         wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in missing]
         for name, done in admin.create_topics(wanted, operation_timeout=15).items():
             try:

@@ -244,7 +244,6 @@ class _Delivery:
 
     def finish(self) -> None:
         """Wait until nothing is on its way any more."""
-        self._producer.flush(timeout=_DELIVERY_TIMEOUT_SECONDS)
         self.settle(0)
 
     def settle(self, may_wait: int) -> None:
@@ -281,7 +280,7 @@ def _delivery(settings: Settings, start: datetime) -> Iterator[_Delivery]:
 
 
 def _abandon(client: KafkaProducer) -> None:
-    """End the client at once, flushed or not: close() alone waits for what can no longer be delivered; so does `__del__`."""
+    """End the client at once: close() alone, and so `__del__`, waits for what can no longer be delivered."""
     client._sender.force_close()
     client.close(timeout=_DELIVERY_TIMEOUT_SECONDS)
 

@@ -52,7 +52,7 @@ class PostgresServer:
             PlatformError: the binaries are missing or refuse.
         """
         private_directory(self._folder)
-        account = Unprivileged.find(self._folder)
+        account = Unprivileged.find(self._folder, [str(_binary("pg_config")), "--bindir"])
         if not self._data.exists():
             self._initialise(account)
         account.own(self._data)

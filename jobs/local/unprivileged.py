@@ -12,12 +12,11 @@ and sandboxes:
 import os
 import pwd
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import PlatformError
-from jobs.local.processes import child_environment
+from jobs.local.processes import run_once
 
 _ACCOUNT = "nobody"
 
@@ -30,11 +29,12 @@ class Unprivileged:
     owner: int
 
     @classmethod
-    def find(cls, folder: Path) -> "Unprivileged":
+    def find(cls, folder: Path, program: list[str]) -> "Unprivileged":
         """The way that works here: the plain one when this is not root.
 
         Args:
-            folder: where the program's files will be; tried out there.
+            folder: where its files will be: a file is written there, to try.
+            program: a command that succeeds for who can reach what it is made of.
 
         Raises:
             PlatformError: this is root, and nothing works.
@@ -42,7 +42,7 @@ class Unprivileged:
         if os.geteuid() != 0:
             return cls((), os.geteuid())
         for way in ways_for_root():
-            if way._works(folder):
+            if way._works(folder, program):
                 return way
         raise PlatformError(
             f"Postgres refuses to run as root, and this machine lets root become {_ACCOUNT} neither in a user namespace"
@@ -60,19 +60,18 @@ class Unprivileged:
         for path in [*folder.rglob("*"), folder]:  # the folder last: its owner says whether all of it is done
             os.chown(path, self.owner, -1, follow_symlinks=False)
 
-    def _works(self, folder: Path) -> bool:
-        if shutil.which(self.prefix[0]) is None:
-            return False
+    def _works(self, folder: Path, program: list[str]) -> bool:
         probe = folder / "probe"
         probe.mkdir(mode=0o700, exist_ok=True)
         try:
             os.chown(probe, self.owner, -1)
-            command = self.command(["sh", "-c", 'test "$(id -u)" -ne 0 && test -O "$1" && : > "$1/file"', "sh", str(probe)])
-            return subprocess.run(command, capture_output=True, env=child_environment()).returncode == 0
-        except OSError:
+            run_once(self.command(["sh", "-c", 'test "$(id -u)" -ne 0 && : > file']), cwd=probe, failure="cannot write")
+            run_once(self.command(program), cwd=probe, failure="cannot run")
+        except (OSError, PlatformError):
             return False
         finally:
             shutil.rmtree(probe)
+        return True
 
 
 def ways_for_root() -> list[Unprivileged]:
@@ -88,6 +87,7 @@ def ways_for_root() -> list[Unprivileged]:
             (
                 *("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"),
                 *(f"--inh-caps={right}", f"--ambient-caps={right}", f"--bounding-set={right}", "--no-new-privs"),
+                "--securebits=+no_setuid_fixup",  # access(2), by which Postgres looks for itself, minds the right only then
             ),
             account.pw_uid,
         ),

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from conf.errors import FinproError
 from conf.rules import load_rules
+from tests.benchmarks import bench_generate
 from tests.benchmarks.arena import RULES, Arena, arena
+from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.contestants import Contestant, finpro, floor, peer
 from tests.benchmarks.latency import Pace
 from tests.benchmarks.load import make_orders, send
@@ -24,6 +26,7 @@ from tests.benchmarks.report import Results
 from tests.benchmarks.runs import BacklogRun, LiveRun, run_backlog, run_live
 
 BACKLOG_RATE = 2_000  # orders a second of event time
+USERS = 1_000_000
 console = Console(width=120, highlight=False)
 
 
@@ -35,6 +38,7 @@ class Part(StrEnum):
     FINPRO = "finpro"
     BACKLOG = "backlog"
     LIVE = "live"
+    GENERATE = "generate"
 
 
 def main(
@@ -61,9 +65,11 @@ def main(
             pace = Pace(rate, warm_up_seconds, live_seconds)
             for contestant in [each for each in contestants if each.live] * repeat:
                 results.live.append(live(place, contestant, pace, seed))
+        if Part.GENERATE in parts:
+            results.loads = loads(place, repeat)
     results.show(console)
     if json_file:
-        json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(results.as_json()) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, Any]:
@@ -99,6 +105,13 @@ def live(place: Arena, contestant: Contestant, pace: Pace, seed: int) -> LiveRun
     console.print(f"{contestant.name}: {pace.rate:,} orders/s for {pace.warm_up_seconds} + {pace.seconds} s …")
     with place.stage(f"live_{place.runs}_") as stage:
         return run_live(contestant, stage, pace, seed)
+
+
+def loads(place: Arena, repeat: int) -> list[LoadRun]:
+    """Reference data into Postgres, beside a bare COPY."""
+    console.print(f"Loading {USERS:,} users …")
+    with place.stage("generate_") as stage:
+        return bench_generate.measure(stage.settings.require("postgres_dsn"), USERS, repeat)
 
 
 if __name__ == "__main__":

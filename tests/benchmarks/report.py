@@ -2,13 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks import bench_generate
+from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.measure import Usage
 from tests.benchmarks.runs import BacklogRun, LiveRun
 
@@ -47,6 +49,7 @@ class Results:
     machine: dict[str, Any]
     backlog: list[BacklogRun] = field(default_factory=list)
     live: list[LiveRun] = field(default_factory=list)
+    loads: list[LoadRun] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file: rates in orders a second, times in seconds, latencies in milliseconds, memory in MiB."""
@@ -54,10 +57,15 @@ class Results:
         return {
             "machine": self.machine,
             "runs": [{"name": run.name, **run.numbers(), "rss_mib": run.usage.rss_mib} for run in runs],
+            "loads": [asdict(run) for run in self.loads],
         }
 
     def show(self, console: Console) -> None:
         """Print the table, and how memory went in the last runs."""
+        if self.loads:
+            bench_generate.show(console, self.loads)
+        if not (self.backlog or self.live):
+            return
         console.print(self._table(self._medians()))
         usages = {f"{run.name}, backlog": run.usage for run in self.backlog} | {
             f"{run.name}, live": run.usage for run in self.live

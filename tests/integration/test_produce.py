@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from batch.reference_data import generate
 from conf.errors import KafkaError, PostgresError
@@ -145,7 +145,17 @@ def test_the_command_ends_cleanly_on_a_signal(shop: Settings, number: signal.Sig
     assert "stopped before the end, as asked" in printed
 
 
-def test_a_message_that_kafka_does_not_take_is_an_error(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_kafka_refuses_is_an_error(shop: Settings) -> None:
+    topic = ConfigResource(ConfigResource.Type.TOPIC, shop.topic(ORDERS))
+    topic.add_incremental_config(ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET))
+    admin = AdminClient(librdkafka_config(shop))
+    for altered in admin.incremental_alter_configs([topic]).values():
+        altered.result(timeout=20)
+    with pytest.raises(KafkaError, match=r"(?s)At least 0 messages were acknowledged.*MessageSizeTooLarge"):
+        produce(shop, orders=10, rate=0, seed=3)
+
+
+def test_a_topic_that_is_gone_in_the_middle_of_a_run_is_an_error(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer, "_DELIVERY_TIMEOUT_SECONDS", 3)
 
     admin = AdminClient(librdkafka_config(shop))
