@@ -47,6 +47,9 @@ def reason_bits(reasons: Iterable[str]) -> int:
     return sum(1 << REASONS.index(reason) for reason in set(reasons))
 
 
+_NEVER_US = -(2**62)  # before every event time, with room to subtract from
+
+
 @dataclass(frozen=True)
 class Frontier:
     """How far in event time a bucket has come.
@@ -57,7 +60,7 @@ class Frontier:
     """
 
     newest_us: dict[int, int] = field(default_factory=dict)
-    watermark_us: int = -(2**62)
+    watermark_us: int = _NEVER_US
 
 
 def advance(
@@ -78,12 +81,12 @@ def advance(
     for read in reads:
         if read.newest_us is not None:
             newest[read.partition] = max(read.newest_us, newest.get(read.partition, read.newest_us))
-    if not newest:
-        return frontier
     offsets = sum(read.last_offset - read.first_offset + 1 for read in reads)
     has_backlog = backlog_offsets is not None and 2 * offsets >= backlog_offsets
-    behind = [newest[read.partition] for read in reads if read.partition in newest]
-    reached = min(behind) if has_backlog and behind else max(newest.values())
+    if has_backlog:  # of a partition that has brought no order yet, nobody knows how far behind it is
+        reached = min((newest.get(read.partition, _NEVER_US) for read in reads), default=_NEVER_US)
+    else:
+        reached = max(newest.values(), default=_NEVER_US)
     return Frontier(newest, max(frontier.watermark_us, reached - _microseconds(lateness)))
 
 

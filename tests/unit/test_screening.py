@@ -174,6 +174,13 @@ def test_the_watermark_waits_for_the_partition_that_is_furthest_behind_while_the
     assert caught_up.watermark_us == 970 * SECOND_US
 
 
+def test_the_watermark_waits_for_a_partition_in_a_backlog_that_has_brought_no_order_yet() -> None:
+    nothing_readable = PartitionRead(1, 0, 9, None)
+    frontier = advance(Frontier(), [read(0, 0, 89, 900), nothing_readable], timedelta(seconds=30), backlog_offsets=100)
+    assert frontier.watermark_us <= Frontier().watermark_us
+    assert frontier.newest_us == {0: 900 * SECOND_US}
+
+
 def test_the_watermark_never_moves_back() -> None:
     ahead = advance(Frontier(), [read(0, 0, 0, 1000)], timedelta(seconds=30), backlog_offsets=None)
     assert advance(ahead, [read(1, 0, 0, 10)], timedelta(seconds=30), backlog_offsets=None).watermark_us == ahead.watermark_us
