@@ -101,7 +101,7 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
     used_ids = known.filter(~pl.col("is_stored") & pl.col("status").is_not_null()).select("partition", "offset")
     owed = pl.concat([unreadable, used_ids])
     given = letters.select("partition", "offset")
-    planted = kept.join(labels, on=["partition", "offset"]).explode("label")
+    planted = kept.join(labels, on=["partition", "offset"]).unique("order_id").explode("label")
     verdicts = _last_verdicts(settings, since[PROCESSED_ORDERS])
     last = first.join(verdicts, on="order_id", how="left", suffix="_sent")
     return Account(

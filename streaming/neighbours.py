@@ -137,13 +137,20 @@ def _firsts(number: Ints, column: Ints) -> Ints:
     return column[np.flatnonzero(np.diff(number, prepend=-1))]
 
 
-def members_of_large_groups(keys: list[Ints], smallest: int) -> Ints:
-    """The rows whose keys at least `smallest` rows share: all others can be in no pattern of that many orders."""
-    if len(keys[0]) < smallest:
-        return np.zeros(0, np.int64)
-    rows = np.lexsort(keys[::-1])
-    group = _numbered([key[rows] for key in keys])
-    return np.sort(rows[np.bincount(group)[group] >= smallest])
+def crowded(keys: list[Ints], ts: Ints, needed: int, width: int) -> Ints:
+    """The rows that lie among `needed` rows of one group (equal keys) at most `width` apart, ascending.
+
+    All others can be in no pattern of that many orders, which is nearly all of them: so what costs more is asked of few.
+    """
+    rows = np.lexsort([ts, *reversed(keys)])
+    if len(rows) < needed:
+        return rows[:0]
+    first, last = rows[: len(rows) - needed + 1], rows[needed - 1 :]
+    is_crowd = ts[last] - ts[first] <= width
+    for key in keys:
+        is_crowd &= key[first] == key[last]
+    starts = np.flatnonzero(is_crowd)
+    return np.sort(rows[first_cover(starts, starts + needed, len(rows)) >= 0])
 
 
 def first_of_each(order: TimeOrder, value: Ints, starts: Ints, count: int) -> Ints:

@@ -17,10 +17,10 @@ from streaming.neighbours import (
     Bools,
     Ints,
     consecutive_runs,
+    crowded,
     distinct_in_intervals,
     first_cover,
     first_of_each,
-    members_of_large_groups,
     time_order,
 )
 
@@ -73,12 +73,10 @@ def night_amount(orders: pl.DataFrame, rules: FraudRules) -> Finding:
 def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """It belongs to `orders` orders of one user for one product, the first and last at most `within` apart."""
     needed = rules.repeat_purchase.orders
-    near = members_of_large_groups([_ints(orders, "product_id"), _ints(orders, "user_id")], needed)
-    order = time_order(
-        [_ints(orders, "product_id")[near], _ints(orders, "user_id")[near]],
-        _ints(orders, "event_ts")[near],
-        _width(rules.repeat_purchase.within),
-    )
+    width = _width(rules.repeat_purchase.within)
+    product, user, ts = (_ints(orders, name) for name in ("product_id", "user_id", "event_ts"))
+    near = crowded([product, user], ts, needed, width)
+    order = time_order([product[near], user[near]], ts[near], width)
     starts = np.flatnonzero(order.end - np.arange(len(near)) >= needed)
     ends = order.end[starts]
     cover = first_cover(starts, ends, len(near))
@@ -93,10 +91,11 @@ def sequential_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Same product and quantity: it belongs to orders of `users` users with consecutive ids, all at most `within` apart."""
     needed = rules.sequential_users.users
     product, quantity, user, ts = (_ints(orders, name) for name in ("product_id", "quantity", "user_id", "event_ts"))
-    near = members_of_large_groups([product, quantity], needed)
+    width = _width(rules.sequential_users.within)
+    near = crowded([product, quantity], ts, needed, width)
     rows = near[np.lexsort([ts[near], user[near], quantity[near], product[near]])]
     group = np.cumsum((np.diff(product[rows], prepend=0) != 0) | (np.diff(quantity[rows], prepend=0) != 0))
-    runs = consecutive_runs(group, user[rows], ts[rows], needed, _width(rules.sequential_users.within))
+    runs = consecutive_runs(group, user[rows], ts[rows], needed, width)
     by_place = np.lexsort([runs.end.ravel(), runs.start.ravel()])
     starts, ends = runs.start.ravel()[by_place], runs.end.ravel()[by_place]
     cover = first_cover(starts, ends, len(rows))
@@ -111,8 +110,9 @@ def coordinated_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Same product and quantity: it lies in some interval of length `within` with orders of at least `users` users."""
     needed = rules.coordinated_users.users
     product, quantity, user, ts = (_ints(orders, name) for name in ("product_id", "quantity", "user_id", "event_ts"))
-    near = members_of_large_groups([product, quantity], needed)
-    order = time_order([product[near], quantity[near]], ts[near], _width(rules.coordinated_users.within))
+    width = _width(rules.coordinated_users.within)
+    near = crowded([product, quantity], ts, needed, width)
+    order = time_order([product[near], quantity[near]], ts[near], width)
     users = user[near][order.rows]
     different = distinct_in_intervals(order, users)
     starts = np.flatnonzero(different >= needed)

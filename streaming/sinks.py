@@ -12,6 +12,7 @@ nothing new, and announces the same records again.
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +22,7 @@ import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
 import confluent_kafka
 import polars as pl
+import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
@@ -125,8 +127,10 @@ _NEW_ORDERS = """
            case reasons when '{}' then 'Genuine' else 'Fraud' end, source, reasons::text[], %(rules_version)s, %(screened_at)s
     from staging_orders
     where tag = any(%(tags)s) and not revision
-    on conflict (order_id) do nothing
+    order by order_id
 """
+# Postgres inserts a third faster without an eye on conflicts, and nearly always there are none.
+_NEW_ORDERS_AMONG_KNOWN = _NEW_ORDERS + "on conflict (order_id) do nothing"
 
 # Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table.
 _FURTHER_REASONS = """
@@ -217,8 +221,9 @@ def _require_tables(cursor: Cursor) -> None:
 
 def _merge(cursor: Cursor, values: dict[str, Any], expected: tuple[int, int]) -> Merged:
     cursor.execute("savepoint nothing_merged")
-    if _moved(cursor, values, met_known_orders=False) == expected:
-        return Merged()
+    with suppress(psycopg2.errors.UniqueViolation):
+        if _moved(cursor, values, met_known_orders=False) == expected:
+            return Merged()
     cursor.execute("rollback to savepoint nothing_merged")
     cursor.execute("select count(*) from staging_orders where tag = any(%(tags)s)", values)
     if cursor.fetchone() != (sum(expected),):
@@ -232,7 +237,7 @@ def _merge(cursor: Cursor, values: dict[str, Any], expected: tuple[int, int]) ->
 
 def _moved(cursor: Cursor, values: dict[str, Any], *, met_known_orders: bool) -> tuple[int, int]:
     """Move what can be moved; how many orders were new, and how many got further reasons."""
-    cursor.execute(_NEW_ORDERS, values)
+    cursor.execute(_NEW_ORDERS_AMONG_KNOWN if met_known_orders else _NEW_ORDERS, values)
     inserted = cursor.rowcount
     cursor.execute(_FURTHER_REASONS, values | {"met_known_orders": met_known_orders})
     return inserted, cursor.rowcount

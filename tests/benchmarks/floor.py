@@ -78,11 +78,10 @@ def pass_on(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Send each message as it is, and copy its order while Kafka's threads are at work. Yields nothing."""
     topic = settings().topic(PROCESSED_ORDERS)
     for batch in batches:
-        keys, values = batch.column("key").to_pylist(), batch.column("value")
-        for key, value in zip(keys, values.to_pylist(), strict=True):
-            producer().produce(topic, value, key)
+        keys, values = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("key", "value"))
+        producer().produce_batch(topic, [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)])
         with postgres().cursor() as cursor:
-            cursor.adbc_ingest("raw_orders", raw_orders(values), mode="append")
+            cursor.adbc_ingest("raw_orders", raw_orders(batch.column("value")), mode="append")
         postgres().commit()
         if producer().flush(60):
             raise RuntimeError("Kafka did not acknowledge the orders within a minute")
