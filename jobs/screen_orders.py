@@ -10,7 +10,7 @@ from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.streaming_job import run_until_stopped
 from streaming.kafka import ORDERS, TOPICS, librdkafka_config, require_topics, spark_config
-from streaming.pipeline import Screening, Settlement, screened
+from streaming.pipeline import Screening, Settlement, screened, warm_up
 from streaming.progress import Progress
 from streaming.sinks import KafkaSink, OrderStore
 
@@ -69,6 +69,7 @@ def main() -> None:
         .option("kafka.receive.buffer.bytes", 4 * 1024 * 1024)
         .load()
     )
+    warm_up(spark, options.buckets)
     progress = Progress()
     writer = (
         screened(messages, screening)

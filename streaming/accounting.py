@@ -150,7 +150,6 @@ def _batch(records: list[Any]) -> pa.RecordBatch:
             "partition": pa.array([record.partition() for record in records], pa.int32()),
             "offset": pa.array([record.offset() for record in records], pa.int64()),
             "timestamp": pa.array(received, pa.timestamp("us", "UTC")),
-            "key": pa.array([record.key() for record in records], pa.binary()),
             "value": pa.array([record.value() for record in records], pa.binary()),
         }
     )

@@ -16,7 +16,7 @@ BIGINT_MAX = 2**63 - 1
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 
 # What a message from Kafka must bring: the columns of Spark's Kafka source that are read.
-MESSAGE_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value")
+MESSAGE_COLUMNS = ("topic", "partition", "offset", "timestamp", "value")
 
 # An order as it travels: its own fields, and where and when Kafka received it.
 ORDER_SCHEMA = pl.Schema(
@@ -55,7 +55,6 @@ DEAD_LETTER_SCHEMA = pl.Schema(
         "partition": pl.Int32(),
         "offset": pl.Int64(),
         "received_at": UTC_MICROSECONDS,
-        "key": pl.Binary(),
         "value": pl.Binary(),
         "reason": pl.String(),
     }
@@ -125,7 +124,7 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
     """The messages at these rows as dead letters (DEAD_LETTER_SCHEMA): bytes, position, and why."""
     rows = sorted(reasons)
     taken = messages.take(pa.array(rows, pa.int64()))
-    columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "key", "value")}
+    columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "value")}
     columns["received_at"] = taken.column("timestamp")
     frame = pl.from_arrow(pa.table(columns)).with_columns(  # type: ignore[union-attr]
         reason=pl.Series([reasons[row] for row in rows], dtype=pl.String)

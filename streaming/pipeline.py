@@ -6,6 +6,7 @@ Orders are bucketed by product, because all neighbours of an order share its pro
 bucket, not one per order: see `chunks`.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import msgspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 
@@ -98,6 +99,17 @@ def screened(messages: DataFrame, screening: Screening) -> DataFrame:
         .groupBy("bucket")
         .applyInPandasWithState(_screen_bucket(screening), SETTLEMENT, RECENT, "append", GroupStateTimeout.NoTimeout)
     )
+
+
+def warm_up(spark: SparkSession, workers: int) -> None:
+    """Start Python workers and their imports now, beside the planning of the query that will use them."""
+    job = spark.range(0, workers, 1, workers).mapInArrow(_unchanged, "id long").agg(F.count("id"))
+    threading.Thread(target=job.collect, name="warm-up", daemon=True).start()
+
+
+def _unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """As this is a function of a module, a worker that is to call it imports the module."""
+    return batches
 
 
 def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

@@ -40,6 +40,7 @@ SOURCE = {
     "kafka.fetch.max.bytes": str(100 << 20),
     "kafka.receive.buffer.bytes": str(4 << 20),
 }
+TASKS = 2  # as many as finpro has buckets: each pays for a Postgres transaction
 PRODUCER = {"enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5, "queue.buffering.max.messages": 0}
 
 
@@ -102,6 +103,7 @@ def main(
     )
     query = (
         messages.select("key", "value")
+        .coalesce(TASKS)
         .mapInArrow(pass_on, "value binary")
         .writeStream.queryName("floor")
         .format("noop")

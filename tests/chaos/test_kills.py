@@ -2,9 +2,11 @@
 
 import random
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conf.rules import FraudRules, load_rules
@@ -65,8 +67,9 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(
     try:
         wait_for_batches(settings, more_than=2)
         server = getattr(platform, service).daemon.process()
-        for one in [*server.children(recursive=True), server]:
-            one.kill()
+        for one in [server, *server.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         time.sleep(2)
         up()
         deadline = time.monotonic() + 120

@@ -89,7 +89,6 @@ def as_batch(messages: list[Message]) -> pa.RecordBatch:
             "partition": pa.array([message.partition for message in messages], pa.int32()),
             "offset": pa.array([message.offset for message in messages], pa.int64()),
             "timestamp": pa.array([message.timestamp for message in messages], pa.timestamp("us", "UTC")),
-            "key": pa.array([message.key for message in messages], pa.binary()),
             "value": pa.array([message.value for message in messages], pa.binary()),
         }
     )
