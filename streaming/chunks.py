@@ -16,7 +16,7 @@ _SPARK_HASH_SEED = 42
 
 
 class PartitionRead(msgspec.Struct, frozen=True):
-    """What one task read from one Kafka partition.
+    """What a task read from one Kafka partition.
 
     Attributes:
         partition: its number.
@@ -31,13 +31,13 @@ class PartitionRead(msgspec.Struct, frozen=True):
 
 
 class Arrivals(msgspec.Struct, frozen=True):
-    """From parsing to a bucket's state: the bucket's share of what one task read.
+    """From parsing to a bucket's state: the bucket's share of what one task read, from one Kafka partition or several.
 
     Every bucket hears of every partition read, also where none of the orders are its own: that is how all buckets
     agree on the watermark without talking to each other.
     """
 
-    read: PartitionRead
+    reads: list[PartitionRead]
     orders: bytes
     dead_letters: bytes
 

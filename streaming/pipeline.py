@@ -1,6 +1,6 @@
 """Screening on Spark: Kafka messages → chunks of orders → a bucket's state → verdicts, and their settlement.
 
-    parse (mapInArrow, one task a Kafka partition) ─ shuffle by bucket ─> screen and stage (state) ─> merge ─> announce
+    parse (mapInArrow) ─ shuffle by bucket ─> screen and stage (state) ─> merge ─> announce
 
 Orders are bucketed by product, because all neighbours of an order share its product. Spark carries one row per task and
 bucket, not one per order: see `chunks`.
@@ -42,7 +42,7 @@ from streaming.contract import (
 )
 from streaming.rules import REASONS
 from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
-from streaming.sinks import KafkaSink, OrderStore, announce, conflicts_between, stage
+from streaming.sinks import KafkaSink, OrderStore, announce, conflicts_among, stage
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
@@ -94,6 +94,7 @@ def screened(messages: DataFrame, screening: Screening) -> DataFrame:
     lateness_ms = screening.rules.lateness // timedelta(milliseconds=1)
     return (
         messages.select(*MESSAGE_COLUMNS)
+        .coalesce(screening.buckets)  # a task costs more than a partition
         .mapInArrow(_parse(screening), CHUNK)
         .withWatermark("event_time", f"{lateness_ms} milliseconds")
         .groupBy("bucket")
@@ -119,40 +120,40 @@ def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterato
         for messages in batches:
             if not messages.num_rows:
                 continue
-            first, last = (messages.slice(row, 1).to_pylist()[0] for row in (0, messages.num_rows - 1))
-            conflicts = conflicts_between(screening.dsn, first["topic"], first["partition"], first["offset"], last["offset"])
+            conflicts = conflicts_among(screening.dsn, messages)
             arrivals = read_arrivals(messages, screening.rules, screening.buckets, conflicts)
-            newest = pa.array([arrivals[0].read.newest_us] * screening.buckets, pa.timestamp("us", "UTC"))
+            newest = max((read.newest_us for read in arrivals[0].reads if read.newest_us is not None), default=None)
+            event_time = pa.array([newest] * screening.buckets, pa.timestamp("us", "UTC"))
             payloads = pa.array([pack(share) for share in arrivals], pa.binary())
-            yield pa.record_batch({"bucket": keys, "event_time": newest, "payload": payloads})
+            yield pa.record_batch({"bucket": keys, "event_time": event_time, "payload": payloads})
 
     return parse
 
 
 def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, buckets: int, conflicts: dict[int, str]) -> list[Arrivals]:
-    """Read messages of one Kafka partition (`contract.MESSAGE_COLUMNS`), and divide the orders by bucket.
+    """Read messages (`contract.MESSAGE_COLUMNS`), and divide the orders by bucket.
 
-    Dead letters go with the first bucket's share. `conflicts` (offset → order id) are messages that were found to use
-    the id of another order: they are dead letters as well.
+    Dead letters go with the first bucket's share. `conflicts` (row → order id) are messages that were found to use the id
+    of another order: they are dead letters as well.
     """
     contents = read_messages(messages, rules.max_future_skew)
-    offsets = messages.column("offset")
-    reasons = {
-        offsets.index(offset).as_py(): f"order_id {order_id} is used by another order, received before"
-        for offset, order_id in conflicts.items()
-    }
-    letters = pl.concat([contents.dead_letters, dead_letters(messages, reasons)])
-    orders = contents.orders.filter(~pl.col("offset").is_in(list(conflicts)))
-    read = PartitionRead(
-        partition=messages.column("partition")[0].as_py(),
-        first_offset=offsets[0].as_py(),
-        last_offset=offsets[-1].as_py(),
-        newest_us=orders.select(pl.col("event_ts").to_physical().max()).item(),
-    )
+    reasons = {row: f"order_id {order_id} is used by another order, received before" for row, order_id in conflicts.items()}
+    aside = dead_letters(messages, reasons)
+    orders = contents.orders.join(aside, on=["partition", "offset"], how="anti") if conflicts else contents.orders
+    letters = pl.concat([contents.dead_letters, aside])
+    reads = _reads(messages, orders)
     shares = [orders.filter(pl.col("product_id") % buckets == bucket) for bucket in range(buckets)]
     return [
-        Arrivals(read, pack_table(share), pack_table(letters) if bucket == 0 else b"") for bucket, share in enumerate(shares)
+        Arrivals(reads, pack_table(share), pack_table(letters) if bucket == 0 else b"") for bucket, share in enumerate(shares)
     ]
+
+
+def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead]:
+    """What was read of each Kafka partition."""
+    places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("partition", "offset")})
+    ranges = places.group_by("partition").agg(first=pl.col("offset").min(), last=pl.col("offset").max())
+    newest = orders.group_by("partition").agg(newest=pl.col("event_ts").to_physical().max())
+    return [PartitionRead(*row) for row in ranges.join(newest, on="partition", how="left").sort("partition").iter_rows()]
 
 
 def _screen_bucket(screening: Screening) -> Callable[[Any, Iterator[pd.DataFrame], GroupState], Iterator[pd.DataFrame]]:
@@ -184,11 +185,11 @@ class BucketOutcome(NamedTuple):
 
 def screen_arrivals(arrivals: list[Arrivals], recent: Recent, rules: FraudRules, backlog_offsets: int | None) -> BucketOutcome:
     """One bucket's part of a micro-batch, from its shares of what was read. Deterministic, whatever their order."""
-    arrivals = sorted(arrivals, key=lambda share: (share.read.partition, share.read.first_offset))
+    arrivals = sorted(arrivals, key=lambda share: (share.reads[0].partition, share.reads[0].first_offset))
     orders = _concatenated([share.orders for share in arrivals], ORDER_SCHEMA).sort("received_at", "partition", "offset")
     letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
     before = Frontier(recent.newest_us, recent.watermark_us)
-    after = advance(before, [share.read for share in arrivals], rules.lateness, backlog_offsets)
+    after = advance(before, [read for share in arrivals for read in share.reads], rules.lateness, backlog_offsets)
     outcome = screen(unpack_table(recent.orders, RECENT_SCHEMA), orders, rules)
     remaining = evict(outcome.recent, after.watermark_us, rules.widest_window)
     verdicts = outcome.verdicts
@@ -251,7 +252,7 @@ class Settlement:
             if merged.screen_again:
                 raise MicroBatchReplay(f"micro-batch {batch_id}: {merged.screen_again}")
             sent = kept.select("payload").mapInArrow(_announce(self.screening, look_up=merged.met_known_orders), "sent long")
-            sent.agg(F.sum("sent")).collect()
+            sent.collect()
         finally:
             kept.unpersist()
         self.report(receipts)

@@ -23,6 +23,7 @@ import adbc_driver_postgresql.dbapi as adbc
 import confluent_kafka
 import polars as pl
 import psycopg2
+import pyarrow as pa
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
@@ -243,16 +244,20 @@ def _moved(cursor: Cursor, values: dict[str, Any], *, met_known_orders: bool) ->
     return inserted, cursor.rowcount
 
 
-def conflicts_between(dsn: str, topic: str, partition: int, first_offset: int, last_offset: int) -> dict[int, str]:
-    """Offset → order id of the messages in this range that were found to use another order's id. Runs on a worker.
+def conflicts_among(dsn: str, messages: pa.RecordBatch) -> dict[int, str]:
+    """Row → order id of those messages that were found to use another order's id. Runs on a worker.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
     """
-    query = (
-        'select "offset", order_id from order_conflicts where topic = $1 and "partition" = $2 and "offset" between $3 and $4'
-    )
-    return dict(until_reachable(lambda: _rows(dsn, query, (topic, partition, first_offset, last_offset))))
+    places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("topic", "partition", "offset")})
+    oldest = places["offset"].min()
+    query = 'select topic, "partition", "offset", order_id from order_conflicts where topic = $1 and "offset" >= $2'
+    found = until_reachable(lambda: _rows(dsn, query, (places["topic"][0], oldest)))
+    if not found:
+        return {}
+    conflicts = pl.DataFrame(found, schema=[*places.columns, "order_id"], orient="row").cast(places.schema)
+    return dict(places.with_row_index().join(conflicts, on=places.columns).select("index", "order_id").iter_rows())
 
 
 def _rows(dsn: str, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from batch.postgres import connect
@@ -15,7 +16,7 @@ from streaming.chunks import Verdicts, pack_table
 from streaming.contract import DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS, PROCESSED_ORDERS, TOPICS, librdkafka_config
 from streaming.screening import VERDICT_SCHEMA, reason_bits
-from streaming.sinks import KafkaSink, Merged, OrderStore, announce, conflicts_between, stage
+from streaming.sinks import KafkaSink, Merged, OrderStore, announce, conflicts_among, stage
 from tests.screening_runs import consume
 
 BATCH_TIME = datetime(2026, 11, 1, 12, 0, 0, 123000, tzinfo=UTC)
@@ -70,6 +71,13 @@ def merged(store: OrderStore, dsn: str, rows: Sequence[dict[str, Any]], *, at: d
     )
 
 
+def places(*where: tuple[int, int]) -> pa.RecordBatch:
+    """Messages of the `orders` topic by partition and offset."""
+    partitions, offsets = zip(*where, strict=True)
+    columns = {"topic": pa.array(["orders"] * len(where)), "partition": pa.array(partitions, pa.int32())}
+    return pa.record_batch(columns | {"offset": pa.array(offsets, pa.int64())})
+
+
 def stored(dsn: str) -> dict[str, list[Any]]:
     with connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("select order_id, status, reasons, screened_at from raw_orders")
@@ -100,14 +108,13 @@ def test_a_used_order_id_with_other_content_is_set_aside_and_nothing_is_merged(
     outcome = merged(store, dsn, [verdict("b", offset=7), verdict("a", offset=8, **changes)])
     assert outcome.screen_again
     assert set(stored(dsn)) == {"a"}
-    assert conflicts_between(dsn, "orders", 0, 0, 100) == {8: "a"}
-    assert conflicts_between(dsn, "orders", 0, 9, 100) == {}
-    assert conflicts_between(dsn, "orders", 1, 0, 100) == {}
+    assert conflicts_among(dsn, places((0, 7), (0, 8), (1, 8), (0, 9))) == {1: "a"}
+    assert conflicts_among(dsn, places((0, 9), (1, 8))) == {}
 
 
 def test_of_two_new_orders_with_one_id_the_first_received_stands(store: OrderStore, dsn: str) -> None:
     assert merged(store, dsn, [verdict("a", offset=9, quantity=5), verdict("a", offset=4)]).screen_again
-    assert conflicts_between(dsn, "orders", 0, 0, 100) == {9: "a"}
+    assert conflicts_among(dsn, places((0, 4), (0, 9))) == {1: "a"}
 
 
 def test_the_same_order_with_its_amount_in_other_words_is_no_conflict(store: OrderStore, dsn: str) -> None:
