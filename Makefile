@@ -38,7 +38,7 @@ format: setup ## Bring the code into its style
 lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml allow, and lock them with hashes
 	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
 	$(COMPILE) pyproject.toml --output-file $(REQUIREMENTS)/base.txt
-	$(COMPILE) pyproject.toml --extra local --group dev --group bench --group setup --output-file $(REQUIREMENTS)/dev.txt
+	$(COMPILE) pyproject.toml --extra local --group dev --group setup --output-file $(REQUIREMENTS)/dev.txt
 	$(BIN)/python -m jobs.local.jars
 
 clean: ## Stop the embedded platform and delete it with its data, .venv and caches

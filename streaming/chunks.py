@@ -84,7 +84,7 @@ def pack_table(table: pl.DataFrame) -> bytes:
     if table.is_empty():
         return b""
     buffer = io.BytesIO()
-    table.write_ipc_stream(buffer, compression="lz4")
+    table.write_ipc_stream(buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -116,15 +116,18 @@ class PostgresServer:
         draft.replace(self._data)
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove Postgres's own lock file when its pid is another program's by now: Postgres only asks whether it lives."""
+        """Remove Postgres's own lock file when its pid is another program's by now, or a zombie's that nobody buried.
+
+        Postgres only asks whether the pid exists. The children of a dead postmaster die with it.
+        """
         lock = self._data / "postmaster.pid"
         try:
             holder = psutil.Process(int(lock.read_text(encoding="utf-8").split("\n", 1)[0]))
             is_ours = str(self._data) in holder.cmdline()
+        except (psutil.AccessDenied, psutil.ZombieProcess):
+            is_ours = False
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return
-        except psutil.AccessDenied:
-            is_ours = False
         if not is_ours:
             lock.unlink()
 
