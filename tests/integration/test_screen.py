@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_in_one_message(
     assert failed.returncode == code
     assert all(word in failed.stderr for word in words), failed.stderr
     assert "Traceback" not in failed.stderr
-    assert failed.stderr.count("finpro: ") == 1
+    assert [line for line in failed.stderr.splitlines() if line.startswith("finpro: ")] == failed.stderr.splitlines()[:1]
 
 
 def test_a_wrong_password_is_said_without_the_password(settings: Settings) -> None:
