@@ -22,8 +22,10 @@ from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_c
 
 pytest.register_assert_rewrite("tests.screening_runs")
 
-# How long an example takes says nothing on a busy machine.
-hypothesis.settings.register_profile("finpro", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# How long an example takes says nothing on a busy machine. CI tries the same examples every time; elsewhere they are new.
+hypothesis.settings.register_profile(
+    "finpro", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("finpro")
 
 
