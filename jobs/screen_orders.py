@@ -9,7 +9,7 @@ from conf.errors import FinproError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.streaming_job import run_until_stopped
-from streaming.kafka import ORDERS, TOPICS, librdkafka_config, require_topics, spark_config
+from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
 from streaming.pipeline import Screening, Settlement, screened, warm_up
 from streaming.progress import Progress
 from streaming.sinks import KafkaSink, OrderStore
@@ -51,8 +51,8 @@ def check(settings: Settings) -> None:
 
 def main() -> None:
     options, settings = arguments(), load_settings()
-    check(settings)
     screening = screening_of(settings, options)
+    require_topics(settings)
     store = OrderStore(screening.dsn)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
@@ -62,11 +62,7 @@ def main() -> None:
         .option("subscribe", settings.topic(ORDERS))
         .option("startingOffsets", options.starting_offsets)
         .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
-        .option("kafka.fetch.max.wait.ms", 50)
-        .option("kafka.max.poll.records", 50_000)
-        .option("kafka.max.partition.fetch.bytes", 8 * 1024 * 1024)
-        .option("kafka.fetch.max.bytes", 100 * 1024 * 1024)
-        .option("kafka.receive.buffer.bytes", 4 * 1024 * 1024)
+        .options(**SOURCE_TUNING)
         .load()
     )
     warm_up(spark, options.buckets)

@@ -14,6 +14,15 @@ FRAUD_ALERT = "fraud_alert"
 ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
 
+# Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
+SOURCE_TUNING = {
+    "kafka.fetch.max.wait.ms": "50",
+    "kafka.max.poll.records": "50000",
+    "kafka.max.partition.fetch.bytes": str(8 << 20),
+    "kafka.fetch.max.bytes": str(100 << 20),
+    "kafka.receive.buffer.bytes": str(4 << 20),
+}
+
 
 def librdkafka_config(settings: Settings) -> dict[str, Any]:
     """Connection settings for confluent-kafka."""

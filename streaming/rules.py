@@ -14,7 +14,6 @@ import polars as pl
 
 from conf.rules import FraudRules
 from streaming.neighbours import (
-    Bools,
     Ints,
     consecutive_runs,
     crowded,
@@ -171,10 +170,3 @@ def _pattern(rows: Ints, places: Ints, members: Ints, *, value: Ints, limit: int
         own_first = np.argsort(members != places[:, None], axis=1, kind="stable")[:, :EVIDENCE_ORDERS]
         members = np.take_along_axis(members, np.sort(own_first, axis=1), axis=1)
     return Finding(rows[places], rows[members], pl.Series(value, dtype=pl.Int64), limit)
-
-
-def membership(finding: Finding, height: int) -> Bools:
-    """Which rows of a table of this height have the reason."""
-    has = np.zeros(height, bool)
-    has[finding.rows] = True
-    return has

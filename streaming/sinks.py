@@ -34,7 +34,7 @@ from streaming.chunks import Verdicts, unpack_table
 from streaming.contract import CONTENT, DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from streaming.rules import REASONS
-from streaming.screening import FRAUD, GENUINE, VERDICT_SCHEMA, reason_lists
+from streaming.screening import FRAUD, GENUINE, VERDICT_SCHEMA, reason_bits, reason_lists
 
 _ORDER_FIELDS = (
     "order_id",
@@ -331,8 +331,7 @@ def _as_stored(dsn: str, tag: str, screened_at: datetime, verdicts: pl.DataFrame
     if until_reachable(lambda: _rows(dsn, staged, (tag,))) != [(len(verdicts),)]:
         raise PostgresError(f"Postgres at {describe(dsn)} lost what was staged: start again, the micro-batch is replayed")
     rows = until_reachable(lambda: _rows(dsn, query, (tag, screened_at)))
-    bits = {reason: 1 << bit for bit, reason in enumerate(REASONS)}
-    given = [sum(bits[reason] for reason in reasons.split(",") if reason) for _, reasons in rows]
+    given = [reason_bits(filter(None, reasons.split(","))) for _, reasons in rows]
     stored = pl.DataFrame(
         {"order_id": [row[0] for row in rows], "stored": given},
         schema={"order_id": pl.String, "stored": pl.UInt8},

@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from conf.settings import Settings, load_settings
-from streaming.kafka import ORDERS, PROCESSED_ORDERS, librdkafka_config, spark_config
+from streaming.kafka import ORDERS, PROCESSED_ORDERS, SOURCE_TUNING, librdkafka_config, spark_config
 
 ORDER = pl.Struct(
     {
@@ -33,13 +33,6 @@ ORDER = pl.Struct(
         "source": pl.String,
     }
 )
-SOURCE = {
-    "kafka.fetch.max.wait.ms": "50",
-    "kafka.max.poll.records": "50000",
-    "kafka.max.partition.fetch.bytes": str(8 << 20),
-    "kafka.fetch.max.bytes": str(100 << 20),
-    "kafka.receive.buffer.bytes": str(4 << 20),
-}
 TASKS = 2  # as many as finpro has buckets: each pays for a Postgres transaction
 PRODUCER = {"enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5, "queue.buffering.max.messages": 0}
 
@@ -98,7 +91,7 @@ def main(
     source = {"subscribe": settings().topic(ORDERS), "startingOffsets": "earliest"}
     messages = (
         spark.readStream.format("kafka")
-        .options(**spark_config(settings()), **SOURCE, **source, maxOffsetsPerTrigger=max_offsets_per_trigger)
+        .options(**spark_config(settings()), **SOURCE_TUNING, **source, maxOffsetsPerTrigger=max_offsets_per_trigger)
         .load()
     )
     query = (
