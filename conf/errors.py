@@ -1,10 +1,19 @@
 """The one exception family: every message a person may see says what happened and what to do about it."""
 
+import re
+
 
 class FinproError(Exception):
     """Something a person can act on. The command line prints it without a stack trace and exits with `exit_code`."""
 
     exit_code = 1
+
+
+def raised_elsewhere(text: str) -> FinproError | None:
+    """The error of this family that a stack trace of Spark's tells of: from a worker it comes through the JVM, as text."""
+    match = re.search(r"conf\.errors\.(\w+): (.*?)(?:\n\s*at |\n\n|\n SQLSTATE|\Z)", text, re.DOTALL)
+    kind = globals().get(match[1]) if match else None
+    return kind(match[2].strip()) if match and isinstance(kind, type) and issubclass(kind, FinproError) else None
 
 
 class SettingsError(FinproError):
@@ -47,11 +56,49 @@ class StreamingError(FinproError):
     exit_code = 7
 
 
-class MicroBatchReplay(StreamingError):
-    """A micro-batch has to be read and screened once more, from its checkpoint: the query starts again by itself."""
-
-
 class ReconciliationError(FinproError):
     """Two counts that must agree do not."""
 
     exit_code = 6
+
+
+class ExportError(FinproError):
+    """A run of the export cannot be made, found or read."""
+
+    exit_code = 9
+
+
+class GoogleCloudError(FinproError):
+    """Cloud Storage or BigQuery is unreachable, refuses, or lacks a bucket or dataset."""
+
+    exit_code = 8
+
+
+class LoadError(FinproError):
+    """A run cannot be loaded into BigQuery, or a job of its load failed."""
+
+    exit_code = 10
+
+
+class SchemaChanged(LoadError):
+    """A column that BigQuery has was removed or retyped in Postgres: a person must decide."""
+
+    exit_code = 11
+
+
+class TransformError(FinproError):
+    """dbt cannot build a model, or a test of what it built fails."""
+
+    exit_code = 13
+
+
+class ExpectationsFailed(FinproError):
+    """The raw tables in BigQuery are not what they have to be: nothing may be built on them."""
+
+    exit_code = 12
+
+
+class ReportError(FinproError):
+    """The report cannot be written: the marts are not there, or hold nothing."""
+
+    exit_code = 14

@@ -10,9 +10,9 @@ from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.streaming_job import run_until_stopped
 from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
-from streaming.pipeline import Screening, Settlement, screened, warm_up
+from streaming.pipeline import Screening, receipts_to, screened, warm_up
 from streaming.progress import Progress
-from streaming.sinks import KafkaSink, OrderStore
+from streaming.sinks import KafkaSink, require_tables
 
 QUERY_NAME = "screen_orders"
 
@@ -46,14 +46,14 @@ def check(settings: Settings) -> None:
     """
     load_rules(settings.rules)
     require_topics(settings)
-    OrderStore(settings.require("postgres_dsn")).close()
+    require_tables(settings.require("postgres_dsn"))
 
 
 def main() -> None:
     options, settings = arguments(), load_settings()
     screening = screening_of(settings, options)
     require_topics(settings)
-    store = OrderStore(screening.dsn)
+    require_tables(screening.dsn)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
     messages = (
@@ -70,7 +70,7 @@ def main() -> None:
     writer = (
         screened(messages, screening)
         .writeStream.queryName(QUERY_NAME)
-        .foreachBatch(Settlement(screening, store, settings.topic(ORDERS), progress.settled))
+        .foreachBatch(receipts_to(progress.settled))
         .option("checkpointLocation", f"{settings.checkpoints}/{QUERY_NAME}")
     )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}

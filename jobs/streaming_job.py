@@ -12,8 +12,7 @@ from pyspark.java_gateway import ensure_callback_server_started
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
-import conf.errors
-from conf.errors import FinproError, KafkaError, MicroBatchReplay, StreamingError
+from conf.errors import FinproError, KafkaError, StreamingError, raised_elsewhere
 from streaming.progress import Progress
 
 _POLL_SECONDS = 0.2
@@ -52,27 +51,17 @@ def run_until_stopped(spark: SparkSession, writer: DataStreamWriter, progress: P
     """
     stop = _StopRequest(spark)
     try:
-        while not _ended(writer.start(), stop.event, progress):
-            continue
-    finally:
-        spark.stop()
-
-
-def _ended(query: StreamingQuery, stop: threading.Event, progress: Progress) -> bool:
-    """Wait for a query; False when a micro-batch asked to be replayed, which the query does when it starts again."""
-    try:
-        while query.isActive and not stop.wait(_POLL_SECONDS):
+        query = writer.start()
+        while query.isActive and not stop.event.wait(_POLL_SECONDS):
             progress.show(query.lastProgress)
         if query.isActive:
             _stop_between_batches(query)
         query.awaitTermination()
+        progress.show(query.lastProgress, finished=True)
     except StreamingQueryException as error:
-        cause = _cause(error)
-        if isinstance(cause, MicroBatchReplay):
-            return False
-        raise cause from error
-    progress.show(query.lastProgress, finished=True)
-    return True
+        raise _cause(error) from error
+    finally:
+        spark.stop()
 
 
 def _stop_between_batches(query: StreamingQuery) -> None:
@@ -88,12 +77,11 @@ def _stop_between_batches(query: StreamingQuery) -> None:
 
 
 def _cause(error: StreamingQueryException) -> FinproError:
-    """What a person can do about a failed query. Errors of finpro's own have passed through the JVM as text."""
+    """What a person can do about a failed query."""
     text = str(error)
-    match = re.search(r"conf\.errors\.(\w+): (.*?)(?:\n\s*at |\n\n|\n SQLSTATE|\Z)", text, re.DOTALL)
-    kind = getattr(conf.errors, match[1], None) if match else None
-    if match and isinstance(kind, type) and issubclass(kind, FinproError):
-        return kind(match[2].strip())
+    ours = raised_elsewhere(text)
+    if ours:
+        return ours
     if "org.apache.kafka" in text:
         return KafkaError(f"Kafka stopped answering: is it running? Start again, nothing is lost.\n({_last_cause(text)})")
     return StreamingError(

@@ -6,25 +6,20 @@ no counter of the query's.
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import polars as pl
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from batch.postgres import connect, explained, read_frame
-from conf.errors import KafkaError
 from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.contract import CONTENT, UTC_MICROSECONDS, read_messages
-from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
+from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TopicReader, as_messages, librdkafka_config
 from streaming.rules import REASONS
 
 Offsets = dict[int, int]
 LABEL_HEADER = "label"
-_WAIT_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def end_offsets(settings: Settings, topic: str) -> Offsets:
     Raises:
         KafkaError: Kafka does not answer.
     """
-    with _Reader(settings, topic) as reader:
+    with _reader(settings, topic) as reader:
         return reader.ends()
 
 
@@ -130,29 +125,16 @@ def _by_reason(reasons: pl.Series) -> dict[str, int]:
 def _sent(settings: Settings, since: Offsets) -> tuple[list[pa.RecordBatch], pl.DataFrame]:
     """The messages, a batch a partition as `read_messages` takes them, and their labels by position."""
     batches, labelled = [], []
-    with _Reader(settings, ORDERS) as reader:
+    with _reader(settings, ORDERS) as reader:
         for partition, first in sorted(since.items()):
             records = reader.read(partition, first)
-            batches.append(_batch(records))
+            batches.append(as_messages(records))
             for record in records:
                 label = dict(record.headers() or []).get(LABEL_HEADER)
                 if label:
                     labelled.append((partition, record.offset(), label.decode().split(",")))
     schema = pl.Schema({"partition": pl.Int32(), "offset": pl.Int64(), "label": pl.List(pl.String())})
     return batches, pl.DataFrame(labelled, schema=schema, orient="row")
-
-
-def _batch(records: list[Any]) -> pa.RecordBatch:
-    received = [datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC) for record in records]
-    return pa.record_batch(
-        {
-            "topic": pa.array([record.topic() for record in records], pa.string()),
-            "partition": pa.array([record.partition() for record in records], pa.int32()),
-            "offset": pa.array([record.offset() for record in records], pa.int64()),
-            "timestamp": pa.array(received, pa.timestamp("us", "UTC")),
-            "value": pa.array([record.value() for record in records], pa.binary()),
-        }
-    )
 
 
 def _stored(settings: Settings) -> pl.DataFrame:
@@ -175,7 +157,7 @@ def _listed(column: str) -> pl.Expr:
 
 
 def _dead_letters(settings: Settings, since: Offsets) -> pl.DataFrame:
-    with _Reader(settings, ORDERS_DEAD_LETTER) as reader:
+    with _reader(settings, ORDERS_DEAD_LETTER) as reader:
         headers = [dict(record.headers()) for partition in since for record in reader.read(partition, since[partition])]
     rows = [(int(header["partition"]), int(header["offset"]), header["reason"].decode()) for header in headers]
     return pl.DataFrame(rows, schema={"partition": pl.Int32, "offset": pl.Int64, "reason": pl.String}, orient="row")
@@ -184,7 +166,7 @@ def _dead_letters(settings: Settings, since: Offsets) -> pl.DataFrame:
 def _last_verdicts(settings: Settings, since: Offsets) -> pl.DataFrame:
     """The last record of each order on `processed_orders`."""
     last: dict[str, list[str]] = {}
-    with _Reader(settings, PROCESSED_ORDERS) as reader:
+    with _reader(settings, PROCESSED_ORDERS) as reader:
         for partition, first in since.items():
             for record in reader.read(partition, first):
                 last[record.key().decode()] = msgspec.json.decode(record.value())["reasons"]
@@ -192,43 +174,5 @@ def _last_verdicts(settings: Settings, since: Offsets) -> pl.DataFrame:
     return pl.DataFrame({"order_id": list(last), "verdict": list(last.values())}, schema=schema)
 
 
-class _Reader:
-    """Reads whole ranges of one topic, without a consumer group to leave behind."""
-
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self._topic = settings.topic(topic)
-        config = {"group.id": "finpro-accounting", "enable.auto.commit": False, "log_level": 0}
-        self._consumer = Consumer(librdkafka_config(settings) | config)
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._consumer.close()
-
-    def ends(self) -> Offsets:
-        try:
-            partitions = self._consumer.list_topics(self._topic, timeout=_WAIT_SECONDS).topics[self._topic].partitions
-            return {partition: self._end(partition) for partition in partitions}
-        except KafkaException as error:
-            raise KafkaError(f"Kafka did not answer about {self._topic}: {error.args[0].str()}") from error
-
-    def _end(self, partition: int) -> int:
-        return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_WAIT_SECONDS)[1]
-
-    def read(self, partition: int, first: int) -> list[Any]:
-        """All records of a partition from offset `first` to its present end."""
-        end = self._end(partition)
-        records: list[Any] = []
-        if end <= first:
-            return records
-        self._consumer.assign([TopicPartition(self._topic, partition, first)])
-        while not records or records[-1].offset() < end - 1:
-            missing = end - (records[-1].offset() + 1 if records else first)  # the call waits until it has that many
-            more = self._consumer.consume(min(missing, 10_000), timeout=_WAIT_SECONDS)
-            if not more:
-                raise KafkaError(f"Kafka sent nothing of {self._topic} partition {partition} for {_WAIT_SECONDS} s")
-            for error in filter(None, (record.error() for record in more)):
-                raise KafkaError(f"Kafka could not read {self._topic}: {error.str()}")
-            records += more
-        return records
+def _reader(settings: Settings, topic: str) -> TopicReader:
+    return TopicReader(librdkafka_config(settings), settings.topic(topic))

@@ -56,20 +56,11 @@ class Recent(msgspec.Struct, frozen=True):
     orders: bytes
 
 
-class Verdicts(msgspec.Struct, frozen=True):
-    """From a bucket's state to the sinks: new verdicts, revised verdicts and dead letters of one micro-batch."""
-
-    tag: str
-    screened_at_us: int
-    verdicts: bytes
-    dead_letters: bytes
-
-
-_Payload = TypeVar("_Payload", Arrivals, Recent, Verdicts)
+_Payload = TypeVar("_Payload", Arrivals, Recent)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def pack(payload: Arrivals | Recent | Verdicts) -> bytes:
+def pack(payload: Arrivals | Recent) -> bytes:
     """A payload as one binary value."""
     return _encoder.encode(payload)
 

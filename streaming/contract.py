@@ -5,6 +5,7 @@ many at once lets malformed neighbours cancel each other out; every further chec
 """
 
 import re
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, NamedTuple
 
@@ -59,6 +60,9 @@ DEAD_LETTER_SCHEMA = pl.Schema(
         "reason": pl.String(),
     }
 )
+
+# Orders whose order_id stands for another order, by the position of their message.
+CLASH_SCHEMA = pl.Schema({"partition": pl.Int32(), "offset": pl.Int64(), "order_id": pl.String()})
 
 _Id = Annotated[int, msgspec.Meta(ge=1, le=BIGINT_MAX)] | Annotated[str, msgspec.Meta(max_length=64)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -130,6 +134,30 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
         reason=pl.Series([reasons[row] for row in rows], dtype=pl.String)
     )
     return frame.select(pl.col(name).cast(dtype) for name, dtype in DEAD_LETTER_SCHEMA.items())
+
+
+def clash_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
+    """Those of the messages that clash (CLASH_SCHEMA) as dead letters (DEAD_LETTER_SCHEMA)."""
+    places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("partition", "offset")}).with_row_index("row")
+    rows = places.join(clashes, on=["partition", "offset"]).select("row", "order_id").iter_rows()
+    return dead_letters(messages, {row: f"order_id {used} is used by another order, received before" for row, used in rows})
+
+
+def clashes_among(orders: pl.DataFrame, stored: Callable[[Sequence[str]], pl.DataFrame]) -> pl.DataFrame:
+    """Orders (ORDER_SCHEMA) that use the id of another one among them (CLASH_SCHEMA): what is stored stands, else the first.
+
+    Args:
+        orders: as read.
+        stored: order ids → what is stored under them, columns `order_id` and CONTENT. Called only where ids clash.
+    """
+    contents = orders.unique(["order_id", *CONTENT])["order_id"]
+    used_twice = contents.filter(contents.is_duplicated()).unique()
+    if used_twice.is_empty():
+        return pl.DataFrame(schema=CLASH_SCHEMA)
+    claims = orders.filter(pl.col("order_id").is_in(used_twice.implode())).sort("received_at", "partition", "offset")
+    standing = pl.concat([stored(used_twice.to_list()), claims.select("order_id", *CONTENT)])
+    standing = standing.unique("order_id", keep="first", maintain_order=True)
+    return claims.join(standing, on=["order_id", *CONTENT], how="anti").select(CLASH_SCHEMA.names())
 
 
 def _all_utf8(values: pa.Array) -> bool:

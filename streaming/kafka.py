@@ -1,8 +1,10 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
+from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import KafkaException
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from conf.errors import KafkaError
@@ -14,9 +16,11 @@ FRAUD_ALERT = "fraud_alert"
 ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
 
+_WAIT_SECONDS = 30
+
 # Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
 SOURCE_TUNING = {
-    "kafka.fetch.max.wait.ms": "50",
+    "kafka.fetch.max.wait.ms": "5",
     "kafka.max.poll.records": "50000",
     "kafka.max.partition.fetch.bytes": str(8 << 20),
     "kafka.fetch.max.bytes": str(100 << 20),
@@ -68,6 +72,71 @@ def spark_config(settings: Settings) -> dict[str, str]:
 
 def _jaas_quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class TopicReader:
+    """Reads ranges of one topic, without a consumer group to leave behind."""
+
+    def __init__(self, config: dict[str, Any], topic: str) -> None:
+        """`config` is of a librdkafka client, `topic` a full name."""
+        self._topic = topic
+        self._consumer = Consumer(config | {"group.id": "finpro-reader", "enable.auto.commit": False, "log_level": 0})
+
+    def __enter__(self) -> "TopicReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def ends(self) -> dict[int, int]:
+        """Partition → the offset that its next message will get.
+
+        Raises:
+            KafkaError: Kafka does not answer.
+        """
+        try:
+            partitions = self._consumer.list_topics(self._topic, timeout=_WAIT_SECONDS).topics[self._topic].partitions
+            return {partition: self._end(partition) for partition in partitions}
+        except KafkaException as error:
+            raise KafkaError(f"Kafka did not answer about {self._topic}: {error.args[0].str()}") from error
+
+    def _end(self, partition: int) -> int:
+        return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_WAIT_SECONDS)[1]
+
+    def read(self, partition: int, first: int, end: int | None = None) -> list[Any]:
+        """The records of a partition from offset `first` up to `end`, or to its present end.
+
+        Raises:
+            KafkaError: Kafka does not answer, or sends nothing for long.
+        """
+        end = self._end(partition) if end is None else end
+        records: list[Any] = []
+        if end <= first:
+            return records
+        self._consumer.assign([TopicPartition(self._topic, partition, first)])
+        while not records or records[-1].offset() < end - 1:
+            missing = end - (records[-1].offset() + 1 if records else first)  # the call waits until it has that many
+            more = self._consumer.consume(min(missing, 10_000), timeout=_WAIT_SECONDS)
+            if not more:
+                raise KafkaError(f"Kafka sent nothing of {self._topic} partition {partition} for {_WAIT_SECONDS} s")
+            for error in filter(None, (record.error() for record in more)):
+                raise KafkaError(f"Kafka could not read {self._topic}: {error.str()}")
+            records += more
+        return records
+
+
+def as_messages(records: list[Any]) -> pa.RecordBatch:
+    """Records of a client as Spark's Kafka source gives them: `contract.MESSAGE_COLUMNS`."""
+    received = [datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC) for record in records]
+    return pa.record_batch(
+        {
+            "topic": pa.array([record.topic() for record in records], pa.string()),
+            "partition": pa.array([record.partition() for record in records], pa.int32()),
+            "offset": pa.array([record.offset() for record in records], pa.int64()),
+            "timestamp": pa.array(received, pa.timestamp("us", "UTC")),
+            "value": pa.array([record.value() for record in records], pa.binary()),
+        }
+    )
 
 
 def create_topics(settings: Settings, *, partitions: int = 4, replication: int = -1) -> list[str]:

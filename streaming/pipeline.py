@@ -1,15 +1,17 @@
-"""Screening on Spark: Kafka messages → chunks of orders → a bucket's state → verdicts, and their settlement.
+"""Screening on Spark: Kafka messages → chunks of orders → a bucket's state → verdicts in the sinks.
 
-    parse (mapInArrow) ─ shuffle by bucket ─> screen and stage (state) ─> merge ─> announce
+    parse (mapInArrow) ─ shuffle by bucket ─> screen, store, announce (state) ─> receipts (foreachBatch)
 
 Orders are bucketed by product, because all neighbours of an order share its product. Spark carries one row per task and
-bucket, not one per order: see `chunks`.
+bucket, not one per order: see `chunks`. A bucket settles its part of a micro-batch where it screens it, before Spark commits
+the state: what fails is done again, and doing it again changes nothing (see `sinks`).
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,13 +22,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 
-from conf.errors import MicroBatchReplay
 from conf.rules import FraudRules
 from streaming.chunks import (
     Arrivals,
     PartitionRead,
     Recent,
-    Verdicts,
     bucket_keys,
     pack,
     pack_table,
@@ -37,16 +37,18 @@ from streaming.contract import (
     DEAD_LETTER_SCHEMA,
     MESSAGE_COLUMNS,
     ORDER_SCHEMA,
-    dead_letters,
+    clash_letters,
+    clashes_among,
     read_messages,
 )
+from streaming.kafka import ORDERS, TopicReader, as_messages
 from streaming.rules import REASONS
 from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
-from streaming.sinks import KafkaSink, OrderStore, announce, conflicts_among, stage
+from streaming.sinks import NO_CLASHES, KafkaSink, announce, store, stored_orders
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
-SETTLEMENT = "receipt string, payload binary"
+RECEIPT = "receipt string"
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,8 @@ class Screening:
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What one bucket made of one micro-batch, in numbers. Times are epoch microseconds."""
+    """What one bucket made of one micro-batch, in numbers."""
 
-    tag: str
-    screened_at_us: int
     orders: int
     revisions: int
     frauds: int
@@ -85,7 +85,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 def screened(messages: DataFrame, screening: Screening) -> DataFrame:
-    """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (SETTLEMENT) a bucket and micro-batch.
+    """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (RECEIPT) a bucket and micro-batch.
 
     The watermark that Spark is told trails the newest event of all partitions; the buckets keep their own, which also
     waits for partitions that a backlog has left behind (`screening.advance`), and evict by that one. Spark therefore
@@ -98,7 +98,7 @@ def screened(messages: DataFrame, screening: Screening) -> DataFrame:
         .mapInArrow(_parse(screening), CHUNK)
         .withWatermark("event_time", f"{lateness_ms} milliseconds")
         .groupBy("bucket")
-        .applyInPandasWithState(_screen_bucket(screening), SETTLEMENT, RECENT, "append", GroupStateTimeout.NoTimeout)
+        .applyInPandasWithState(_screen_bucket(screening), RECEIPT, RECENT, "append", GroupStateTimeout.NoTimeout)
     )
 
 
@@ -117,11 +117,10 @@ def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterato
     keys = pa.array(bucket_keys(screening.buckets), pa.int32())
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for messages in batches:
-            if not messages.num_rows:
-                continue
-            conflicts = conflicts_among(screening.dsn, messages)
-            arrivals = read_arrivals(messages, screening.rules, screening.buckets, conflicts)
+        read = list(batches)  # no more than the query's limit of a micro-batch, and at once: see `clashes_among`
+        messages = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
+        for batch in messages:
+            arrivals = read_arrivals(batch, screening.rules, screening.buckets, partial(stored_orders, screening.dsn))
             newest = max((read.newest_us for read in arrivals[0].reads if read.newest_us is not None), default=None)
             event_time = pa.array([newest] * screening.buckets, pa.timestamp("us", "UTC"))
             payloads = pa.array([pack(share) for share in arrivals], pa.binary())
@@ -130,22 +129,27 @@ def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterato
     return parse
 
 
-def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, buckets: int, conflicts: dict[int, str]) -> list[Arrivals]:
+def read_arrivals(
+    messages: pa.RecordBatch, rules: FraudRules, buckets: int, stored: Callable[[Sequence[str]], pl.DataFrame]
+) -> list[Arrivals]:
     """Read messages (`contract.MESSAGE_COLUMNS`), and divide the orders by bucket.
 
-    Dead letters go with the first bucket's share. `conflicts` (row → order id) are messages that were found to use the id
-    of another order: they are dead letters as well.
+    Dead letters go with the first bucket's share; among them are orders that use the id of another one read here
+    (`contract.clashes_among`, which asks `stored`).
     """
     contents = read_messages(messages, rules.max_future_skew)
-    reasons = {row: f"order_id {order_id} is used by another order, received before" for row, order_id in conflicts.items()}
-    aside = dead_letters(messages, reasons)
-    orders = contents.orders.join(aside, on=["partition", "offset"], how="anti") if conflicts else contents.orders
-    letters = pl.concat([contents.dead_letters, aside])
+    clashes = clashes_among(contents.orders, stored)
+    orders = _without(contents.orders, clashes)
+    letters = pl.concat([contents.dead_letters, clash_letters(messages, clashes)])
     reads = _reads(messages, orders)
     shares = [orders.filter(pl.col("product_id") % buckets == bucket) for bucket in range(buckets)]
     return [
         Arrivals(reads, pack_table(share), pack_table(letters) if bucket == 0 else b"") for bucket, share in enumerate(shares)
     ]
+
+
+def _without(orders: pl.DataFrame, clashes: pl.DataFrame) -> pl.DataFrame:
+    return orders.join(clashes, on=["partition", "offset"], how="anti") if len(clashes) else orders
 
 
 def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead]:
@@ -160,33 +164,69 @@ def _screen_bucket(screening: Screening) -> Callable[[Any, Iterator[pd.DataFrame
     def screen_bucket(key: Any, chunks: Iterator[pd.DataFrame], state: GroupState) -> Iterator[pd.DataFrame]:
         arrivals = [unpack(payload, Arrivals) for chunk in chunks for payload in chunk["payload"]]
         recent = unpack(state.get[0], Recent) if state.exists else NOTHING_RECENT
-        outcome = screen_arrivals(arrivals, recent, screening.rules, screening.backlog_offsets)
+        # The micro-batch's own time, the same on a replay.
+        screened_at = datetime.fromtimestamp(state.getCurrentProcessingTimeMs() / 1000, UTC)
+        outcome = _settle(screening, arrivals, recent, screened_at)
         state.update((pack(outcome.recent),))
-        tag = stage(screening.dsn, outcome.verdicts)
-        screened_at_us = state.getCurrentProcessingTimeMs() * 1000  # the micro-batch's own time, the same on a replay
-        receipt = Receipt(tag=tag, screened_at_us=screened_at_us, **outcome.counts)
-        payload = Verdicts(tag, screened_at_us, pack_table(outcome.verdicts), pack_table(outcome.dead_letters))
-        yield pd.DataFrame({"receipt": [msgspec.json.encode(receipt).decode()], "payload": [pack(payload)]})
+        yield pd.DataFrame({"receipt": [msgspec.json.encode(outcome.receipt).decode()]})
 
     return screen_bucket
+
+
+def _settle(screening: Screening, arrivals: list[Arrivals], recent: Recent, screened_at: datetime) -> "BucketOutcome":
+    """Screen, store and announce a bucket's part of a micro-batch: once more without the orders that turn out to clash.
+
+    An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
+    ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
+    """
+    rules, clashes = screening.rules, NO_CLASHES
+    while True:
+        outcome = screen_arrivals(arrivals, recent, rules, screening.backlog_offsets, clashes)
+        stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at)
+        if stored.clashes.is_empty():
+            break
+        clashes = pl.concat([clashes, stored.clashes])
+    letters = pl.concat([outcome.dead_letters, _read_again(screening.kafka, clashes)])
+    announce(screening.kafka, stored.verdicts, letters, rules.version, screened_at)
+    return outcome
+
+
+def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
+    """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
+    letters = [pl.DataFrame(schema=DEAD_LETTER_SCHEMA)]
+    ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
+    for partition, first, end in ranges.iter_rows():
+        with TopicReader(kafka.config, kafka.topics[ORDERS]) as reader:
+            letters.append(clash_letters(as_messages(reader.read(partition, first, end)), clashes))
+    return pl.concat(letters)
 
 
 NOTHING_RECENT = Recent({}, Frontier().watermark_us, b"")
 
 
 class BucketOutcome(NamedTuple):
-    """What a bucket makes of a micro-batch: `verdicts` (VERDICT_SCHEMA), `dead_letters`, state, and a receipt's numbers."""
+    """What a bucket makes of a micro-batch: `verdicts` (VERDICT_SCHEMA), `dead_letters`, the next state, and a receipt."""
 
     verdicts: pl.DataFrame
     dead_letters: pl.DataFrame
     recent: Recent
-    counts: dict[str, Any]
+    receipt: Receipt
 
 
-def screen_arrivals(arrivals: list[Arrivals], recent: Recent, rules: FraudRules, backlog_offsets: int | None) -> BucketOutcome:
-    """One bucket's part of a micro-batch, from its shares of what was read. Deterministic, whatever their order."""
+def screen_arrivals(
+    arrivals: list[Arrivals],
+    recent: Recent,
+    rules: FraudRules,
+    backlog_offsets: int | None,
+    clashes: pl.DataFrame = NO_CLASHES,
+) -> BucketOutcome:
+    """One bucket's part of a micro-batch, from its shares of what was read. Deterministic, whatever their order.
+
+    Orders at the positions of `clashes` (CLASH_SCHEMA) are left out.
+    """
     arrivals = sorted(arrivals, key=lambda share: (share.reads[0].partition, share.reads[0].first_offset))
-    orders = _concatenated([share.orders for share in arrivals], ORDER_SCHEMA).sort("received_at", "partition", "offset")
+    orders = _without(_concatenated([share.orders for share in arrivals], ORDER_SCHEMA), clashes)
+    orders = orders.sort("received_at", "partition", "offset")
     letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
     before = Frontier(recent.newest_us, recent.watermark_us)
     after = advance(before, [read for share in arrivals for read in share.reads], rules.lateness, backlog_offsets)
@@ -195,80 +235,29 @@ def screen_arrivals(arrivals: list[Arrivals], recent: Recent, rules: FraudRules,
     verdicts = outcome.verdicts
     given, gained = verdicts["given"], verdicts["gained"]
     revisions = int(verdicts["revision"].sum())
-    counts = {
-        "orders": len(verdicts) - revisions,
-        "revisions": revisions,
-        "frauds": int(((gained > 0) & (gained == given)).sum()),
-        "by_reason": {reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
-        "duplicates": outcome.duplicates,
-        "late": int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
-        "dead_letters": len(letters),
-        "kept": len(remaining),
-        "watermark_us": after.watermark_us,
-    }
-    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, pack_table(remaining)), counts)
+    receipt = Receipt(
+        orders=len(verdicts) - revisions,
+        revisions=revisions,
+        frauds=int(((gained > 0) & (gained == given)).sum()),
+        by_reason={reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
+        duplicates=outcome.duplicates,
+        late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
+        dead_letters=len(letters) + len(clashes),
+        kept=len(remaining),
+        watermark_us=after.watermark_us,
+    )
+    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, pack_table(remaining)), receipt)
 
 
 def _concatenated(tables: list[bytes], schema: pl.Schema) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=schema), *(unpack_table(table, schema) for table in tables if table)])
 
 
-@dataclass
-class Settlement:
-    """Settles each micro-batch (`foreachBatch`): merge what the workers staged, then let them announce it.
+def receipts_to(report: Callable[[list[Receipt]], None]) -> Callable[[DataFrame, int], None]:
+    """For `foreachBatch`: runs a micro-batch and reports its receipts, a few numbers a bucket; then Spark commits it."""
 
-    Attributes:
-        store: the driver's access to Postgres.
-        topic: full name of the orders topic.
-        report: told of each batch that was settled.
-    """
+    def collect(settled: DataFrame, _batch_id: int) -> None:
+        if receipts := [msgspec.json.decode(row.receipt, type=Receipt) for row in settled.collect()]:
+            report(receipts)
 
-    screening: Screening
-    store: OrderStore
-    topic: str
-    report: Callable[[list[Receipt]], None]
-
-    def __call__(self, settlements: DataFrame, batch_id: int) -> None:
-        """Settle one micro-batch; when this returns, Spark commits it.
-
-        Raises:
-            MicroBatchReplay: nothing was merged, and the query has to start again. Evaluating `settlements` once more
-                would not do: Spark keeps what it has shuffled, and so would not read the messages again.
-        """
-        self.store.clear_staging()
-        kept = settlements.persist()  # screening, and its staging, must run once, not once per step
-        try:
-            receipts = [msgspec.json.decode(row.receipt, type=Receipt) for row in kept.select("receipt").collect()]
-            if not receipts:
-                return
-            merged = self.store.merge(
-                tags=[receipt.tag for receipt in receipts],
-                orders=sum(receipt.orders for receipt in receipts),
-                revisions=sum(receipt.revisions for receipt in receipts),
-                topic=self.topic,
-                rules_version=self.screening.rules.version,
-                screened_at=datetime.fromtimestamp(receipts[0].screened_at_us / 1_000_000, UTC),
-            )
-            if merged.screen_again:
-                raise MicroBatchReplay(f"micro-batch {batch_id}: {merged.screen_again}")
-            sent = kept.select("payload").mapInArrow(_announce(self.screening, look_up=merged.met_known_orders), "sent long")
-            sent.collect()
-        finally:
-            kept.unpersist()
-        self.report(receipts)
-
-
-def _announce(screening: Screening, *, look_up: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def announce_each(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for payload in batch.column("payload").to_pylist():
-                announce(
-                    screening.kafka,
-                    screening.dsn,
-                    unpack(payload, Verdicts),
-                    screening.rules.version,
-                    look_up=look_up,
-                )
-            yield pa.record_batch({"sent": pa.array([batch.num_rows], pa.int64())})
-
-    return announce_each
+    return collect

@@ -1,37 +1,25 @@
-"""Where verdicts go: Postgres and Kafka, written by the workers, in an order that no failure can spoil.
+"""Where verdicts go: Postgres, then Kafka, written by the worker that gave them.
 
-A micro-batch is settled in three steps, each of which may be repeated:
-
-1. *stage*: every worker copies its verdicts into `staging_orders` under a tag of its own;
-2. *merge*: one transaction moves the rows of the tags that succeeded into `raw_orders`;
-3. *announce*: the workers send to Kafka what now stands in `raw_orders`.
-
-Nothing is announced that Postgres does not hold. A batch that is replayed after a crash stages the same rows, merges
-nothing new, and announces the same records again.
+A bucket's part of a micro-batch is *stored* in one transaction and then *announced*; either may be repeated. Nothing is
+announced that Postgres does not hold. A part that is replayed after a crash stores nothing new, and announces the same
+records again.
 """
 
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
 import confluent_kafka
 import polars as pl
-import psycopg2
-import pyarrow as pa
-from psycopg2 import sql
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import cursor as Cursor
 
-from batch.postgres import describe, explained, open_connection, until_reachable
+from batch.postgres import connect, describe, explained, until_reachable
 from conf.errors import KafkaError, PostgresError, PostgresUnavailable
-from streaming.chunks import Verdicts, unpack_table
-from streaming.contract import CONTENT, DEAD_LETTER_SCHEMA
+from streaming.contract import CLASH_SCHEMA, CONTENT, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from streaming.rules import REASONS
 from streaming.screening import FRAUD, GENUINE, VERDICT_SCHEMA, reason_bits, reason_lists
@@ -45,238 +33,200 @@ _ORDER_FIELDS = (
     "amount_numeric",
     "country",
 )
-_STAGED = (
-    *_ORDER_FIELDS,
-    "created_date",
-    "event_ts",
-    "source",
-    "reasons",
-    "partition",
-    "offset",
-    "received_at",
-    "revision",
-)
+_STORED = (*_ORDER_FIELDS, "created_date", "event_ts", "status", "source", "reasons", "rules_version", "screened_at")
+_POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
 _SEND_TIMEOUT_SECONDS = 30
+_UNIQUE_VIOLATION = "23505"
+_CONTENT_SCHEMA = pl.Schema({name: VERDICT_SCHEMA[name] for name in ("order_id", *CONTENT)})
 
 
 _Result = TypeVar("_Result")
 
 
-# --- stage -----------------------------------------------------------------------------------------------------------
+# --- store -----------------------------------------------------------------------------------------------------------
 
 
-def stage(dsn: str, verdicts: pl.DataFrame) -> str:
-    """Copy verdicts (VERDICT_SCHEMA) into `staging_orders`; returns the tag that marks them.
+class Stored(NamedTuple):
+    """What became of verdicts in `raw_orders`.
 
-    Runs on a worker. Waits while Postgres restarts.
+    Attributes:
+        verdicts: VERDICT_SCHEMA; those to be announced, with the reasons that now stand.
+        clashes: CLASH_SCHEMA; orders whose id stands for another order. Where there are any, nothing was stored.
+    """
+
+    verdicts: pl.DataFrame
+    clashes: pl.DataFrame
+
+
+def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> Stored:
+    """Write a bucket's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
+
+    Runs on a worker. New orders are copied straight into the table, which refuses them when one of them is known: only
+    then (a replay, a duplicate older than the state, a used order_id) is looked closer. Waits while Postgres restarts.
+
+    Args:
+        dsn: of Postgres.
+        verdicts: at most one a stored order.
+        rules_version, screened_at: what these verdicts carry.
 
     Raises:
-        PostgresError: it stays unreachable, or refuses.
+        PostgresError: Postgres stays unreachable, or refuses.
     """
-    tag = uuid.uuid4().hex
     if verdicts.is_empty():
-        return tag
-    reasons = "{" + reason_lists(verdicts["given"]).list.join(",") + "}"
-    rows = verdicts.with_columns(reasons=reasons).select(pl.lit(tag).alias("tag"), *_STAGED)
-    until_reachable(lambda: _copy(dsn, rows))
-    return tag
+        return Stored(verdicts, NO_CLASHES)
+    given = verdicts["given"]
+    rows = verdicts.with_columns(
+        status=pl.when(given > 0).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
+        reasons=reason_lists(given),
+        rules_version=pl.lit(rules_version),
+        screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
+    ).sort("order_id")  # two workers that meet wait for each other, in one order
+    revised = until_reachable(lambda: _transaction(dsn, lambda cursor: _copy_new(cursor, rows)))
+    if revised is not None:
+        return Stored(pl.concat([verdicts.remove("revision"), _as_standing(verdicts, revised)]), NO_CLASHES)
+    clashes, standing = until_reachable(lambda: _transaction(dsn, lambda cursor: _merge_known(cursor, rows)))
+    return Stored(_as_standing(verdicts, standing), clashes)
 
 
-def _copy(dsn: str, rows: pl.DataFrame) -> None:
+NO_CLASHES = pl.DataFrame(schema=CLASH_SCHEMA)
+_STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String())})
+
+
+def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
+    new, revised = rows.remove("revision"), rows.filter("revision")
+    try:
+        _copy(cursor, "raw_orders", new.select(_STORED))
+    except adbc_driver_manager.IntegrityError as error:
+        if error.sqlstate != _UNIQUE_VIOLATION:
+            raise
+        return None
+    if revised.is_empty():
+        return pl.DataFrame(schema=_STANDING_SCHEMA)
+    _copy_screened(cursor, revised)
+    standing = _fetched(cursor, f"{_FURTHER_REASONS} returning stored.order_id, stored.reasons", _STANDING_SCHEMA)
+    return standing if len(standing) == len(revised) else None
+
+
+def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Merge verdicts some of which were stored before: the clashes, or else the reasons that stand of those written now."""
+    _copy_screened(cursor, rows)
+    clashes = _fetched(cursor, _CLASHES, CLASH_SCHEMA)
+    if len(clashes):
+        return clashes, pl.DataFrame(schema=_STANDING_SCHEMA)
+    cursor.execute(_NEW_ORDERS)
+    cursor.execute(_FURTHER_REASONS)
+    return clashes, _fetched(cursor, _WRITTEN_NOW, _STANDING_SCHEMA)
+
+
+def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
+    """The verdicts that this micro-batch wrote, with the reasons that stand in `raw_orders`."""
+    bits = pl.Series("given", [reason_bits(reasons) for reasons in standing["reasons"]], dtype=pl.UInt8)
+    return verdicts.drop("given").join(standing.with_columns(bits), on="order_id").select(VERDICT_SCHEMA.names())
+
+
+_SCREENED = """
+    create temporary table if not exists screened on commit delete rows as
+    select {columns}, 0::int as "partition", 0::bigint as "offset", now() as received_at from raw_orders with no data
+""".format(columns=", ".join(_STORED))
+
+_NEW_ORDERS = """
+    insert into raw_orders ({columns}) select {columns} from screened order by order_id on conflict (order_id) do nothing
+""".format(columns=", ".join(_STORED))
+
+# Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table.
+_FURTHER_REASONS = """
+    update raw_orders as stored
+    set reasons = (select array_agg(distinct reason collate "C" order by reason collate "C")
+                   from unnest(stored.reasons || screened.reasons) as reason),
+        status = 'Fraud', rules_version = screened.rules_version, screened_at = screened.screened_at,
+        change_xid = pg_current_xact_id()
+    from screened
+    where stored.order_id = screened.order_id and not screened.reasons <@ stored.reasons
+"""
+
+# Of all messages with one order_id the first received stands: a stored order, else the earliest in this micro-batch.
+_CLASHES = """
+    with claims as (
+        select order_id, "partition", "offset", received_at, true as is_screened, row({content}) as content from screened
+        union all
+        select order_id, null, null, '-infinity', false, row({content})
+        from raw_orders where order_id in (select order_id from screened)
+    ), standing as (
+        select *, first_value(content) over (
+            partition by order_id order by received_at, "partition", "offset") as standing_content
+        from claims
+    )
+    select "partition", "offset", order_id from standing where is_screened and content <> standing_content
+""".format(content=", ".join(CONTENT))
+
+_WRITTEN_NOW = "select order_id, stored.reasons from raw_orders as stored join screened using (order_id, screened_at)"
+
+
+def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
+    """What `raw_orders` holds under these ids: `order_id` and CONTENT. Runs on a worker.
+
+    Raises:
+        PostgresError: Postgres stays unreachable, or refuses.
+    """
+    columns = ", ".join(_CONTENT_SCHEMA)
+    query = f"select {columns} from raw_orders where order_id in (select jsonb_array_elements_text($1::jsonb))"
+    values = (json.dumps(order_ids),)
+    return until_reachable(lambda: _transaction(dsn, lambda cursor: _fetched(cursor, query, _CONTENT_SCHEMA, values)))
+
+
+def require_tables(dsn: str) -> None:
+    """Check that Postgres answers and has the table that screening writes.
+
+    Raises:
+        PostgresError: unreachable, refused, or the table is missing.
+    """
+    with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
+        cursor.execute("select from raw_orders limit 0")
+
+
+def _copy_screened(cursor: adbc.Cursor, rows: pl.DataFrame) -> None:
+    cursor.execute(_SCREENED)
+    _copy(cursor, "screened", rows.select(*_STORED, *_POSITION), temporary=True)
+
+
+def _copy(cursor: adbc.Cursor, table: str, rows: pl.DataFrame, *, temporary: bool = False) -> None:
+    arrow = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    cursor.adbc_ingest(table, arrow, mode="append", temporary=temporary)
+
+
+def _fetched(cursor: adbc.Cursor, query: str, schema: pl.Schema, values: tuple[Any, ...] = ()) -> pl.DataFrame:
+    cursor.execute(query, values)
+    return pl.DataFrame(cursor.fetch_arrow_table()).cast(schema)
+
+
+def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
+    """Do `work` in one transaction of this worker process's connection; undone where it returns None or raises."""
     try:
         connection = _worker_connection(dsn)
         with connection.cursor() as cursor:
-            cursor.adbc_ingest(
-                "staging_orders",
-                rows.to_arrow(compat_level=pl.CompatLevel.oldest()),
-                mode="append",
-            )
-        connection.commit()
+            result = work(cursor)
+        if result is None:
+            connection.rollback()
+        else:
+            connection.commit()
     except adbc_driver_manager.Error as error:
-        raise _refusal(dsn, error) from error
+        _worker_connection.cache_clear()
+        kind = PostgresUnavailable if _is_passing(error) else PostgresError
+        raise kind(f"Postgres at {describe(dsn)}: {error}") from error
+    return result
+
+
+def _is_passing(error: adbc_driver_manager.Error) -> bool:
+    """Whether another try is worth it: Postgres is away, or has ended one of two transactions that were in each other's way."""
+    return isinstance(error, adbc_driver_manager.OperationalError) or error.sqlstate in ("40P01", "40001")
 
 
 @cache
 def _worker_connection(dsn: str) -> adbc.Connection:
     """One connection a worker process, kept between micro-batches."""
     return adbc.connect(dsn)
-
-
-# --- merge -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The outcome of a merge.
-
-    Attributes:
-        screen_again: why nothing was merged and the batch has to be screened once more: messages were found that use
-            another order's id (`order_conflicts` now keeps them out), or Postgres crashed and lost what was staged.
-        met_known_orders: some of the orders were in `raw_orders` already (a replay, or a duplicate older than the
-            state): what to announce has to be looked up there.
-    """
-
-    screen_again: str | None = None
-    met_known_orders: bool = False
-
-
-_NEW_ORDERS = """
-    insert into raw_orders (order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts,
-                            status, source, reasons, rules_version, screened_at)
-    select order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts,
-           case reasons when '{}' then 'Genuine' else 'Fraud' end, source, reasons::text[], %(rules_version)s, %(screened_at)s
-    from staging_orders
-    where tag = any(%(tags)s) and not revision
-    order by order_id
-"""
-# Postgres inserts a third faster without an eye on conflicts, and nearly always there are none.
-_NEW_ORDERS_AMONG_KNOWN = _NEW_ORDERS + "on conflict (order_id) do nothing"
-
-# Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table.
-_FURTHER_REASONS = """
-    update raw_orders as stored
-    set reasons = (select array_agg(distinct reason collate "C" order by reason collate "C")
-                   from unnest(stored.reasons || staged.reasons::text[]) as reason),
-        status = 'Fraud', rules_version = %(rules_version)s, screened_at = %(screened_at)s, change_xid = pg_current_xact_id()
-    from staging_orders as staged
-    where staged.tag = any(%(tags)s) and (staged.revision or %(met_known_orders)s)
-      and stored.order_id = staged.order_id and not staged.reasons::text[] <@ stored.reasons
-"""
-
-# Of all messages with one order_id the first received stands: a stored order, else the earliest in this batch.
-_CONFLICTS = sql.SQL("""
-    with claims as (
-        select order_id, "partition", "offset", received_at, true as staged, row({content}) as content
-        from staging_orders where tag = any(%(tags)s)
-        union all
-        select order_id, null, null, '-infinity', false, row({content})
-        from raw_orders where order_id in (select order_id from staging_orders where tag = any(%(tags)s))
-    ), standing as (
-        select *, first_value(content) over (
-            partition by order_id order by received_at, "partition", "offset") as standing_content
-        from claims
-    )
-    insert into order_conflicts (topic, "partition", "offset", order_id)
-    select %(topic)s, "partition", "offset", order_id from standing
-    where staged and content <> standing_content
-    on conflict do nothing
-""").format(content=sql.SQL(", ").join(map(sql.Identifier, CONTENT)))
-
-
-class OrderStore:
-    """The driver's access to `raw_orders`: one connection, opened again when Postgres has dropped it."""
-
-    def __init__(self, dsn: str) -> None:
-        """Connect.
-
-        Raises:
-            PostgresError: unreachable, refused, or a table is missing.
-        """
-        self._dsn = dsn
-        self._connection: Connection | None = None
-        self._transaction(_require_tables)
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-
-    def clear_staging(self) -> None:
-        """Empty the staging table. Called where no worker of this query can be writing to it."""
-        until_reachable(lambda: self._transaction(lambda cursor: cursor.execute("truncate staging_orders")))
-
-    def merge(
-        self, *, tags: list[str], orders: int, revisions: int, topic: str, rules_version: str, screened_at: datetime
-    ) -> Merged:
-        """Move staged verdicts into `raw_orders`, in one transaction. Repeating it changes nothing.
-
-        Args:
-            tags: of the workers that succeeded.
-            orders, revisions: how many rows of each kind they staged.
-            topic: the orders topic, for the position of a conflict.
-            rules_version, screened_at: what these verdicts carry.
-
-        Raises:
-            PostgresError: Postgres stays unreachable, or refuses.
-        """
-        values = {"tags": tags, "rules_version": rules_version, "screened_at": screened_at, "topic": topic}
-        expected = (orders, revisions)
-        return until_reachable(lambda: self._transaction(lambda cursor: _merge(cursor, values, expected)))
-
-    def _transaction(self, work: Callable[[Cursor], _Result]) -> _Result:
-        if self._connection is None or self._connection.closed:
-            self._connection = open_connection(self._dsn, application_name="finpro screen")
-        try:
-            with explained(self._dsn), self._connection as connection, connection.cursor() as cursor:
-                return work(cursor)
-        except PostgresUnavailable:
-            self._connection.close()
-            raise
-
-
-def _require_tables(cursor: Cursor) -> None:
-    for table in ("raw_orders", "staging_orders", "order_conflicts"):
-        cursor.execute(sql.SQL("select from {} limit 0").format(sql.Identifier(table)))
-
-
-def _merge(cursor: Cursor, values: dict[str, Any], expected: tuple[int, int]) -> Merged:
-    cursor.execute("savepoint nothing_merged")
-    with suppress(psycopg2.errors.UniqueViolation):
-        if _moved(cursor, values, met_known_orders=False) == expected:
-            return Merged()
-    cursor.execute("rollback to savepoint nothing_merged")
-    cursor.execute("select count(*) from staging_orders where tag = any(%(tags)s)", values)
-    if cursor.fetchone() != (sum(expected),):
-        return Merged(screen_again="Postgres lost what was staged")
-    cursor.execute(_CONFLICTS, values)
-    if cursor.rowcount:
-        return Merged(screen_again="orders with a used order_id were found")
-    _moved(cursor, values, met_known_orders=True)
-    return Merged(met_known_orders=True)
-
-
-def _moved(cursor: Cursor, values: dict[str, Any], *, met_known_orders: bool) -> tuple[int, int]:
-    """Move what can be moved; how many orders were new, and how many got further reasons."""
-    cursor.execute(_NEW_ORDERS_AMONG_KNOWN if met_known_orders else _NEW_ORDERS, values)
-    inserted = cursor.rowcount
-    cursor.execute(_FURTHER_REASONS, values | {"met_known_orders": met_known_orders})
-    return inserted, cursor.rowcount
-
-
-def conflicts_among(dsn: str, messages: pa.RecordBatch) -> dict[int, str]:
-    """Row → order id of those messages that were found to use another order's id. Runs on a worker.
-
-    Raises:
-        PostgresError: Postgres stays unreachable, or refuses.
-    """
-    places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("topic", "partition", "offset")})
-    oldest = places["offset"].min()
-    query = 'select topic, "partition", "offset", order_id from order_conflicts where topic = $1 and "offset" >= $2'
-    found = until_reachable(lambda: _rows(dsn, query, (places["topic"][0], oldest)))
-    if not found:
-        return {}
-    conflicts = pl.DataFrame(found, schema=[*places.columns, "order_id"], orient="row").cast(places.schema)
-    return dict(places.with_row_index().join(conflicts, on=places.columns).select("index", "order_id").iter_rows())
-
-
-def _rows(dsn: str, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    try:
-        connection = _worker_connection(dsn)
-        with connection.cursor() as cursor:
-            cursor.execute(query, values)
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-        connection.commit()
-    except adbc_driver_manager.Error as error:
-        raise _refusal(dsn, error) from error
-    return rows
-
-
-def _refusal(dsn: str, error: adbc_driver_manager.Error) -> PostgresError:
-    """What went wrong, after dropping the connection it went wrong on: a lost one is worth another try."""
-    _worker_connection.cache_clear()
-    kind = PostgresUnavailable if isinstance(error, adbc_driver_manager.OperationalError) else PostgresError
-    return kind(f"Postgres at {describe(dsn)}: {error}")
 
 
 # --- announce --------------------------------------------------------------------------------------------------------
@@ -295,48 +245,21 @@ class KafkaSink:
     topics: dict[str, str]
 
 
-def announce(sink: KafkaSink, dsn: str, verdicts: Verdicts, rules_version: str, *, look_up: bool) -> None:
-    """Send one bucket's verdicts, alerts and dead letters to Kafka, and wait until the brokers have them.
+def announce(sink: KafkaSink, verdicts: pl.DataFrame, letters: pl.DataFrame, rules_version: str, screened_at: datetime) -> None:
+    """Send verdicts (VERDICT_SCHEMA), alerts and dead letters (DEAD_LETTER_SCHEMA), and wait until the brokers have them.
 
-    Runs on a worker. With `look_up`, what is sent is what `raw_orders` holds of these orders, and only as far as this
-    micro-batch wrote it.
+    Runs on a worker.
 
     Raises:
         KafkaError: a record was not taken.
-        PostgresError: `look_up`, and Postgres stays unreachable.
     """
-    table = unpack_table(verdicts.verdicts, VERDICT_SCHEMA)
-    screened_at = datetime.fromtimestamp(verdicts.screened_at_us / 1_000_000, UTC)
-    if look_up:
-        table = _as_stored(dsn, verdicts.tag, screened_at, table)
-    records = encode_verdicts(table, rules_version, screened_at)
+    records = encode_verdicts(verdicts, rules_version, screened_at)
     alerts = records.filter(pl.col("alert").is_not_null())
     producer = _Sender(sink.config)
     producer.send(sink.topics[PROCESSED_ORDERS], records["order_id"], records["verdict"])
     producer.send(sink.topics[FRAUD_ALERT], alerts["order_id"], alerts["alert"])
-    producer.send_dead_letters(
-        sink.topics[ORDERS_DEAD_LETTER],
-        unpack_table(verdicts.dead_letters, DEAD_LETTER_SCHEMA),
-    )
+    producer.send_dead_letters(sink.topics[ORDERS_DEAD_LETTER], letters)
     producer.wait()
-
-
-def _as_stored(dsn: str, tag: str, screened_at: datetime, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """The verdicts that this micro-batch wrote, with the reasons that stand in `raw_orders`."""
-    query = (
-        "select staged.order_id, array_to_string(stored.reasons, ',') from staging_orders as staged"
-        " join raw_orders as stored using (order_id) where staged.tag = $1 and stored.screened_at = $2"
-    )
-    staged = "select count(*) from staging_orders where tag = $1"
-    if until_reachable(lambda: _rows(dsn, staged, (tag,))) != [(len(verdicts),)]:
-        raise PostgresError(f"Postgres at {describe(dsn)} lost what was staged: start again, the micro-batch is replayed")
-    rows = until_reachable(lambda: _rows(dsn, query, (tag, screened_at)))
-    given = [reason_bits(filter(None, reasons.split(","))) for _, reasons in rows]
-    stored = pl.DataFrame(
-        {"order_id": [row[0] for row in rows], "stored": given},
-        schema={"order_id": pl.String, "stored": pl.UInt8},
-    )
-    return verdicts.join(stored, on="order_id", maintain_order="left").with_columns(given="stored").drop("stored")
 
 
 def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:

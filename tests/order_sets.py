@@ -5,7 +5,7 @@ Everything is drawn small (a few users, products and quantities), so that patter
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -196,9 +196,23 @@ def messages(
     delayed = sorted(((order.event_ts + draw(delay), place) for place, order in enumerate(sent)))
     keyed = draw(st.booleans())
     received = [sent[place] for _, place in delayed]
-    where = [order.product_id if keyed else draw(st.integers(0, partitions - 1)) for order in received]
+    anywhere = [order.product_id if keyed else draw(st.integers(0, partitions - 1)) for order in received]
+    where = _beyond_doubt(received, anywhere)
     spellings = [draw(st.integers(0, 5)) for _ in received]
     return to_messages(received, partitions=[number % partitions for number in where], spellings=spellings)
+
+
+def _beyond_doubt(received: Sequence[Order], places: Sequence[int]) -> list[int]:
+    """The places, but one place for all that use one id for different orders: so which of them came first is beyond doubt."""
+    contents: dict[str, set[Order]] = defaultdict(set)
+    for order in received:
+        contents[order.order_id].add(replace(order, amount=""))
+    first: dict[str, int] = {}
+    clashing = [first.setdefault(order.order_id, place) for order, place in zip(received, places, strict=True)]
+    return [
+        clash if len(contents[order.order_id]) > 1 else place
+        for order, clash, place in zip(received, clashing, places, strict=True)
+    ]
 
 
 @st.composite

@@ -1,22 +1,21 @@
-"""The merge into `raw_orders` and what is announced of it, on a real Postgres and Kafka, without Spark."""
+"""What is stored in `raw_orders` and announced of it, on a real Postgres and Kafka, without Spark."""
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
 from typing import Any
 
 import msgspec
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from batch.postgres import connect
-from conf.errors import PostgresError
 from conf.settings import Settings
-from streaming.chunks import Verdicts, pack_table
 from streaming.contract import DEAD_LETTER_SCHEMA
-from streaming.kafka import FRAUD_ALERT, ORDERS, PROCESSED_ORDERS, TOPICS, librdkafka_config
-from streaming.screening import VERDICT_SCHEMA, reason_bits
-from streaming.sinks import KafkaSink, Merged, OrderStore, announce, conflicts_among, stage
+from streaming.kafka import FRAUD_ALERT, PROCESSED_ORDERS, TOPICS, librdkafka_config
+from streaming.screening import VERDICT_SCHEMA, reason_bits, reason_lists
+from streaming.sinks import KafkaSink, Stored, announce, store, stored_orders
 from tests.screening_runs import consume
 
 BATCH_TIME = datetime(2026, 11, 1, 12, 0, 0, 123000, tzinfo=UTC)
@@ -26,11 +25,6 @@ RECEIVED = datetime(2026, 11, 1, 11, 59, tzinfo=UTC)
 @pytest.fixture
 def dsn(settings: Settings) -> str:
     return settings.require("postgres_dsn")
-
-
-@pytest.fixture
-def store(dsn: str) -> OrderStore:
-    return OrderStore(dsn)
 
 
 def verdict(order_id: str, *reasons: str, offset: int = 0, revision: bool = False, **changes: Any) -> dict[str, Any]:
@@ -62,20 +56,21 @@ def table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame([{name: row.get(name) for name in VERDICT_SCHEMA} for row in rows], schema=VERDICT_SCHEMA)
 
 
-def merged(store: OrderStore, dsn: str, rows: Sequence[dict[str, Any]], *, at: datetime = BATCH_TIME, lost: int = 0) -> Merged:
-    """Stage these rows and merge them; `lost` of them are said to have been staged, and were not."""
-    tag = stage(dsn, table(rows))
-    revisions = sum(row["revision"] for row in rows)
-    return store.merge(
-        tags=[tag], orders=len(rows) - revisions + lost, revisions=revisions, topic="orders", rules_version="1", screened_at=at
-    )
+def put(dsn: str, *rows: dict[str, Any], at: datetime = BATCH_TIME) -> Stored:
+    return store(dsn, table(rows), "1", at)
 
 
-def places(*where: tuple[int, int]) -> pa.RecordBatch:
-    """Messages of the `orders` topic by partition and offset."""
-    partitions, offsets = zip(*where, strict=True)
-    columns = {"topic": pa.array(["orders"] * len(where)), "partition": pa.array(partitions, pa.int32())}
-    return pa.record_batch(columns | {"offset": pa.array(offsets, pa.int64())})
+def clashes_of(dsn: str, rows: Sequence[dict[str, Any]]) -> int:
+    return len(put(dsn, *rows).clashes)
+
+
+def places(outcome: Stored) -> list[tuple[int, int, str]]:
+    return outcome.clashes.rows()
+
+
+def standing(outcome: Stored) -> dict[str, list[str]]:
+    verdicts = outcome.verdicts
+    return dict(zip(verdicts["order_id"], reason_lists(verdicts["given"]).to_list(), strict=True))
 
 
 def stored(dsn: str) -> dict[str, list[Any]]:
@@ -84,57 +79,65 @@ def stored(dsn: str) -> dict[str, list[Any]]:
         return {order_id: rest for order_id, *rest in cursor.fetchall()}
 
 
-def test_a_revision_unites_reasons_and_a_replay_changes_nothing(store: OrderStore, dsn: str) -> None:
-    first = [verdict("a", "night_amount"), verdict("b", offset=1)]
-    assert merged(store, dsn, first) == Merged()
+def test_a_revision_unites_reasons_and_a_replay_changes_nothing_and_is_announced_again(dsn: str) -> None:
+    first = (verdict("a", "night_amount"), verdict("b", offset=1))
+    assert standing(put(dsn, *first)) == {"a": ["night_amount"], "b": []}
     later = BATCH_TIME + timedelta(seconds=1)
-    revision = [verdict("a", "coordinated_users", revision=True), verdict("b", "repeat_purchase", offset=1, revision=True)]
-    assert merged(store, dsn, revision, at=later) == Merged()
-    expected = {
-        "a": ["Fraud", ["coordinated_users", "night_amount"], later],
-        "b": ["Fraud", ["repeat_purchase"], later],
-    }
+    revisions = (verdict("a", "coordinated_users", revision=True), verdict("b", "repeat_purchase", offset=1, revision=True))
+    united = {"a": ["coordinated_users", "night_amount"], "b": ["repeat_purchase"]}
+    assert standing(put(dsn, *revisions, at=later)) == united
+    expected = {order_id: ["Fraud", reasons, later] for order_id, reasons in united.items()}
     assert stored(dsn) == expected
-    assert merged(store, dsn, revision, at=later) == Merged(met_known_orders=True)
-    assert merged(store, dsn, first, at=later + timedelta(seconds=1)) == Merged(met_known_orders=True)
+    assert standing(put(dsn, *revisions, at=later)) == united
+    assert standing(put(dsn, *first, at=later + timedelta(seconds=1))) == {}
     assert stored(dsn) == expected
+
+
+def test_of_known_orders_only_what_this_batch_wrote_is_announced_as_it_stands(dsn: str) -> None:
+    put(dsn, verdict("old", "night_amount"), verdict("older", "night_amount", offset=1))
+    later = BATCH_TIME + timedelta(seconds=1)
+    outcome = put(dsn, verdict("old", "repeat_purchase"), verdict("older", offset=1), verdict("new", offset=2), at=later)
+    assert standing(outcome) == {"old": ["night_amount", "repeat_purchase"], "new": []}
+
+
+def test_a_replay_of_new_orders_and_a_revision_is_announced_whole(dsn: str) -> None:
+    put(dsn, verdict("a"))
+    later = BATCH_TIME + timedelta(seconds=1)
+    batch = (verdict("a", "repeat_purchase", revision=True), verdict("b", "repeat_purchase", offset=1))
+    first, replayed = put(dsn, *batch, at=later), put(dsn, *batch, at=later)
+    assert standing(first) == standing(replayed) == {"a": ["repeat_purchase"], "b": ["repeat_purchase"]}
 
 
 @pytest.mark.parametrize("changes", [{"product_id": 2}, {"quantity": 3}, {"amount_numeric": 999}, {"event_ts": BATCH_TIME}])
-def test_a_used_order_id_with_other_content_is_set_aside_and_nothing_is_merged(
-    store: OrderStore, dsn: str, changes: dict[str, Any]
-) -> None:
-    merged(store, dsn, [verdict("a", offset=3)])
-    outcome = merged(store, dsn, [verdict("b", offset=7), verdict("a", offset=8, **changes)])
-    assert outcome.screen_again
+def test_a_used_order_id_with_other_content_is_a_clash_and_nothing_is_stored(dsn: str, changes: dict[str, Any]) -> None:
+    put(dsn, verdict("a", offset=3))
+    outcome = put(dsn, verdict("b", offset=7), verdict("a", offset=8, **changes))
+    assert places(outcome) == [(0, 8, "a")]
     assert set(stored(dsn)) == {"a"}
-    assert conflicts_among(dsn, places((0, 7), (0, 8), (1, 8), (0, 9))) == {1: "a"}
-    assert conflicts_among(dsn, places((0, 9), (1, 8))) == {}
+    assert standing(put(dsn, verdict("b", offset=7))) == {"b": []}
 
 
-def test_of_two_new_orders_with_one_id_the_first_received_stands(store: OrderStore, dsn: str) -> None:
-    assert merged(store, dsn, [verdict("a", offset=9, quantity=5), verdict("a", offset=4)]).screen_again
-    assert conflicts_among(dsn, places((0, 4), (0, 9))) == {1: "a"}
+def test_of_two_new_orders_with_one_id_the_first_received_stands(dsn: str) -> None:
+    assert places(put(dsn, verdict("a", offset=9, quantity=5), verdict("a", offset=4))) == [(0, 9, "a")]
 
 
-def test_the_same_order_with_its_amount_in_other_words_is_no_conflict(store: OrderStore, dsn: str) -> None:
-    merged(store, dsn, [verdict("a")])
-    assert merged(store, dsn, [verdict("a", amount="IDR 1000")]) == Merged(met_known_orders=True)
+def test_the_same_order_with_its_amount_in_other_words_is_no_clash(dsn: str) -> None:
+    put(dsn, verdict("a"))
+    assert put(dsn, verdict("a", amount="IDR 1000")).clashes.is_empty()
 
 
-def test_rows_that_postgres_has_lost_make_the_batch_be_screened_again(store: OrderStore, dsn: str) -> None:
-    assert merged(store, dsn, [verdict("a")], lost=1).screen_again
-    assert stored(dsn) == {}
+def test_what_is_stored_under_an_id_is_found_whatever_the_id_looks_like(dsn: str) -> None:
+    ids = ["plain", 'a"b', "it's", "a,b", "{c}", "back\\slash", "\x1f", "toko é", "NULL"]
+    put(dsn, *(verdict(order_id, offset=offset) for offset, order_id in enumerate(ids)))
+    assert sorted(stored_orders(dsn, [*ids, "unknown"])["order_id"]) == sorted(ids)
 
 
-def test_rows_of_a_failed_attempt_are_not_merged_and_are_cleared(store: OrderStore, dsn: str) -> None:
-    stage(dsn, table([verdict("of a failed attempt")]))
-    merged(store, dsn, [verdict("a")])
-    assert set(stored(dsn)) == {"a"}
-    store.clear_staging()
-    with connect(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("select count(*) from staging_orders")
-        assert cursor.fetchone() == (0,)
+def test_two_workers_that_meet_the_same_new_ids_end_with_one_order_each_and_the_other_knows(dsn: str) -> None:
+    one = [verdict(str(number), offset=number) for number in range(2_000)]
+    other = [verdict(str(number), offset=number, partition=1, product_id=2) for number in reversed(range(2_000))]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        assert sorted(workers.map(clashes_of, [dsn, dsn], [one, other])) == [0, 2_000]
+    assert len(stored(dsn)) == 2_000
 
 
 def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:
@@ -144,10 +147,7 @@ def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:
 def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(settings: Settings, dsn: str) -> None:
     rows = table([verdict("a", "foreign_country", "night_amount"), verdict("b", offset=1)])
     sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
-    payload = Verdicts(
-        "tag", round(BATCH_TIME.timestamp() * 1_000_000), pack_table(rows), pack_table(pl.DataFrame(schema=DEAD_LETTER_SCHEMA))
-    )
-    announce(sink, dsn, payload, "v1", look_up=False)
+    announce(sink, rows, pl.DataFrame(schema=DEAD_LETTER_SCHEMA), "v1", BATCH_TIME)
     verdicts, alerts = announced(settings, PROCESSED_ORDERS), announced(settings, FRAUD_ALERT)
     assert verdicts["b"] == {
         "order_id": "b",
@@ -168,29 +168,3 @@ def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(sett
     assert verdicts["a"]["reasons"] == ["foreign_country", "night_amount"]
     evidence = {"order_ids": ["a"], "value": 1, "limit": 1}
     assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}
-
-
-def test_of_known_orders_only_what_this_batch_wrote_is_announced_as_it_stands(
-    settings: Settings, store: OrderStore, dsn: str
-) -> None:
-    merged(store, dsn, [verdict("old", "night_amount"), verdict("older", "night_amount", offset=1)])
-    store.clear_staging()
-    later = BATCH_TIME + timedelta(seconds=1)
-    rows = [verdict("old", "repeat_purchase"), verdict("older", offset=1), verdict("new", offset=2)]
-    tag = stage(dsn, table(rows))
-    outcome = store.merge(tags=[tag], orders=3, revisions=0, topic=ORDERS, rules_version="1", screened_at=later)
-    assert outcome == Merged(met_known_orders=True)
-    sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
-    announce(sink, dsn, Verdicts(tag, round(later.timestamp() * 1_000_000), pack_table(table(rows)), b""), "1", look_up=True)
-    verdicts = announced(settings, PROCESSED_ORDERS)
-    assert {order_id: found["reasons"] for order_id, found in verdicts.items()} == {
-        "old": ["night_amount", "repeat_purchase"],
-        "new": [],
-    }
-
-
-def test_an_announcement_that_needs_what_postgres_has_lost_fails(settings: Settings, dsn: str) -> None:
-    sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
-    payload = Verdicts("no such tag", 0, pack_table(table([verdict("a")])), b"")
-    with pytest.raises(PostgresError, match="lost what was staged"):
-        announce(sink, dsn, payload, "1", look_up=True)

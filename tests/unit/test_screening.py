@@ -1,6 +1,7 @@
 """Screening without Spark: micro-batch after micro-batch through parsing, buckets and state, against the brute force."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 
 from conf.rules import FraudRules
 from streaming.chunks import Arrivals, PartitionRead, Recent
-from streaming.contract import CONTENT
+from streaming.contract import CLASH_SCHEMA, CONTENT, ORDER_SCHEMA
 from streaming.pipeline import NOTHING_RECENT, read_arrivals, screen_arrivals
 from streaming.screening import Frontier, advance, reason_lists
+from streaming.sinks import NO_CLASHES
 from tests.brute_force import Message, judge
 from tests.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
 SECOND_US = 1_000_000
+_PLACE = ("partition", "offset")
 
 
 @dataclass
@@ -34,40 +37,39 @@ class Stream:
     reasons: dict[str, set[str]] = field(default_factory=dict)
     announced: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
     dead: set[tuple[int, int]] = field(default_factory=set)
-    aside: dict[tuple[int, int], str] = field(default_factory=dict)
     late: int = 0
 
     def feed(self, messages: list[Message]) -> None:
-        """One micro-batch; screened again as long as it turns out to hold used order ids with other content."""
+        """One micro-batch; a bucket screens again as long as it turns out to hold used order ids with other content."""
         tasks = [part for part in ([m for m in messages if m.partition % 2 == task] for task in (1, 0)) if part]
-        while True:
-            shares: dict[int, list[Arrivals]] = defaultdict(list)
-            for part in tasks:
-                known = enumerate((message.partition, message.offset) for message in part)
-                conflicts = {row: self.aside[place] for row, place in known if place in self.aside}
-                for bucket, share in enumerate(read_arrivals(as_batch(part), self.rules, self.buckets, conflicts)):
-                    shares[bucket].append(share)
-            outcomes = {
-                bucket: screen_arrivals(arrivals, self.recent.get(bucket, NOTHING_RECENT), self.rules, self.backlog_offsets)
-                for bucket, arrivals in shares.items()
-            }
-            if not self._conflicts([outcome.verdicts for outcome in outcomes.values()]):
-                break
-        for bucket, outcome in outcomes.items():
+        shares: dict[int, list[Arrivals]] = defaultdict(list)
+        for part in tasks:
+            for bucket, share in enumerate(read_arrivals(as_batch(part), self.rules, self.buckets, self._stored)):
+                shares[bucket].append(share)
+        for bucket, arrivals in shares.items():
+            recent, clashes = self.recent.get(bucket, NOTHING_RECENT), NO_CLASHES
+            while True:
+                outcome = screen_arrivals(arrivals, recent, self.rules, self.backlog_offsets, clashes)
+                found = self._clashes(outcome.verdicts)
+                if found.is_empty():
+                    break
+                clashes = pl.concat([clashes, found])
             self.recent[bucket] = outcome.recent
-            self.late += outcome.counts["late"]
-            self.dead |= set(outcome.dead_letters.select("partition", "offset").iter_rows())
+            self.late += outcome.receipt.late
+            self.dead |= set(pl.concat([outcome.dead_letters.select(_PLACE), clashes.select(_PLACE)]).iter_rows())
             self._settle(outcome.verdicts)
 
-    def _conflicts(self, verdicts: list[pl.DataFrame]) -> int:
-        claims = dict(self.stored)
-        found = 0
-        for row in pl.concat(verdicts).sort("received_at", "partition", "offset").iter_rows(named=True):
+    def _stored(self, order_ids: Sequence[str]) -> pl.DataFrame:
+        rows = [(order_id, *self.stored[order_id]) for order_id in order_ids if order_id in self.stored]
+        return pl.DataFrame(rows, {name: ORDER_SCHEMA[name] for name in ("order_id", *CONTENT)}, orient="row")
+
+    def _clashes(self, verdicts: pl.DataFrame) -> pl.DataFrame:
+        claims, found = dict(self.stored), []
+        for row in verdicts.sort("received_at", "partition", "offset").iter_rows(named=True):
             content = tuple(row[name] for name in CONTENT)
             if claims.setdefault(row["order_id"], content) != content:
-                self.aside[row["partition"], row["offset"]] = row["order_id"]
-                found += 1
-        return found
+                found.append((row["partition"], row["offset"], row["order_id"]))
+        return pl.DataFrame(found, CLASH_SCHEMA, orient="row")
 
     def _settle(self, verdicts: pl.DataFrame) -> None:
         for row, reasons in zip(verdicts.iter_rows(named=True), reason_lists(verdicts["given"]), strict=True):
