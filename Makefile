@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := conf/requirements
+BIGQUERY_EMULATOR := $(VENV)/bigquery-emulator
 INSTALLED := $(VENV)/.installed
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
@@ -17,7 +18,7 @@ help: ## Show this list
 
 setup: $(INSTALLED) ## Make .venv with everything in it, at locked versions
 
-demo: setup ## Run the whole flow on an embedded Kafka and Postgres, and show what came out
+demo: setup ## Run the whole flow on the embedded platform, and show what came out
 	@$(BIN)/finpro demo
 
 test: lint ## Check style and types, and run every test
@@ -39,6 +40,7 @@ lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml a
 	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
 	$(COMPILE) pyproject.toml --output-file $(REQUIREMENTS)/base.txt
 	$(COMPILE) pyproject.toml --extra local --group dev --group setup --output-file $(REQUIREMENTS)/dev.txt
+	$(COMPILE) --group bigquery_emulator --output-file $(REQUIREMENTS)/bigquery_emulator.txt
 	$(BIN)/python -m jobs.local.jars
 
 clean: ## Stop the embedded platform and delete it with its data, .venv and caches
@@ -46,7 +48,7 @@ clean: ## Stop the embedded platform and delete it with its data, .venv and cach
 	rm -rf .finpro $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Versions come from files with hashes, and packages are built with what is installed: nothing is fetched unseen.
-$(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt
+$(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt $(REQUIREMENTS)/bigquery_emulator.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "finpro needs Python 3.11, 3.12 or 3.13; $(PYTHON) is not one: make PYTHON=python3.12 …" >&2; exit 1; }
 	@echo "Setting up $(VENV) (a minute or two the first time) …"
@@ -55,4 +57,6 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(REQUIREMENTS)/setup.txt
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation $(REQUIREMENTS)/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(BIGQUERY_EMULATOR)
+	@$(BIN)/uv pip sync --quiet --python $(BIGQUERY_EMULATOR)/bin/python --require-hashes $(REQUIREMENTS)/bigquery_emulator.txt
 	@touch $@

@@ -101,6 +101,10 @@ class FraudRules(_Table):
         return max(self.repeat_purchase.within, self.sequential_users.within, self.coordinated_users.within)
 
 
+# What a verdict's reasons can be: the rules' own names.
+RULE_NAMES = tuple(sorted(name for name, field in FraudRules.model_fields.items() if isinstance(field.default, _Table)))
+
+
 def load_rules(path: Path) -> FraudRules:
     """Read and validate a rules file.
 

@@ -29,6 +29,9 @@ def embedded_env_file() -> Path:
     return finpro_home() / "env"
 
 
+_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", "bigquery_dataset", "storage_emulator_host", "bigquery_emulator_host")
+
+
 class _EmbeddedPlatform(PydanticBaseSettingsSource):
     """The lowest-ranking source: what `finpro up` wrote."""
 
@@ -39,16 +42,27 @@ class _EmbeddedPlatform(PydanticBaseSettingsSource):
         path = embedded_env_file()
         if not path.exists():
             return {}
-        known = self.settings_cls.model_fields
-        values = ((key.lower().removeprefix("finpro_"), value) for key, value in dotenv_values(path).items())
-        return {name: value for name, value in values if name in known and value is not None}
+        known = {variable(name): name for name in self.settings_cls.model_fields}
+        found = {known[key]: value for key, value in dotenv_values(path).items() if key in known and value is not None}
+        # A project or bucket named elsewhere is not in the emulators: what leads to those goes together.
+        elsewhere = {
+            name for name in ("gcp_project", "gcs_bucket") if self.current_state.get(name) not in (None, found.get(name))
+        }
+        return {name: value for name, value in found.items() if not elsewhere or name not in _GOOGLE_CLOUD}
 
 
 class Settings(BaseSettings):
     """One field a setting: `kafka_bootstrap_servers` is `FINPRO_KAFKA_BOOTSTRAP_SERVERS`, and so on."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FINPRO_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
+        env_prefix="FINPRO_",
+        env_file=".env",
+        extra="ignore",
+        env_ignore_empty=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_by_name=True,
+        validate_by_alias=True,
     )
 
     kafka_bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port[,host:port]")
@@ -60,6 +74,19 @@ class Settings(BaseSettings):
     postgres_dsn: SecretStr | None = Field(None, description="postgresql://user:password@host:port/database")
     checkpoints: str = Field(
         default_factory=lambda: str(finpro_home() / "checkpoints"), description="where streaming queries keep their state"
+    )
+    gcp_project: str | None = Field(None, description="Google Cloud project of the bucket and the dataset")
+    gcs_bucket: str | None = Field(None, description="bucket for the exported files")
+    bigquery_dataset: str = Field("finpro", description="dataset of the raw tables and the marts")
+    bigquery_location: str | None = Field(
+        None, description="where the dataset lives, such as EU; by default BigQuery finds out"
+    )
+    # Google's own names: its libraries and tools obey them as well.
+    storage_emulator_host: str | None = Field(
+        None, validation_alias="STORAGE_EMULATOR_HOST", description="URL of a Cloud Storage emulator"
+    )
+    bigquery_emulator_host: str | None = Field(
+        None, validation_alias="BIGQUERY_EMULATOR_HOST", description="URL of a BigQuery emulator"
     )
     rules: Path = Field(CONF_DIR / "fraud_rules.toml", description="the fraud rules file")
 
@@ -74,24 +101,36 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, dotenv_settings, _EmbeddedPlatform(settings_cls)
 
+    def get(self, name: str) -> str | None:
+        """The value of a setting as text, or None; secrets come as plain text."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
     def require(self, name: str) -> str:
         """The value of a setting that this command cannot do without; secrets come as plain text.
 
         Raises:
             SettingsError: it is not set; the message says where it was looked for and how to set it.
         """
-        value = getattr(self, name)
+        value = self.get(name)
         if value is None:
             raise SettingsError(_missing(name))
-        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        return value
 
     def topic(self, name: str) -> str:
         """The full name of one of finpro's topics."""
         return self.topic_prefix + name
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"FINPRO_{name.upper()}"
+
+
 def _missing(name: str) -> str:
-    variable = f"FINPRO_{name.upper()}"
     dotenv, embedded = Path(".env").absolute(), embedded_env_file()
     looked = [
         "the environment (not set)",
@@ -100,9 +139,9 @@ def _missing(name: str) -> str:
     ]
     description = Settings.model_fields[name].description
     return (
-        f"{variable} is not set ({description}).\n"
+        f"{variable(name)} is not set ({description}).\n"
         f"Looked in: {'; '.join(looked)}.\n"
-        f"Run `finpro up` for the embedded platform, or set it: export {variable}=…"
+        f"Run `finpro up` for the embedded platform, or set it: export {variable(name)}=…"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyspark
 
-from conf.settings import CONF_DIR, finpro_home
+from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
 from jobs.local.jars import spark_jars
 from jobs.local.java import spark_java_home
 
@@ -25,6 +25,10 @@ def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, co
         master: Spark master URL.
         memory: heap of the driver, and on a cluster of each executor, such as "1g".
         conf: further Spark properties, `key=value`, which win over conf/spark-defaults.conf.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+        PlatformError: a jar is missing and cannot be fetched.
     """
     command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
@@ -35,9 +39,27 @@ def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, co
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
         command += ["--executor-memory", memory, "--py-files", str(_package())]
-    for entry in conf:
+    for entry in [*cloud_storage_properties(load_settings()), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
+
+
+def cloud_storage_properties(settings: Settings) -> list[str]:
+    """The Spark properties, `key=value`, that lead gs:// to where the settings say: nothing for the real Cloud Storage.
+
+    There the connector finds its credentials as Google's own libraries do.
+    """
+    if settings.storage_emulator_host is None:
+        return []
+    return [
+        f"spark.hadoop.fs.gs.storage.root.url={settings.storage_emulator_host.rstrip('/')}/",
+        f"spark.hadoop.fs.gs.project.id={settings.require('gcp_project')}",
+        "spark.hadoop.fs.gs.auth.type=UNAUTHENTICATED",
+        # What the emulator lacks: gRPC, the move operation, folders of their own.
+        "spark.hadoop.fs.gs.client.type=HTTP_API_CLIENT",
+        "spark.hadoop.fs.gs.operation.move.enable=false",
+        "spark.hadoop.fs.gs.hierarchical.namespace.folders.enable=false",
+    ]
 
 
 def environment(job: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fixtures for everyone: a finpro home of the session's own, and on demand a real Kafka and Postgres in it.
+"""Fixtures for everyone: a finpro home of the session's own, and on demand the embedded platform in it.
 
 Nothing starts for a test that does not ask for `platform` or `settings`.
 """
@@ -13,10 +13,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 from confluent_kafka.admin import AdminClient
+from pydantic import SecretStr
 
+from batch.google_cloud import bigquery_client, storage_client
 from batch.postgres import migrate
-from conf.settings import Settings, finpro_home
+from conf.settings import Settings, finpro_home, variable
 from jobs.local.platform import Platform, down, up
+from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
 
@@ -27,6 +30,8 @@ hypothesis.settings.register_profile(
     "finpro", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("finpro")
+
+bypass_proxies()  # as the finpro command does
 
 
 class SessionAlive(Exception):
@@ -63,7 +68,7 @@ def home() -> Iterator[Path]:
     homes = private_directory(finpro_home() / "tests")
     _sweep(homes)
     with _own_home(homes, "") as home, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("FINPRO_")]:
+        for name in [name for name in os.environ if name.startswith("FINPRO_") or name.endswith("_EMULATOR_HOST")]:
             patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)
         patch.setenv("FINPRO_HOME", str(home))
@@ -79,32 +84,41 @@ def another_home(home: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def platform(home: Path) -> Iterator[Platform]:
-    """A running embedded Kafka and Postgres, stopped at the end of the session."""
+    """The running embedded platform, stopped at the end of the session."""
     try:
         yield up()
     finally:
         down()
 
 
-@pytest.fixture
-def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """Settings for a database and topics of this test's own, empty and up to date; commands it starts see them as well."""
+@contextmanager
+def own_warehouse(platform: Platform) -> Iterator[Settings]:
+    """Settings for a database with finpro's tables, a bucket and a dataset: of one's own, empty, deleted afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     platform.postgres.create_database(name)
-    values = {
-        "FINPRO_KAFKA_BOOTSTRAP_SERVERS": platform.kafka.address,
-        "FINPRO_TOPIC_PREFIX": f"{name}_",
-        "FINPRO_POSTGRES_DSN": platform.postgres.dsn("finpro", name),
-        "FINPRO_CHECKPOINTS": str(tmp_path / "checkpoints"),
-    }
-    for variable, value in values.items():
-        monkeypatch.setenv(variable, value)
-    settings = Settings()
+    own = {"postgres_dsn": SecretStr(platform.postgres.dsn("finpro", name)), "gcs_bucket": name, "bigquery_dataset": name}
+    settings = platform.settings().model_copy(update=own)
     migrate(settings.require("postgres_dsn"))
-    create_topics(settings, partitions=4)
+    platform.gcs.create_bucket(settings)
+    platform.bigquery.create_dataset(settings)
     yield settings
-    _delete_topics(settings)
+    bigquery_client(settings).delete_dataset(name, delete_contents=True, not_found_ok=True)
+    storage_client(settings).bucket(name).delete(force=True)
     platform.postgres.drop_database(name)
+
+
+@pytest.fixture
+def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """`own_warehouse` with topics and checkpoints of this test's own; commands that it starts see these settings as well."""
+    with own_warehouse(platform) as warehouse:
+        own = {name: warehouse.require(name) for name in ("postgres_dsn", "gcs_bucket", "bigquery_dataset")}
+        own |= {"topic_prefix": f"{own['gcs_bucket']}_", "checkpoints": str(tmp_path / "checkpoints")}
+        for name, value in (platform.environment() | {variable(field): value for field, value in own.items()}).items():
+            monkeypatch.setenv(name, value)
+        settings = Settings()
+        create_topics(settings, partitions=4)
+        yield settings
+        _delete_topics(settings)
 
 
 def _delete_topics(settings: Settings) -> None:

@@ -1,4 +1,7 @@
-"""The embedded platform: a real Kafka and a real Postgres under finpro's home, for one machine and no installation."""
+"""The embedded platform: a real Kafka, a real Postgres, and emulators of Cloud Storage and BigQuery, under finpro's home.
+
+For one machine, and no installation.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +14,9 @@ from dotenv import dotenv_values
 
 from batch.postgres import migrate
 from conf.errors import PlatformError
-from conf.settings import Settings, embedded_env_file, finpro_home, load_settings
+from conf.settings import Settings, embedded_env_file, finpro_home, load_settings, variable
+from jobs.local.bigquery import PROJECT, BigQueryEmulator
+from jobs.local.gcs import StorageEmulator
 from jobs.local.kafka import KafkaBroker
 from jobs.local.ports import is_free, remembered_ports
 from jobs.local.postgres import OWNER, PostgresServer
@@ -21,8 +26,9 @@ from streaming.kafka import create_topics
 _START_SECONDS = 90
 _STARTS = 3
 _PARTITIONS = 4
+_BUCKET = _DATASET = "finpro"
 
-Service = KafkaBroker | PostgresServer
+Service = KafkaBroker | PostgresServer | StorageEmulator | BigQueryEmulator
 
 
 @dataclass(frozen=True)
@@ -31,29 +37,39 @@ class Platform:
 
     kafka: KafkaBroker
     postgres: PostgresServer
+    gcs: StorageEmulator
+    bigquery: BigQueryEmulator
 
     @classmethod
     def at(cls, home: Path) -> "Platform":
         """The platform that lives in `home`, running or not."""
-        return cls(KafkaBroker(home), PostgresServer(home))
+        gcs = StorageEmulator(home)
+        return cls(KafkaBroker(home), PostgresServer(home), gcs, BigQueryEmulator(home, gcs.objects))
 
     @property
     def services(self) -> tuple[Service, ...]:
-        """In the order in which they start."""
-        return self.kafka, self.postgres
+        """In the order in which they start, side by side."""
+        return self.bigquery, self.kafka, self.postgres, self.gcs
 
     def environment(self) -> dict[str, str]:
         """The settings that lead to this platform; they contain a password."""
         return {
             "FINPRO_KAFKA_BOOTSTRAP_SERVERS": self.kafka.address,
             "FINPRO_POSTGRES_DSN": self.postgres.dsn(OWNER, OWNER),
+            "FINPRO_GCP_PROJECT": PROJECT,
+            "FINPRO_GCS_BUCKET": _BUCKET,
+            "FINPRO_BIGQUERY_DATASET": _DATASET,
+            "STORAGE_EMULATOR_HOST": self.gcs.url,
+            "BIGQUERY_EMULATOR_HOST": self.bigquery.url,
         }
 
     def outranked(self) -> list[str]:
         """Those of its settings that lead elsewhere, by the environment or `.env`."""
-        found = load_settings()
+        ours, found = self.environment(), load_settings()
         return [
-            name for name, value in self.environment().items() if found.require(name.removeprefix("FINPRO_").lower()) != value
+            variable(field)
+            for field in Settings.model_fields
+            if found.get(field) != ours.get(variable(field), found.get(field))
         ]
 
     def settings(self) -> Settings:
@@ -64,11 +80,17 @@ class Platform:
             kafka_sasl_mechanism=None,
             topic_prefix="",
             postgres_dsn=self.postgres.dsn(OWNER, OWNER),
+            gcp_project=PROJECT,
+            gcs_bucket=_BUCKET,
+            bigquery_dataset=_DATASET,
+            bigquery_location=None,
+            storage_emulator_host=self.gcs.url,
+            bigquery_emulator_host=self.bigquery.url,
         )
 
 
 def up() -> Platform:
-    """Start what does not run, wait until it answers, and bring tables and topics up to date. Idempotent.
+    """Start what does not run, wait until it answers, and bring what it holds up to date. Idempotent.
 
     Raises:
         PlatformError: something cannot be started; names its log.
@@ -85,6 +107,8 @@ def up() -> Platform:
         settings = platform.settings()
         migrate(settings.require("postgres_dsn"))
         create_topics(settings, partitions=_PARTITIONS)
+        platform.gcs.create_bucket(settings)
+        platform.bigquery.create_dataset(settings)
         write_private(embedded_env_file(), "".join(f"{name}={value}\n" for name, value in platform.environment().items()))
     return platform
 

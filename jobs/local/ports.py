@@ -1,6 +1,7 @@
 """Loopback ports: the same ones from run to run, as long as nobody else takes them meanwhile."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def accepts_connections(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def bypass_proxies() -> None:
+    """Have HTTP clients of this process and its children reach this machine directly, whatever proxy the rest goes through."""
+    excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if LOOPBACK not in excepted.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [excepted, LOOPBACK]))
 
 
 def _new_port(taken: set[int]) -> int:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,12 @@ class Daemon:
             return None
         return process if _lives(process) else None
 
-    def start(self, command: list[str]) -> None:
+    def start(self, command: list[str], *, environment: Mapping[str, str] | None = None) -> None:
         """Start it in a session of its own, so that it outlives this command, with nothing of finpro's in its environment.
+
+        Args:
+            command: the program and its arguments.
+            environment: variables to add to what every background process gets.
 
         Raises:
             PlatformError: the program cannot be run.
@@ -69,7 +73,7 @@ class Daemon:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.home,
-                    env=child_environment(),
+                    env=child_environment() | dict(environment or {}),
                     start_new_session=True,
                     umask=0o077,
                 )
@@ -77,6 +81,15 @@ class Daemon:
                 raise PlatformError(f"{self.name} cannot be started: {command[0]}: {error.strerror}") from error
         write_private(self._record, json.dumps({"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}))
         child.returncode = 0  # meant to go on: without this, Python would warn of a child that nobody waited for
+
+    def listens_on(self, port: int) -> bool:
+        """Whether it accepts connections on this port: it, and no other program."""
+        process = self.process()
+        try:
+            sockets = process.net_connections(kind="tcp") if process else []
+        except psutil.NoSuchProcess:
+            return False
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
 
     def wait_until(self, answers: Callable[[], bool], *, seconds: float) -> None:
         """Wait until `answers()`.

@@ -8,7 +8,7 @@ while it copies it into `raw_orders`, with the table's own constraints. A killed
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 import pyarrow as pa
@@ -94,6 +94,7 @@ def main(
         .options(**spark_config(settings()), **SOURCE_TUNING, **source, maxOffsetsPerTrigger=max_offsets_per_trigger)
         .load()
     )
+    trigger: dict[str, Any] = {"availableNow": True} if available_now else {"processingTime": "0 seconds"}
     query = (
         messages.select("key", "value")
         .coalesce(TASKS)
@@ -101,7 +102,7 @@ def main(
         .writeStream.queryName("floor")
         .format("noop")
         .option("checkpointLocation", f"{settings().checkpoints}/floor")
-        .trigger(**{"availableNow": True} if available_now else {"processingTime": "0 seconds"})
+        .trigger(**trigger)
         .start()
     )
     query.awaitTermination()

@@ -12,17 +12,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
-import psycopg2
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from batch.google_cloud import bigquery_client, open_bucket
+from batch.postgres import connect
 from conf.errors import PlatformError
+from conf.settings import Settings, variable
+from jobs.local import bigquery, postgres, unprivileged
 from jobs.local import platform as embedded
-from jobs.local import postgres, unprivileged
+from jobs.local.bigquery import BigQueryEmulator
 from jobs.local.ports import LOOPBACK, claim_ports
 from jobs.local.postgres import PostgresServer
 from jobs.local.private_files import private_directory
@@ -31,7 +34,16 @@ from jobs.local.unprivileged import Unprivileged, ways_for_root
 
 FINPRO = Path(sys.executable).with_name("finpro")
 SHELL_PASSWORD = "a password that the shell happens to have"
-NAMES = ("FINPRO_KAFKA_BOOTSTRAP_SERVERS", "FINPRO_POSTGRES_DSN")
+GIVEN = (
+    "kafka_bootstrap_servers",
+    "postgres_dsn",
+    "gcp_project",
+    "gcs_bucket",
+    "bigquery_dataset",
+    "storage_emulator_host",
+    "bigquery_emulator_host",
+)
+SERVERS = {"bigquery", "kafka", "postgres", "gcs"}
 
 
 class Box:
@@ -55,16 +67,22 @@ class Box:
         pipe = subprocess.PIPE
         return subprocess.Popen([str(FINPRO), *arguments], stdout=pipe, stderr=pipe, text=True, env=self._environment({}))
 
-    def reach(self) -> tuple[str, str]:
-        """What `finpro env` gives a shell: Kafka's address and Postgres's DSN."""
-        script = f'eval "$({shlex.quote(str(FINPRO))} env)" && echo "${NAMES[0]}" && echo "${NAMES[1]}"'
-        shell = ["sh", "-c", script]
-        kafka, dsn = subprocess.run(shell, capture_output=True, text=True, check=True, env=self._environment({})).stdout.split()
-        return kafka, dsn
+    def reach(self) -> Settings:
+        """The settings of a shell that was given what `finpro env` prints."""
+        shell = [
+            "env",
+            "-i",
+            "sh",
+            "-c",
+            f'eval "$(FINPRO_HOME={shlex.quote(str(self.home))} {shlex.quote(str(FINPRO))} env)" && env',
+        ]
+        printed = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
+        given = dict(line.split("=", 1) for line in printed.splitlines())
+        return Settings(**{field: given.get(variable(field)) for field in GIVEN})  # type: ignore[arg-type]
 
     def processes(self) -> dict[str, psutil.Process]:
         """The servers that run, by name."""
-        found = {name: Daemon(name, self.home).process() for name in ("kafka", "postgres")}
+        found = {name: Daemon(name, self.home).process() for name in SERVERS}
         return {name: process for name, process in found.items() if process is not None}
 
     def family(self) -> list[psutil.Process]:
@@ -92,27 +110,43 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def remember(box: Box, text: str) -> None:
-    """Put a row into Postgres and a message into Kafka."""
-    kafka, dsn = box.reach()
-    with closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+    """Put a row into Postgres and BigQuery, a message into Kafka, an object into Cloud Storage."""
+    settings = box.reach()
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
         cursor.execute("create table if not exists remembered (what text primary key)")
         cursor.execute("insert into remembered values (%s)", [text])
-    producer = Producer({"bootstrap.servers": kafka, "acks": "all"})
+    producer = Producer({"bootstrap.servers": settings.require("kafka_bootstrap_servers"), "acks": "all"})
     producer.produce("orders", value=text.encode(), partition=0)
     assert producer.flush(20) == 0
+    open_bucket(settings).blob("a folder/remembered").upload_from_string(text)
+    client, table = bigquery_client(settings), f"{settings.bigquery_dataset}.remembered"
+    client.query(f"create table if not exists {table} (what string, stored timestamp)").result()
+    client.query(f"insert into {table} values ('{text}', current_timestamp())").result()
 
 
-def remembered(box: Box) -> tuple[list[str], list[str]]:
-    """The rows and the messages that were put there, oldest first."""
-    kafka, dsn = box.reach()
-    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+def remembered(box: Box) -> dict[str, str]:
+    """What was put there last, by server."""
+    settings = box.reach()
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
         cursor.execute("select what from remembered order by ctid")
         rows = [what for (what,) in cursor.fetchall()]
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "unused: the partition is assigned by hand"})
+    addresses = {"bootstrap.servers": settings.require("kafka_bootstrap_servers")}
+    consumer = Consumer(addresses | {"group.id": "unused: the partition is assigned by hand"})
     consumer.assign([TopicPartition("orders", 0, 0)])
     messages = [message.value() for message in consumer.consume(len(rows), timeout=20)]
     consumer.close()
-    return rows, [value.decode() for value in messages if value]
+    newest = f"select what from {settings.bigquery_dataset}.remembered order by stored desc limit 1"
+    return {
+        "bigquery": next(iter(bigquery_client(settings).query(newest).result())).what,
+        "kafka": (messages[-1] or b"").decode(),
+        "postgres": rows[-1],
+        "gcs": open_bucket(settings).blob("a folder/remembered").download_as_text(),
+    }
+
+
+def everywhere(text: str) -> dict[str, str]:
+    """What `remembered` finds when all servers have kept `text`."""
+    return dict.fromkeys(SERVERS, text)
 
 
 def all_end(processes: list[psutil.Process]) -> bool:
@@ -120,26 +154,25 @@ def all_end(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def test_up_twice_leaves_the_same_two_servers_running(box: Box) -> None:
+def test_up_twice_leaves_the_same_servers_running(box: Box) -> None:
     box.must("up")
     first = box.processes()
     box.must("up")
 
-    assert first.keys() == {"kafka", "postgres"}
+    assert first.keys() == SERVERS
     assert box.processes() == first
 
 
-def test_env_leads_to_the_tables_and_topics(box: Box) -> None:
+def test_env_leads_to_the_tables_topics_bucket_and_dataset(box: Box) -> None:
     box.must("up")
     remember(box, "a first order")
 
-    rows, messages = remembered(box)
-    assert (rows[-1], messages[-1]) == ("a first order", "a first order")
+    assert remembered(box) == everywhere("a first order")
 
 
 def test_the_user_finpro_owns_its_database_and_can_do_no_more(box: Box) -> None:
     box.must("up")
-    with closing(psycopg2.connect(box.reach()[1])) as connection, connection.cursor() as cursor:
+    with connect(box.reach().require("postgres_dsn")) as connection, connection.cursor() as cursor:
         cursor.execute("select rolsuper, rolcreatedb, rolcreaterole, rolreplication from pg_roles where rolname = current_user")
         rights = cursor.fetchone()
         cursor.execute("select datname from pg_database where pg_get_userbyid(datdba) = current_user")
@@ -153,7 +186,16 @@ def test_only_the_owner_can_read_what_up_wrote(box: Box) -> None:
     box.must("up")
     written = [path for path in box.home.rglob("*") if (box.home / "jars") not in path.parents]
 
-    assert {path.name for path in written} >= {"env", "postgres-finpro", "kafka.log", "ports.json", "PG_VERSION", "orders-0"}
+    assert {path.name for path in written} >= {
+        "env",
+        "postgres-finpro",
+        "kafka.log",
+        "ports.json",
+        "PG_VERSION",
+        "orders-0",
+        "remembered",
+        "bqemulator.duckdb",
+    }
     assert [path for path in [box.home, *written] if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)] == []
 
 
@@ -174,7 +216,7 @@ def test_the_servers_listen_on_loopback_only(box: Box) -> None:
         c.laddr for process in box.processes().values() for c in process.net_connections("all") if c.status == "LISTEN"
     ]
 
-    assert len(listening) >= 3
+    assert len(listening) == 6
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {LOOPBACK}
 
 
@@ -191,15 +233,14 @@ def test_data_and_ports_outlive_down_which_leaves_no_process(box: Box) -> None:
     remember(box, "before down")
     family, address = box.family(), box.reach()
 
-    assert box.must("down") == "stopped kafka, postgres\n"
+    assert box.must("down") == "stopped bigquery, kafka, postgres, gcs\n"
     assert len(family) > 2
     assert all_end(family)
     assert box.run("env").returncode == 5
 
     box.must("up")
     assert box.reach() == address
-    rows, messages = remembered(box)
-    assert (rows[-1], messages[-1]) == ("before down", "before down")
+    assert remembered(box) == everywhere("before down")
 
 
 def test_killed_servers_come_back_with_their_data(box: Box) -> None:
@@ -211,8 +252,7 @@ def test_killed_servers_come_back_with_their_data(box: Box) -> None:
     psutil.wait_procs(family, timeout=20)
 
     box.must("up")
-    rows, messages = remembered(box)
-    assert (rows[-1], messages[-1]) == ("before the kill", "before the kill")
+    assert remembered(box) == everywhere("before the kill")
 
 
 def test_down_works_when_one_server_has_died_already(box: Box) -> None:
@@ -220,7 +260,7 @@ def test_down_works_when_one_server_has_died_already(box: Box) -> None:
     family = box.family()
     box.processes()["postgres"].kill()
 
-    assert box.must("down") == "stopped kafka\n"
+    assert box.must("down") == "stopped bigquery, kafka, gcs\n"
     assert all_end(family)
     assert box.must("down") == "nothing was running\n"
 
@@ -230,15 +270,15 @@ def test_a_taken_port_is_replaced_and_the_data_stay(box: Box) -> None:
     remember(box, "on another port")
     old = json.loads((box.home / "run" / "ports.json").read_text())
     box.must("down")
-    with closing(socket.create_server((LOOPBACK, old["kafka"]))), closing(socket.create_server((LOOPBACK, old["postgres"]))):
+    taken = ("bigquery", "kafka", "postgres", "gcs")
+    with ExitStack() as thieves:
+        for name in taken:
+            thieves.enter_context(socket.create_server((LOOPBACK, old[name])))
         box.must("up")
-        rows, messages = remembered(box)
+        assert remembered(box) == everywhere("on another port")
 
     new = json.loads((box.home / "run" / "ports.json").read_text())
-    assert (rows[-1], messages[-1]) == ("on another port", "on another port")
-    assert new["kafka"] != old["kafka"]
-    assert new["postgres"] != old["postgres"]
-    assert new["kafka_controller"] == old["kafka_controller"]
+    assert {name for name in old if new[name] != old[name]} == set(taken)
 
 
 def test_a_port_lost_while_starting_is_replaced(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +298,8 @@ def test_a_port_lost_while_starting_is_replaced(box: Box, monkeypatch: pytest.Mo
     stolen = thieves[0].getsockname()[1]
     thieves[0].close()
 
-    assert not box.reach()[1].endswith(f":{stolen}/finpro")
-    assert box.processes().keys() == {"kafka", "postgres"}
+    assert not box.reach().require("postgres_dsn").endswith(f":{stolen}/finpro")
+    assert box.processes().keys() == SERVERS
 
 
 def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(
@@ -267,7 +307,7 @@ def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(
 ) -> None:
     box.must("up")
     box.must("down")
-    for name in ("kafka", "postgres"):
+    for name in SERVERS:
         record = {"pid": bystander.pid, "create_time": psutil.Process(bystander.pid).create_time() - 3600}
         (box.home / "run" / f"{name}.json").write_text(json.dumps(record))
     (box.home / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
@@ -275,7 +315,7 @@ def test_a_pid_that_is_another_process_by_now_is_neither_trusted_nor_killed(
     assert box.must("down") == "nothing was running\n"
     assert bystander.poll() is None
     box.must("up")
-    assert box.processes().keys() == {"kafka", "postgres"}
+    assert box.processes().keys() == SERVERS
 
 
 def test_two_ups_at_once_start_one_platform(box: Box) -> None:
@@ -284,7 +324,7 @@ def test_two_ups_at_once_start_one_platform(box: Box) -> None:
     told = "".join(text for process in both for text in process.communicate())
 
     assert [process.returncode for process in both] == [0, 0]
-    assert told.count("Starting kafka") == told.count("Starting postgres") == 1
+    assert {name: told.count(f"Starting {name}") for name in SERVERS} == dict.fromkeys(SERVERS, 1)
     assert "waiting" in told
 
 
@@ -300,6 +340,26 @@ def test_a_server_that_cannot_start_is_one_message_with_its_log(tmp_path: Path) 
     assert str(box.home / "logs" / "kafka.log") in done.stderr
     assert re.search(r"ERROR|Exception", done.stderr.split("ends with:")[1])
     assert "Traceback" not in done.stderr
+
+
+def test_a_single_server_that_has_died_is_started_again(box: Box) -> None:
+    box.must("up")
+    before = box.processes()
+    before["bigquery"].kill()
+    before["gcs"].kill()
+    psutil.wait_procs([before["bigquery"], before["gcs"]], timeout=20)
+    told = box.run("up").stderr
+    after = box.processes()
+
+    assert {name for name in SERVERS if f"Starting {name}" in told} == {"bigquery", "gcs"}
+    assert {name for name in SERVERS if after[name] == before[name]} == {"kafka", "postgres"}
+
+
+def test_without_its_environment_bigquery_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bigquery, "_ENVIRONMENT", tmp_path / "missing")
+
+    with pytest.raises(PlatformError, match="make setup"):
+        BigQueryEmulator(tmp_path, tmp_path).start()
 
 
 def test_a_home_of_another_user_is_refused(tmp_path: Path) -> None:

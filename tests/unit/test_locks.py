@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,12 @@ from conf.settings import CONF_DIR, project_root
 
 PROJECT = tomllib.loads(Path(project_root(), "pyproject.toml").read_text(encoding="utf-8"))
 RUNTIME = PROJECT["project"]["dependencies"]
-EVERYTHING = [*RUNTIME, *PROJECT["project"]["optional-dependencies"]["local"], *chain(*PROJECT["dependency-groups"].values())]
+GROUPS = PROJECT["dependency-groups"]
+EVERYTHING = [*RUNTIME, *PROJECT["project"]["optional-dependencies"]["local"], *GROUPS["dev"], *GROUPS["setup"]]
+LOCKS = [("base", RUNTIME), ("dev", EVERYTHING), ("setup", GROUPS["setup"]), ("bigquery_emulator", GROUPS["bigquery_emulator"])]
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("base", RUNTIME), ("dev", EVERYTHING)])
+@pytest.mark.parametrize(("name", "wanted"), LOCKS)
 def test_each_lock_pins_a_version_that_pyproject_allows(name: str, wanted: list[str]) -> None:
     locked = re.findall(r"^([\w.-]+)==([^\s;]+)", (CONF_DIR / "requirements" / f"{name}.txt").read_text(), re.MULTILINE)
     versions: dict[str, list[str]] = {}
