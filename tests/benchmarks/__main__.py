@@ -16,8 +16,9 @@ from rich.console import Console
 
 from conf.errors import FinproError
 from conf.rules import load_rules
-from tests.benchmarks import bench_generate
+from tests.benchmarks import bench_export, bench_generate
 from tests.benchmarks.arena import RULES, Arena, arena
+from tests.benchmarks.bench_export import ExportRun
 from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.contestants import Contestant, finpro, floor, peer
 from tests.benchmarks.latency import Pace
@@ -39,6 +40,7 @@ class Part(StrEnum):
     BACKLOG = "backlog"
     LIVE = "live"
     GENERATE = "generate"
+    EXPORT = "export"
 
 
 def main(
@@ -47,6 +49,7 @@ def main(
     rate: Annotated[int, typer.Option(min=1, help="Live orders a second.")] = 1_000,
     live_seconds: Annotated[int, typer.Option(min=1, help="How long live orders are timed.")] = 60,
     warm_up_seconds: Annotated[int, typer.Option(min=0, help="How long they are not, at first.")] = 15,
+    export_orders: Annotated[int, typer.Option(min=1_000, help="Orders to export.")] = bench_export.ROWS,
     skip: Annotated[list[Part] | None, typer.Option(help="Leave this out; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the orders.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every number to this file.")] = None,
@@ -67,6 +70,8 @@ def main(
                 results.live.append(live(place, contestant, pace, seed))
         if Part.GENERATE in parts:
             results.loads = loads(place, repeat)
+        if Part.EXPORT in parts:
+            results.exports = exports(place, export_orders, repeat)
     results.show(console)
     if json_file:
         json_file.write_text(json.dumps(results.as_json()) + "\n", encoding="utf-8")
@@ -112,6 +117,13 @@ def loads(place: Arena, repeat: int) -> list[LoadRun]:
     console.print(f"Loading {USERS:,} users …")
     with place.stage("generate_") as stage:
         return bench_generate.measure(stage.settings.require("postgres_dsn"), USERS, repeat)
+
+
+def exports(place: Arena, orders: int, repeat: int) -> list[ExportRun]:
+    """`finpro export` beside single-process tools."""
+    console.print(f"Exporting {orders:,} orders …")
+    with place.stage("export_") as stage:
+        return bench_export.measure(stage, orders, repeat)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import bench_generate
+from tests.benchmarks import bench_export, bench_generate
+from tests.benchmarks.bench_export import ExportRun
 from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.measure import Usage
 from tests.benchmarks.runs import BacklogRun, LiveRun
@@ -50,6 +51,7 @@ class Results:
     backlog: list[BacklogRun] = field(default_factory=list)
     live: list[LiveRun] = field(default_factory=list)
     loads: list[LoadRun] = field(default_factory=list)
+    exports: list[ExportRun] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file: rates in orders a second, times in seconds, latencies in milliseconds, memory in MiB."""
@@ -58,12 +60,15 @@ class Results:
             "machine": self.machine,
             "runs": [{"name": run.name, **run.numbers(), "rss_mib": run.usage.rss_mib} for run in runs],
             "loads": [asdict(run) for run in self.loads],
+            "exports": [asdict(run) for run in self.exports],
         }
 
     def show(self, console: Console) -> None:
         """Print the table, and how memory went in the last runs."""
         if self.loads:
             bench_generate.show(console, self.loads)
+        if self.exports:
+            bench_export.show(console, self.exports)
         if not (self.backlog or self.live):
             return
         console.print(self._table(self._medians()))
