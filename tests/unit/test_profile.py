@@ -1,0 +1,109 @@
+"""The profile of a table without databases: what is asked of them, how their answers are read and compared."""
+
+from decimal import Decimal
+from typing import Any, cast
+
+import pytest
+from google.cloud import bigquery
+from psycopg2.extensions import cursor as Cursor
+
+from batch.manifest import Column
+from batch.profile import TEXTS, Profile, TableProfile, destination_profile, differences, source_profile
+from tests.googlesql import GoogleSql
+
+COLUMNS = [
+    Column("order_id", "STRING"),
+    Column("amount_numeric", "INT64"),
+    Column("event_ts", "TIMESTAMP"),
+    Column("day", "DATE"),
+    Column("is_member", "BOOL"),
+    Column("reasons", "ARRAY<STRING>"),
+    Column("ratio", "FLOAT64"),
+    Column("change_xid", "INT64"),
+]
+FIGURES: Profile = {
+    "amount_numeric": {"sum": "27670116110564327421", "min": -5, "max": 2**63 - 1},
+    "event_ts": {"sum": "1735689600000002", "min": -1, "max": 1_735_689_600_000_001},
+    "day": {"sum": "20454", "min": 0, "max": 20454},
+    "change_xid": {"sum": "12", "min": 5, "max": 7},
+    TEXTS: {"fingerprint": "3860614417"},
+}
+
+
+class Recorder:
+    """Stands for a connection to either database: remembers the query, gives one row."""
+
+    def __init__(self, row: tuple[Any, ...]) -> None:
+        self.row, self.query_text = row, ""
+
+    def execute(self, query: str) -> None:
+        self.query_text = query
+
+    def fetchone(self) -> tuple[Any, ...]:
+        return self.row
+
+    def query(self, query: str, job_config: bigquery.QueryJobConfig) -> "Recorder":
+        assert job_config.use_query_cache is False
+        self.query_text = query
+        return self
+
+    def result(self) -> list[bigquery.Row]:
+        return [bigquery.Row(self.row, {f"f{position}": position for position in range(len(self.row))})]
+
+
+def test_both_databases_answers_are_read_into_the_same_profile() -> None:
+    postgres = Recorder(
+        (
+            *(3, Decimal("27670116110564327421"), -5, 2**63 - 1),
+            *(Decimal("1735689600000002.000000"), Decimal("-1.000000"), Decimal("1735689600000001.000000")),
+            *(20454, 0, 20454, Decimal("12"), 5, 7, Decimal("3860614417")),
+        )
+    )
+    emulated = Recorder(
+        (
+            *(3, Decimal("27670116110564327421.00000"), -5, 2**63 - 1),
+            *(Decimal("1735689600000002.00000"), -1, 1_735_689_600_000_001),
+            *(Decimal("20454.00000"), 0, 20454, Decimal("12.00000"), 5, 7, 3860614417),
+        )
+    )
+    expected = TableProfile(3, FIGURES)
+    assert source_profile(cast("Cursor", postgres), "raw_orders", COLUMNS) == expected
+    assert destination_profile(cast("bigquery.Client", emulated), "p.d.raw_orders", COLUMNS) == expected
+
+
+def test_an_empty_table_has_a_profile_of_nothing() -> None:
+    empty = Recorder((0, *[None] * 13))
+    nothing: Profile = {name: dict.fromkeys(figures) for name, figures in FIGURES.items()}
+    assert source_profile(cast("Cursor", empty), "raw_orders", COLUMNS) == TableProfile(0, nothing)
+
+
+def test_bigquery_accepts_the_query_and_sums_beyond_64_bits() -> None:
+    recorder = Recorder((0, *[None] * 13))
+    destination_profile(cast("bigquery.Client", recorder), "raw_orders", COLUMNS)
+    google_sql = GoogleSql({"raw_orders": {column.name: column.type.lower() for column in COLUMNS}})
+    statement = google_sql.check(recorder.query_text)
+    types = [column.column.type.type_kind.name for column in statement.output_column_list]
+    assert types == ["TYPE_INT64", *["TYPE_BIGNUMERIC", "TYPE_INT64", "TYPE_INT64"] * 4, "TYPE_INT64"]
+
+
+@pytest.mark.parametrize(
+    ("destination", "found"),
+    [
+        (TableProfile(3, FIGURES), []),
+        (TableProfile(2, FIGURES), ["rows 3 in Postgres, 2 in BigQuery"]),
+        (
+            TableProfile(3, FIGURES | {"change_xid": {"sum": "13", "min": 5, "max": 8}}),
+            ["change_xid: sum 12 in Postgres, 13 in BigQuery", "change_xid: max 7 in Postgres, 8 in BigQuery"],
+        ),
+        (
+            TableProfile(3, FIGURES | {TEXTS: {"fingerprint": "1"}}),
+            ["(texts): fingerprint 3860614417 in Postgres, 1 in BigQuery"],
+        ),
+        (
+            TableProfile(3, {name: figures for name, figures in FIGURES.items() if name != TEXTS}),
+            ["(texts): fingerprint 3860614417 in Postgres, None in BigQuery"],
+        ),
+    ],
+)
+def test_every_figure_that_differs_is_named_with_both_values(destination: TableProfile, found: list[str]) -> None:
+    assert differences(TableProfile(3, FIGURES), destination) == found
