@@ -1,0 +1,51 @@
+with
+
+orders as (
+
+    select * from {{ ref('fct_orders') }}
+
+),
+
+users as (
+
+    select * from {{ ref('dim_users') }}
+
+),
+
+by_user as (
+
+    select
+        user_id,
+        count(*) as orders,
+        countif(is_fraud) as fraud_orders,
+        sum(amount_numeric) as amount
+    from orders
+    group by user_id
+
+),
+
+top_10 as (
+
+    select
+        row_number() over (order by orders desc, user_id) as user_rank,
+        *
+    from by_user
+    qualify user_rank <= 10
+
+),
+
+final as (
+
+    select
+        top_10.user_rank,
+        top_10.user_id,
+        users.name,
+        top_10.orders,
+        top_10.fraud_orders,
+        top_10.amount
+    from top_10
+    left join users on top_10.user_id = users.user_id
+
+)
+
+select * from final
