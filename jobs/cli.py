@@ -5,12 +5,17 @@ import shlex
 import sys
 from collections import Counter
 from datetime import datetime
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from conf.errors import FinproError
 from conf.settings import load_settings
+from jobs.local.ports import bypass_proxies
+
+if TYPE_CHECKING:
+    from batch.bigquery import LoadedTable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -49,7 +54,7 @@ def migrate() -> None:
 
 @app.command()
 def up() -> None:
-    """Start the embedded Kafka and Postgres, and create their topics and tables."""
+    """Start the embedded Kafka, Postgres, Cloud Storage and BigQuery, and create what finpro needs in them."""
     from jobs.local.platform import up as start
 
     platform = start()
@@ -61,7 +66,7 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop the embedded Kafka and Postgres; their data stay."""
+    """Stop the embedded platform; its data stay."""
     from jobs.local.platform import down as stop
 
     stopped = stop()
@@ -157,8 +162,104 @@ def screen(
     os.execve(command[0], command, environment("screen_orders"))
 
 
+@app.command("export")
+def export_raw(
+    full: Annotated[bool, typer.Option("--full", help="Export every row, not only what changed since the last run.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; by default the time, such as 20261122T170000Z.")] = None,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "512m",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Export the raw tables: Postgres, one snapshot, to Parquet files in Cloud Storage; a finished run is left as it is."""
+    from batch.manifest import find_manifest
+    from jobs.export_raw import check, summary
+    from jobs.spark_submit import environment, spark_submit
+
+    bucket = check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
+    finished = find_manifest(bucket, run_id) if run_id else None
+    if finished:
+        typer.echo(summary(finished))
+        return
+    arguments = ["--full"] if full else []
+    arguments += ["--run-id", run_id] if run_id else []
+    command = spark_submit("export_raw", arguments, master=master, memory=memory, conf=conf or [])
+    os.execve(command[0], command, environment("export_raw"))
+
+
+@app.command()
+def load(
+    run_id: Annotated[str | None, typer.Option(help="A finished export; by default the newest.")] = None,
+) -> None:
+    """Load an export, and earlier ones that it builds on, into BigQuery's raw tables; what is loaded already stays."""
+    from batch.bigquery import load as load_run
+
+    def show(loaded: "LoadedTable") -> None:
+        typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged")
+
+    runs = load_run(load_settings(), run_id, on_table=show)
+    typer.echo(f"loaded {', '.join(runs)}" if runs else "nothing to load: the raw tables hold this run already")
+
+
+@app.command()
+def reconcile(
+    run_id: Annotated[str | None, typer.Option(help="A finished export; by default the newest.")] = None,
+    dag_id: Annotated[
+        str, typer.Option(help="Who asks, kept in ingestion_monitoring.", envvar="AIRFLOW_CTX_DAG_ID")
+    ] = "manual",
+) -> None:
+    """Compare BigQuery's raw tables with the export's snapshot of Postgres; fails when a row or a figure differs."""
+    from batch.reconcile import reconcile as reconcile_run
+    from batch.reconcile import require_consistent
+
+    found = reconcile_run(load_settings(), run_id, dag_id)
+    typer.echo(f"{'table':<14}{'Postgres':>14}{'BigQuery':>14}  run {found[0].run_id}")
+    for one in found:
+        typer.echo(f"{one.table_name:<14}{one.source.rows:>14,}{one.destination.rows:>14,}  {one.status}")
+    require_consistent(found)
+
+
+@app.command()
+def transform(
+    run_id: Annotated[
+        str | None, typer.Option(help="The export whose load must be Consistent; by default the newest of each table.")
+    ] = None,
+    full_refresh: Annotated[
+        bool, typer.Option("--full-refresh", help="Build the fact anew instead of merging changes.")
+    ] = False,
+    select: Annotated[list[str] | None, typer.Option(help="What to build, in dbt's words; repeatable. Default: all.")] = None,
+) -> None:
+    """Build and test the marts from the raw tables in BigQuery, with dbt, and write their documentation."""
+    from jobs.transform import docs_page
+    from jobs.transform import transform as run_dbt
+
+    run_dbt(load_settings(), run_id=run_id, full_refresh=full_refresh, select=tuple(select or ()), say=typer.echo)
+    typer.echo(f"the models are described in {docs_page()}")
+
+
+@app.command()
+def validate(
+    run_id: Annotated[str | None, typer.Option(help="A finished export; by default the newest.")] = None,
+) -> None:
+    """Check the raw tables in BigQuery against what they have to be, and publish data docs; the gate before `transform`."""
+    from jobs.validate import validate as check_tables
+
+    check_tables(load_settings(), run_id, say=typer.echo)
+
+
+@app.command()
+def report(
+    output: Annotated[Path | None, typer.Option(help="Where to write it; by default report.html in finpro's home.")] = None,
+    locale: Annotated[str, typer.Option(help="How numbers and dates are written, such as en, en_ID or id.")] = "en",
+) -> None:
+    """Write what the marts say as one HTML page that opens without a network."""
+    from jobs.report import write_report
+
+    typer.echo(f"the report is {write_report(load_settings(), output, locale=locale)}")
+
+
 def main() -> None:
     """Run the command; an error a person can act on is one message and an exit code, not a stack trace."""
+    bypass_proxies()
     try:
         app()
     except FinproError as error:

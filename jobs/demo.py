@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from batch.export import new_run_id
 from batch.postgres import connect
 from batch.reference_data import generate
-from conf.errors import ReconciliationError, StreamingError
+from conf.errors import FinproError, ReconciliationError, StreamingError
 from conf.settings import Settings
 from jobs.local.platform import up
 from jobs.spark_submit import log_file
@@ -24,6 +26,14 @@ from streaming.producer import ProduceReport, produce
 USERS, PRODUCTS = 20_000, 1_000
 _BROKEN, _DUPLICATES = 0.005, 0.01
 _STALL_SECONDS = 120
+_FINPRO = str(Path(sys.executable).parent / "finpro")
+_WAREHOUSE_STEPS = {
+    "export": "Postgres to Parquet",
+    "load": "Parquet to BigQuery",
+    "reconcile": "both sides compared",
+    "validate": "the gate",
+    "transform": "facts, dimensions and marts",
+}
 
 
 def demo(*, orders: int, rate: float, seed: int) -> None:
@@ -66,15 +76,30 @@ def demo(*, orders: int, rate: float, seed: int) -> None:
     console.print(_messages(sent, found))
     _check(sent, found)
     console.print(f"[green]Every order sent is in raw_orders exactly once.[/] Postgres: {platform.postgres.address}")
+
+    run_id = new_run_id(datetime.now(UTC))
+    for step, title in _WAREHOUSE_STEPS.items():
+        console.rule(title)
+        _finpro(step, "--run-id", run_id, environment=platform.environment())
+    console.rule("what the marts say")
+    _finpro("report", environment=platform.environment())
     console.print(
         '`eval "$(.venv/bin/finpro env)"` shows the way in; `.venv/bin/finpro down` stops the platform, its data stay.'
     )
 
 
+def _finpro(*arguments: str, environment: dict[str, str]) -> None:
+    """Run a command of finpro's, as a person would; it tells itself what it does, and what went wrong."""
+    command = [_FINPRO, *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, check=False)
+    if done.returncode:
+        raise FinproError(f"`finpro {' '.join(arguments)}` ended with exit code {done.returncode}.")
+
+
 @contextmanager
 def _screening(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`finpro screen` beside us: told to stop at the end of the block, and waited for."""
-    command = [str(Path(sys.executable).parent / "finpro"), "screen", "--max-offsets-per-trigger", "20000"]
+    command = [_FINPRO, "screen", "--max-offsets-per-trigger", "20000"]
     process = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         yield process

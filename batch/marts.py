@@ -1,0 +1,100 @@
+"""What the report reads: the marts and the record of ingestion, as rows of plain values."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from google.api_core.exceptions import NotFound
+from google.cloud import bigquery
+
+from conf.errors import ReportError
+from conf.rules import RULE_NAMES
+
+Row = Mapping[str, Any]
+
+# What a page can show of tables that grow.
+DAYS, RISKY_PRODUCTS, PRODUCTS, MONITORED = 90, 10, 10, 15
+
+_REASON_COLUMNS = ", ".join(RULE_NAMES)
+_REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in RULE_NAMES)
+
+QUERIES = {
+    "totals": """
+        select sum(total_orders) as total_orders, sum(fraud_orders) as fraud_orders,
+            min(order_date) as first_day, max(order_date) as last_day
+        from {dataset}.mart_fraud_attempt_trends""",
+    "reasons": f"select {_REASON_TOTALS} from {{dataset}}.mart_fraud_attempt_trends",
+    "trend": f"""
+        select order_date, total_orders, fraud_orders, fraud_rate, fraud_orders_7d_avg, {_REASON_COLUMNS}
+        from {{dataset}}.mart_fraud_attempt_trends
+        where date_diff((select max(order_date) from {{dataset}}.mart_fraud_attempt_trends), order_date, day) < {DAYS}
+        order by order_date""",
+    "saved": f"""
+        select order_date, fraud_orders, saved_amount, cumulative_saved_amount
+        from {{dataset}}.mart_fraud_daily_saved_amount
+        where date_diff((select max(order_date) from {{dataset}}.mart_fraud_daily_saved_amount), order_date, day) < {DAYS}
+        order by order_date""",
+    "active_users": """
+        select user_rank, user_id, name, orders, amount from {dataset}.mart_top10_active_users order by user_rank""",
+    "selling_products": """
+        select product_rank, product_id, product_name, units_sold, revenue
+        from {dataset}.mart_top10_selling_products order by product_rank""",
+    "fraud_users": """
+        select user_rank, user_id, name, fraud_orders, fraud_amount, main_reason
+        from {dataset}.mart_top10_users_fraud order by user_rank""",
+    "risky_products": f"""
+        select risk_rank, product_id, product_name, category, total_orders, fraud_orders, fraud_rate, fraud_amount
+        from {{dataset}}.mart_high_risk_products order by risk_rank limit {RISKY_PRODUCTS}""",
+    "sales": """
+        select coalesce(sum(revenue), 0) as revenue, coalesce(sum(cost), 0) as cost, coalesce(sum(profit), 0) as profit,
+            coalesce(sum(if(cost is null, revenue, 0)), 0) as revenue_without_cost
+        from {dataset}.mart_products_revenue_profit""",
+    "categories": """
+        select category, sum(units_sold) as units_sold, sum(revenue) as revenue, sum(cost) as cost, sum(profit) as profit
+        from {dataset}.mart_products_revenue_profit group by category order by revenue desc, category""",
+    "products": f"""
+        select product_id, product_name, category, units_sold, revenue, cost, profit, margin
+        from {{dataset}}.mart_products_revenue_profit order by revenue desc, product_id limit {PRODUCTS}""",
+    "monitoring": f"""
+        select run_id, table_name, source_rows, destination_rows, status, finished_at
+        from {{dataset}}.ingestion_monitoring order by finished_at desc, table_name limit {MONITORED}""",
+}
+
+
+class Marts(NamedTuple):
+    """The figures of a report. Days are dates, money is whole rupiah, rates are 0 to 1, times are in UTC.
+
+    `totals` and `sales` cover everything; `trend` and `saved` the newest days that have orders, oldest first; of the risky
+    products, of the products by revenue and of the newest ingestion records there are as many as fit on a page. Names,
+    categories, costs and margins are None where a product or user is unknown.
+    """
+
+    totals: Row
+    reasons: Row
+    trend: Sequence[Row]
+    saved: Sequence[Row]
+    active_users: Sequence[Row]
+    selling_products: Sequence[Row]
+    fraud_users: Sequence[Row]
+    risky_products: Sequence[Row]
+    sales: Row
+    categories: Sequence[Row]
+    products: Sequence[Row]
+    monitoring: Sequence[Row]
+
+
+def read_marts(client: bigquery.Client, dataset: str) -> Marts:
+    """Read every mart of a dataset in the client's project.
+
+    Raises:
+        ReportError: a mart is missing, or there is not one order in it.
+    """
+    queries = {name: query.format(dataset=f"`{client.project}`.{dataset}") for name, query in QUERIES.items()}
+    try:
+        jobs = {name: client.query(query) for name, query in queries.items()}
+        found: dict[str, Any] = {name: [dict(row.items()) for row in job.result()] for name, job in jobs.items()}
+    except NotFound as error:
+        raise ReportError(f"A mart is missing: {error.message}. Run `finpro transform` first.") from error
+    if not found["trend"]:
+        raise ReportError("The marts hold no order yet: export, load and transform some first.")
+    single = {name: found[name][0] for name in ("totals", "reasons", "sales")}
+    return Marts(**(found | single))

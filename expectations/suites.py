@@ -1,0 +1,140 @@
+"""The three suites: what must hold for raw_users, raw_products and raw_orders, and what is only worth a warning.
+
+Each expectation says in words what it expects. Great Expectations calls the severity that stops a run `critical`.
+Importing this module takes seconds, because the library does.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import great_expectations.expectations as gxe
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.expectations.metadata_types import FailureSeverity
+
+from conf.rules import RULE_NAMES
+from expectations.outcome import Severity
+
+GX_SEVERITY = {Severity.FAIL: FailureSeverity.CRITICAL, Severity.WARN: FailureSeverity.WARNING}
+
+# What a run hands over: the row counts of its export, and the latest event time that is not in the future.
+LATEST_EVENT = "latest_event"
+MOST_EXAMPLES = 5
+ROW_COUNT = gxe.ExpectTableRowCountToEqual.expectation_type
+
+KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id"}
+
+
+def rows_parameter(table: str) -> str:
+    """The name of the run-time parameter that holds a table's row count at the source."""
+    return f"{table}_rows"
+
+
+class ExpectNoRows(gxe.UnexpectedRowsExpectation):
+    """A query that finds nothing; unlike the library's own, it shows some of the rows that it found."""
+
+    expectation_type: ClassVar[str] = "expect_no_rows"
+
+    def _validate(self, metrics: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        found = super()._validate(metrics, *arguments, **keywords)
+        found["result"]["partial_unexpected_index_list"] = metrics["unexpected_rows_query.table"][:MOST_EXAMPLES]
+        return found
+
+
+def suites(dataset: str) -> Mapping[str, list[Expectation]]:
+    """Raw table → its expectations; `dataset` (`project.dataset`) is where the tables lie."""
+    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": _orders(dataset)}
+
+
+def _users() -> list[Expectation]:
+    return [
+        _as_many_as_exported("raw_users"),
+        *_key("user_id", "every user has a user_id of its own"),
+        *_complete("name", "email", "phone_number", "created_date", "source"),
+        gxe.ExpectColumnValuesToBeUnique(column="email", description="no two users share an email"),
+    ]
+
+
+def _products() -> list[Expectation]:
+    return [
+        _as_many_as_exported("raw_products"),
+        *_key("product_id", "every product has a product_id of its own"),
+        *_complete("product_name", "category", "sub_category", "price", "cost", "created_date"),
+        gxe.ExpectColumnValuesToBeUnique(column="product_name", description="no two products share a name"),
+        gxe.ExpectColumnValuesToBeInSet(column="currency", value_set=["IDR"], description="every price is in rupiah"),
+        gxe.ExpectColumnValuesToBeBetween(column="cost", min_value=0, description="no cost is negative"),
+        ExpectNoRows(
+            description="every price is above its cost",
+            unexpected_rows_query="select product_id, price, cost from {batch} where not price > cost",
+        ),
+    ]
+
+
+def _orders(dataset: str) -> list[Expectation]:
+    return [
+        _as_many_as_exported("raw_orders"),
+        *_key("order_id", "every order has an order_id of its own"),
+        *_complete("user_id", "product_id", "quantity", "amount", "amount_numeric", "created_date", "event_ts", "screened_at"),
+        gxe.ExpectColumnValuesToBeBetween(column="quantity", min_value=1, description="every order is for one piece or more"),
+        gxe.ExpectColumnValuesToBeBetween(column="amount_numeric", min_value=0, description="no amount is negative"),
+        ExpectNoRows(
+            description="the amount's text and its number agree",
+            unexpected_rows_query="select order_id, amount, amount_numeric from {batch}"
+            " where safe_cast(regexp_replace(amount, '[^0-9]', '') as int64) is distinct from amount_numeric",
+        ),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="country", regex="^[A-Z]{2}$", description="every country is two capital letters"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="event_ts", max_value={"$PARAMETER": LATEST_EVENT}, description="no order is from the future"
+        ),
+        *_verdict(),
+        _known("user_id", "raw_users", dataset, "every order is a known user's"),
+        _known("product_id", "raw_products", dataset, "every order is for a known product"),
+    ]
+
+
+def _verdict() -> list[Expectation]:
+    names = ", ".join(f"'{name}'" for name in RULE_NAMES)
+    return [
+        *_complete("status", "country", "rules_version"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="status", value_set=["Fraud", "Genuine"], description="every order is Genuine or Fraud"
+        ),
+        ExpectNoRows(
+            description="every reason is one of the six rules",
+            unexpected_rows_query="select order_id, reason from {batch}, unnest(reasons) as reason"
+            f" where reason not in ({names})",
+        ),
+        ExpectNoRows(
+            description="an order is Fraud exactly when it has a reason",
+            unexpected_rows_query="select order_id, status, array_to_string(reasons, ', ') as reasons from {batch}"
+            " where (status = 'Fraud') != (coalesce(array_length(reasons), 0) > 0)",
+        ),
+    ]
+
+
+def _as_many_as_exported(table: str) -> Expectation:
+    return gxe.ExpectTableRowCountToEqual(
+        value={"$PARAMETER": rows_parameter(table)},
+        description="it has as many rows as the source had in the export's snapshot",
+    )
+
+
+def _key(column: str, description: str) -> list[Expectation]:
+    return [
+        gxe.ExpectColumnValuesToBeUnique(column=column, description=description),
+        *_complete(column),
+    ]
+
+
+def _complete(*columns: str) -> list[Expectation]:
+    return [gxe.ExpectColumnValuesToNotBeNull(column=column, description=f"{column} is never null") for column in columns]
+
+
+def _known(column: str, table: str, dataset: str, description: str) -> Expectation:
+    return ExpectNoRows(
+        description=description,
+        severity=GX_SEVERITY[Severity.WARN],
+        unexpected_rows_query=f"select order_id, {column} from {{batch}}"
+        f" where {column} not in (select {column} from `{dataset}.{table}` where {column} is not null)",
+    )

@@ -1,0 +1,59 @@
+"""`finpro report`: reads the marts and writes the page."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.request import pathname2url
+
+from batch.google_cloud import bigquery_client, explained, open_dataset
+from batch.marts import read_marts
+from batch.report import Expectation, Gate, Surroundings, render_report
+from conf.rules import load_rules
+from conf.settings import Settings, finpro_home
+from expectations.outcome import read_gate_run
+from jobs.transform import docs_page
+from jobs.validate import data_docs
+
+
+def write_report(settings: Settings, output: Path | None, *, locale: str) -> Path:
+    """Write the report and return where it is: `output`, or `report.html` in finpro's home.
+
+    A page that was there before stays until the new one is complete.
+
+    Raises:
+        ReportError: the marts are not there, or hold no order.
+        FinproError: BigQuery does not answer, or there is no such locale.
+    """
+    client = bigquery_client(settings)
+    open_dataset(settings, client)
+    with explained(settings):
+        marts = read_marts(client, settings.bigquery_dataset)
+    path = (output or finpro_home() / "report.html").absolute()
+    page = render_report(marts, _surroundings(settings, path.parent), locale=locale)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(path)
+
+
+def _surroundings(settings: Settings, folder: Path) -> Surroundings:
+    rules = load_rules(settings.rules)
+    pages = {"data docs: every expectation in full": data_docs() / "index.html", "the models and columns": docs_page()}
+    return Surroundings(
+        gate=_gate(),
+        links={title: pathname2url(os.path.relpath(page, folder)) for title, page in pages.items() if page.exists()},
+        time_zone=rules.time_zone,
+        rules_version=rules.version,
+        written_at=datetime.now(UTC),
+    )
+
+
+def _gate() -> Gate | None:
+    run = read_gate_run(data_docs())
+    return run and Gate(
+        run.run_id,
+        [
+            Expectation(found.table, found.expected, found.holds, found.severity.value, found.stops, found.finding())
+            for found in run.outcomes
+        ],
+    )
