@@ -40,7 +40,9 @@ def test_without_an_emulator_the_clients_ask_for_credentials_and_say_how_to_get_
             client(Settings(gcp_project="real"))
 
 
-def test_a_missing_project_or_bucket_names_its_variable() -> None:
+def test_a_missing_project_or_bucket_names_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINPRO_HOME", str(tmp_path))  # no platform runs there
+
     with pytest.raises(SettingsError, match="FINPRO_GCP_PROJECT is not set"):
         bigquery_client(Settings())
     with pytest.raises(SettingsError, match="FINPRO_GCS_BUCKET is not set"):
