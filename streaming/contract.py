@@ -63,6 +63,7 @@ DEAD_LETTER_SCHEMA = pl.Schema(
 
 # Orders whose order_id stands for another order, by the position of their message.
 CLASH_SCHEMA = pl.Schema({"partition": pl.Int32(), "offset": pl.Int64(), "order_id": pl.String()})
+NO_CLASHES = pl.DataFrame(schema=CLASH_SCHEMA)
 
 _Id = Annotated[int, msgspec.Meta(ge=1, le=BIGINT_MAX)] | Annotated[str, msgspec.Meta(max_length=64)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -153,7 +154,7 @@ def clashes_among(orders: pl.DataFrame, stored: Callable[[Sequence[str]], pl.Dat
     contents = orders.unique(["order_id", *CONTENT])["order_id"]
     used_twice = contents.filter(contents.is_duplicated()).unique()
     if used_twice.is_empty():
-        return pl.DataFrame(schema=CLASH_SCHEMA)
+        return NO_CLASHES
     claims = orders.filter(pl.col("order_id").is_in(used_twice.implode())).sort("received_at", "partition", "offset")
     standing = pl.concat([stored(used_twice.to_list()), claims.select("order_id", *CONTENT)])
     standing = standing.unique("order_id", keep="first", maintain_order=True)

@@ -36,6 +36,7 @@ from streaming.chunks import (
 from streaming.contract import (
     DEAD_LETTER_SCHEMA,
     MESSAGE_COLUMNS,
+    NO_CLASHES,
     ORDER_SCHEMA,
     clash_letters,
     clashes_among,
@@ -44,7 +45,7 @@ from streaming.contract import (
 from streaming.kafka import ORDERS, TopicReader, as_messages
 from streaming.rules import REASONS
 from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
-from streaming.sinks import NO_CLASHES, KafkaSink, announce, store, stored_orders
+from streaming.sinks import KafkaSink, announce, store, stored_orders
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
@@ -194,9 +195,11 @@ def _settle(screening: Screening, arrivals: list[Arrivals], recent: Recent, scre
 def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
     """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
     letters = [pl.DataFrame(schema=DEAD_LETTER_SCHEMA)]
+    if clashes.is_empty():
+        return letters[0]
     ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
-    for partition, first, end in ranges.iter_rows():
-        with TopicReader(kafka.config, kafka.topics[ORDERS]) as reader:
+    with TopicReader(kafka.config, kafka.topics[ORDERS]) as reader:
+        for partition, first, end in ranges.iter_rows():
             letters.append(clash_letters(as_messages(reader.read(partition, first, end)), clashes))
     return pl.concat(letters)
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from batch.postgres import connect, describe, explained, until_reachable
 from conf.errors import KafkaError, PostgresError, PostgresUnavailable
-from streaming.contract import CLASH_SCHEMA, CONTENT, UTC_MICROSECONDS
+from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from streaming.rules import REASONS
 from streaming.screening import FRAUD, GENUINE, VERDICT_SCHEMA, reason_bits, reason_lists
@@ -89,7 +89,6 @@ def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: dat
     return Stored(_as_standing(verdicts, standing), clashes)
 
 
-NO_CLASHES = pl.DataFrame(schema=CLASH_SCHEMA)
 _STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String())})
 
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from conf.rules import FraudRules
 from streaming.chunks import Arrivals, PartitionRead, Recent
-from streaming.contract import CLASH_SCHEMA, CONTENT, ORDER_SCHEMA
+from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA
 from streaming.pipeline import NOTHING_RECENT, read_arrivals, screen_arrivals
 from streaming.screening import Frontier, advance, reason_lists
-from streaming.sinks import NO_CLASHES
 from tests.brute_force import Message, judge
 from tests.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
