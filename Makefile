@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 REQUIREMENTS := conf/requirements
 BIGQUERY_EMULATOR := $(VENV)/bigquery-emulator
 INSTALLED := $(VENV)/.installed
+EVERYTHING := $(VENV)/.everything
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format lock clean
+.PHONY: help setup demo airflow test bench lint format wheel lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,13 +22,16 @@ setup: $(INSTALLED) ## Make .venv with everything in it, at locked versions
 demo: setup ## Run the whole flow on the embedded platform, and show what came out
 	@$(BIN)/finpro demo
 
+airflow: $(EVERYTHING) ## Run Airflow with finpro's DAGs on the embedded platform
+	@$(BIN)/finpro airflow
+
 test: lint ## Check style and types, and run every test
 	@$(BIN)/python -m pytest
 
 bench: setup ## Measure finpro beside its rivals (takes a while)
 	@$(BIN)/python -m tests.benchmarks
 
-lint: setup ## Check style and types
+lint: $(EVERYTHING) ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
@@ -36,10 +40,18 @@ format: setup ## Bring the code into its style
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+wheel: setup ## Build finpro's wheel, and the same as dist/finpro.zip for spark-submit's --py-files
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --clear --out-dir dist
+	@cp dist/finpro-*.whl dist/finpro.zip
+
 lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml allow, and lock them with hashes
 	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
 	$(COMPILE) pyproject.toml --output-file $(REQUIREMENTS)/base.txt
 	$(COMPILE) pyproject.toml --extra local --group dev --group setup --output-file $(REQUIREMENTS)/dev.txt
+	$(COMPILE) pyproject.toml --extra local --extra airflow --group dev --group setup \
+		--constraint $(REQUIREMENTS)/dev.txt --output-file $(REQUIREMENTS)/test.txt
+	$(COMPILE) pyproject.toml --extra airflow --constraint $(REQUIREMENTS)/test.txt --output-file $(REQUIREMENTS)/airflow.txt
+	$(COMPILE) pyproject.toml --extra local --constraint $(REQUIREMENTS)/test.txt --output-file $(REQUIREMENTS)/local.txt
 	$(COMPILE) --group bigquery_emulator --output-file $(REQUIREMENTS)/bigquery_emulator.txt
 	$(BIN)/python -m jobs.local.jars
 
@@ -59,4 +71,11 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt $
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(BIGQUERY_EMULATOR)
 	@$(BIN)/uv pip sync --quiet --python $(BIGQUERY_EMULATOR)/bin/python --require-hashes $(REQUIREMENTS)/bigquery_emulator.txt
+	@touch $@
+
+# Airflow on top: three quarters of a gigabyte that the demo does without.
+$(EVERYTHING): $(INSTALLED) $(REQUIREMENTS)/test.txt
+	@echo "Adding Airflow to $(VENV) …"
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation $(REQUIREMENTS)/test.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -22,6 +22,7 @@ from pyspark.errors import PySparkException
 
 from batch.google_cloud import explained, open_bucket
 from batch.manifest import (
+    TABLES,
     Column,
     ExportedFile,
     Manifest,
@@ -36,8 +37,6 @@ from batch.slices import Slice, SourceColumn, described, export_slice, folder
 from batch.snapshot import Snapshot, held_snapshot
 from conf.errors import ExportError, FinproError, raised_elsewhere
 from conf.settings import Settings
-
-TABLES = ("raw_users", "raw_products", "raw_orders")
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
@@ -70,6 +69,7 @@ def export(
     run_id: str,
     *,
     full: bool = False,
+    since: datetime | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Make a run, or find it finished: its manifest. What an attempt at it that died has left is deleted.
@@ -80,6 +80,7 @@ def export(
         settings: of Postgres and the bucket.
         run_id: names the run for good.
         full: export every row, not only what changed since the newest finished run.
+        since: export again what has changed since this moment: since the newest run that began before it.
         say: hears of the progress, line by line.
 
     Raises:
@@ -95,8 +96,8 @@ def export(
             return finished
         began = datetime.now(UTC)
         columns = {table: columns_of(cursor, table) for table in TABLES}
-        since = None if full else _since(newest_manifest(bucket), snapshot, columns, say)
-        sources = [_source(cursor, table, columns[table], since) for table in TABLES]
+        since_xid = None if full else _since_xid(newest_manifest(bucket, since), snapshot, columns, say)
+        sources = [_source(cursor, table, columns[table], since_xid) for table in TABLES]
         with ThreadPoolExecutor(1, "profile") as beside:
             profiles = beside.submit(_profiles, cursor, sources)
             write = partial(export_slice, snapshot=snapshot, settings=settings, run_id=run_id)
@@ -105,8 +106,8 @@ def export(
         _keep_only(bucket, run_id, [file.name for table in tables for file in table.files])
         manifest = Manifest(
             run_id=run_id,
-            full=since is None,
-            since_xid=since,
+            full=since_xid is None,
+            since_xid=since_xid,
             snapshot=snapshot.visible,
             xmin=snapshot.xmin,
             started_at=began,
@@ -135,7 +136,7 @@ def columns_of(cursor: Cursor, table: str) -> list[SourceColumn]:
     return [SourceColumn(*row) for row in cursor.fetchall()]
 
 
-def _since(
+def _since_xid(
     previous: Manifest | None, snapshot: Snapshot, columns: dict[str, list[SourceColumn]], say: Callable[[str], None]
 ) -> int | None:
     """The transaction from which on rows are exported; None when the runs so far are nothing to go on from."""

@@ -12,6 +12,7 @@ from google.cloud.storage import Blob, Bucket
 
 from conf.errors import ExportError
 
+TABLES = ("raw_users", "raw_products", "raw_orders")  # what a run exports
 MANIFESTS = "raw/manifests/"
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -114,10 +115,10 @@ def finished_runs(bucket: Bucket) -> list[str]:
     return [_run_of(blob.name) for blob in sorted(blobs, key=lambda blob: (blob.time_created, blob.name))]
 
 
-def newest_manifest(bucket: Bucket) -> Manifest | None:
-    """The manifest of the run that was finished last, or None before the first."""
-    runs = finished_runs(bucket)
-    return find_manifest(bucket, runs[-1]) if runs else None
+def newest_manifest(bucket: Bucket, before: datetime | None = None) -> Manifest | None:
+    """The manifest of the run that was finished last, of those that began before a moment if one is given, or None."""
+    manifests = (find_manifest(bucket, run_id) for run_id in reversed(finished_runs(bucket)))
+    return next((each for each in manifests if each and (before is None or each.started_at < before)), None)
 
 
 def read_manifest(bucket: Bucket, run_id: str | None = None) -> Manifest:

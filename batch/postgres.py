@@ -19,6 +19,20 @@ from conf.settings import CONF_DIR
 MIGRATIONS = CONF_DIR / "migrations"
 _MIGRATION_LOCK = 0x66696E70726F  # "finpro": one migrator at a time
 
+_UNREACHABLE = "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
+# What another try does not help against: part of the message → what to do.
+_REFUSALS = {
+    "password authentication failed|no password supplied": "it refused the user or password: correct FINPRO_POSTGRES_DSN",
+    'database ".*" does not exist': "there is no such database: create it, or correct FINPRO_POSTGRES_DSN",
+    "certificate": (
+        "its certificate is not trusted: sslrootcert in FINPRO_POSTGRES_DSN must name the file of the authority that it comes"
+        " from, and the host must be one that it names"
+    ),
+    "no encryption": "it demands TLS: add ?sslmode=verify-full&sslrootcert=… to FINPRO_POSTGRES_DSN",
+    "does not support SSL": "it has no TLS, which sslmode in FINPRO_POSTGRES_DSN demands: turn it on there",
+    "no pg_hba.conf entry": "its pg_hba.conf does not let this user in from here",
+}
+
 
 def describe(dsn: str) -> str:
     """`host:port/database` of a DSN, without user or password: safe for logs and messages."""
@@ -40,16 +54,8 @@ def open_connection(dsn: str, *, application_name: str = "finpro", connect_timeo
         return psycopg2.connect(dsn, application_name=application_name, connect_timeout=connect_timeout_seconds)
     except psycopg2.OperationalError as error:
         text = str(error).strip()
-        kind = PostgresError
-        if "password authentication failed" in text or "no password supplied" in text:
-            advice = "Postgres refused the user or password: correct FINPRO_POSTGRES_DSN"
-        elif re.search(r'database ".*" does not exist', text):
-            advice = "there is no such database: create it, or correct FINPRO_POSTGRES_DSN"
-        else:
-            kind = PostgresUnavailable
-            advice = (
-                "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
-            )
+        refused = next((advice for pattern, advice in _REFUSALS.items() if re.search(pattern, text)), None)
+        kind, advice = (PostgresError, refused) if refused else (PostgresUnavailable, _UNREACHABLE)
         raise kind(f"Postgres at {where}: {advice}.\n({text.splitlines()[0]})") from error
 
 
@@ -72,6 +78,12 @@ def explained(dsn: str) -> Iterator[None]:
     except psycopg2.errors.UndefinedTable as error:
         missing = str(error).splitlines()[0]
         raise PostgresError(f"Postgres at {describe(dsn)}: {missing}. `finpro migrate` creates finpro's tables.") from error
+    except psycopg2.errors.InsufficientPrivilege as error:
+        refused = str(error).splitlines()[0]
+        raise PostgresError(
+            f"Postgres at {describe(dsn)}: {refused}. Grant its user the role for this work, such as finpro_screen or"
+            " finpro_export (docs/security.md)."
+        ) from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         raise PostgresUnavailable(f"Postgres at {describe(dsn)} does not answer: {str(error).strip()}") from error
     except psycopg2.Error as error:
@@ -118,8 +130,10 @@ def migrations() -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def migrate(dsn: str) -> list[str]:
+def migrate(dsn: str, *, on_warning: Callable[[str], None] = lambda text: None) -> list[str]:
     """Apply the migrations that this database lacks, all in one transaction; returns their names.
+
+    `on_warning` hears what a migration had to leave undone.
 
     Safe to call from several processes at once: an advisory lock lets one migrate and the others find nothing to do.
 
@@ -144,4 +158,7 @@ def migrate(dsn: str) -> list[str]:
                 raise PostgresError(f"Migration {path.name} failed on {describe(dsn)}: {str(error).strip()}") from error
             cursor.execute("insert into schema_migrations (version, name) values (%s, %s)", [version, path.name])
             applied.append(path.name)
+        for notice in connection.notices:
+            if notice.startswith("WARNING:"):
+                on_warning(notice.removeprefix("WARNING:").strip())
     return applied

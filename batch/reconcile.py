@@ -1,10 +1,12 @@
 """Reconciliation: whether BigQuery's raw tables hold exactly what the export's snapshot of Postgres showed."""
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.cloud.bigquery import LoadJobConfig, SchemaField
+from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json, execute_values
 
 from batch.google_cloud import explained, open_bucket
@@ -54,8 +56,12 @@ class Reconciliation:
         return "Inconsistent" if self.differences else "Consistent"
 
 
-def reconcile(settings: Settings, run_id: str | None = None, dag_id: str = "manual") -> list[Reconciliation]:
+def reconcile(
+    settings: Settings, run_id: str | None = None, dag_id: str = "manual", tables: Collection[str] | None = None
+) -> list[Reconciliation]:
     """Compare the tables of a run, by default the newest, and keep the findings in `ingestion_monitoring`, here and there.
+
+    `tables` names those to compare; None is all of them.
 
     Only the run that was loaded last can be compared: the raw tables have moved on from the others.
 
@@ -69,11 +75,12 @@ def reconcile(settings: Settings, run_id: str | None = None, dag_id: str = "manu
     with explained(settings):
         manifest, warehouse = read_manifest(bucket, run_id), Warehouse.open(settings)
         _require_newest(warehouse, manifest)
-        found = [_compare(warehouse, manifest, export, dag_id) for export in manifest.tables]
+        exports = [export for export in manifest.tables if tables is None or export.table in tables]
+        found = [_compare(warehouse, manifest, export, dag_id) for export in exports]
         _require_newest(warehouse, manifest)  # nothing was merged while the tables were read
-        with postgres_explained(dsn):
-            history = _record(dsn, found)
-        _copy(warehouse, history)
+        with postgres_explained(dsn), connect(dsn, application_name="finpro reconcile") as connection:
+            # Copied before the lock goes with the transaction: no copy lacks what another one has recorded meanwhile.
+            _copy(warehouse, _record(connection, found))
     return found
 
 
@@ -119,7 +126,7 @@ def _compare(warehouse: Warehouse, manifest: Manifest, export: TableExport, dag_
     )
 
 
-def _record(dsn: str, found: list[Reconciliation]) -> bytes:
+def _record(connection: Connection, found: list[Reconciliation]) -> bytes:
     """Write the findings into Postgres, over earlier ones of the same run; returns the whole history, a JSON line a row."""
     rows = [
         (
@@ -134,8 +141,9 @@ def _record(dsn: str, found: list[Reconciliation]) -> bytes:
     )
     values = ", ".join(f"{column}::text" if column.endswith("_profile") else column for column in _COLUMNS)
     history = f"select row_to_json(kept)::text from (select {values} from {MONITORING} order by started_at, table_name) as kept"
-    with connect(dsn, application_name="finpro reconcile") as connection, connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute("set local time zone 'UTC'")
+        cursor.execute(f"lock table {MONITORING} in share row exclusive mode")
         execute_values(cursor, upsert, rows)
         cursor.execute(history)
         return "".join(f"{line}\n" for (line,) in cursor).encode()

@@ -74,6 +74,18 @@ class GoogleCloudError(FinproError):
     exit_code = 8
 
 
+class LakehouseError(FinproError):
+    """The lakehouse cannot be reached, read or written, or is not what it was."""
+
+    exit_code = 15
+
+
+class VerdictsUnexplained(FinproError):
+    """The audit found differences that nothing known accounts for."""
+
+    exit_code = 1
+
+
 class LoadError(FinproError):
     """A run cannot be loaded into BigQuery, or a job of its load failed."""
 
@@ -96,6 +108,12 @@ class ExpectationsFailed(FinproError):
     """The raw tables in BigQuery are not what they have to be: nothing may be built on them."""
 
     exit_code = 12
+
+
+class NotificationError(FinproError):
+    """A notification did not get through: of no consequence for what it tells of."""
+
+    exit_code = 16
 
 
 class ReportError(FinproError):

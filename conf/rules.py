@@ -4,10 +4,10 @@ import re
 import tomllib
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from conf.errors import RulesError
 
@@ -44,7 +44,10 @@ def _zone(value: str) -> str:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_within_a_day)]
+# As JSON it is seconds, which `_duration` reads.
+Duration = Annotated[
+    timedelta, BeforeValidator(_duration), AfterValidator(_within_a_day), PlainSerializer(timedelta.total_seconds)
+]
 
 Limit = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Members = Annotated[int, Field(ge=2, le=1_000)]
@@ -54,29 +57,35 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ForeignCountry(_Table):
+class Rule(_Table):
+    """What every rule has. In shadow it is evaluated and counted, and changes no verdict's reasons or status."""
+
+    mode: Literal["enforce", "shadow"] = "enforce"
+
+
+class ForeignCountry(Rule):
     home: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "ID"
 
 
-class NightQuantity(_Table):
+class NightQuantity(Rule):
     above: Limit = 100
 
 
-class NightAmount(_Table):
+class NightAmount(Rule):
     above: Limit = 100_000_000
 
 
-class RepeatPurchase(_Table):
+class RepeatPurchase(Rule):
     orders: Members = 3
     within: Duration = timedelta(seconds=10)
 
 
-class SequentialUsers(_Table):
+class SequentialUsers(Rule):
     users: Members = 3
     within: Duration = timedelta(seconds=10)
 
 
-class CoordinatedUsers(_Table):
+class CoordinatedUsers(Rule):
     users: Members = 3
     within: Duration = timedelta(seconds=10)
 
@@ -100,9 +109,14 @@ class FraudRules(_Table):
         """The longest interval any pattern can span: how long an order can matter to later ones."""
         return max(self.repeat_purchase.within, self.sequential_users.within, self.coordinated_users.within)
 
+    @property
+    def in_shadow(self) -> frozenset[str]:
+        """The names of the rules whose findings are shadow reasons."""
+        return frozenset(name for name in RULE_NAMES if getattr(self, name).mode == "shadow")
+
 
 # What a verdict's reasons can be: the rules' own names.
-RULE_NAMES = tuple(sorted(name for name, field in FraudRules.model_fields.items() if isinstance(field.default, _Table)))
+RULE_NAMES = tuple(sorted(name for name, field in FraudRules.model_fields.items() if isinstance(field.default, Rule)))
 
 
 def load_rules(path: Path) -> FraudRules:

@@ -1,11 +1,13 @@
 """Every setting of finpro, typed, from the environment, `.env`, or the embedded platform that `finpro up` started."""
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from conf.errors import SettingsError
@@ -66,14 +68,27 @@ class Settings(BaseSettings):
     )
 
     kafka_bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port[,host:port]")
-    kafka_security_protocol: str = Field("PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
-    kafka_sasl_mechanism: str | None = Field(None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to the brokers"
+    )
+    kafka_ssl_ca_location: FilePath | None = Field(
+        None, description="PEM file of the authorities that the brokers' certificates come from; by default the system's"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
     kafka_username: str | None = Field(None, description="SASL user")
     kafka_password: SecretStr | None = Field(None, description="SASL password")
     topic_prefix: str = Field("", description="put before every topic name, to share a broker")
     postgres_dsn: SecretStr | None = Field(None, description="postgresql://user:password@host:port/database")
     checkpoints: str = Field(
         default_factory=lambda: str(finpro_home() / "checkpoints"), description="where streaming queries keep their state"
+    )
+    lakehouse: str = Field(
+        default_factory=lambda: str(finpro_home() / "lakehouse"), description="where the Delta tables lie: a path or gs://"
+    )
+    lakehouse_retention_days: int = Field(
+        7, ge=0, le=30, description="how long files that a Delta table no longer needs are kept: as far back one can look"
     )
     gcp_project: str | None = Field(None, description="Google Cloud project of the bucket and the dataset")
     gcs_bucket: str | None = Field(None, description="bucket for the exported files")
@@ -89,6 +104,20 @@ class Settings(BaseSettings):
         None, validation_alias="BIGQUERY_EMULATOR_HOST", description="URL of a BigQuery emulator"
     )
     rules: Path = Field(CONF_DIR / "fraud_rules.toml", description="the fraud rules file")
+    metrics_host: str = Field("127.0.0.1", description="address at which a streaming job serves its metrics")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port of a streaming job's metrics; 0 is any free one; each job has a default"
+    )
+    discord_webhook_url: SecretStr | None = Field(None, description="webhook of the Discord channel that hears of runs")
+
+    @field_validator("discord_webhook_url")
+    @classmethod
+    def _encrypted_on_its_way(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            url = urlsplit(value.get_secret_value())
+            if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname))):
+                raise ValueError("must be an https:// URL; http:// only to this machine itself")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -122,6 +151,13 @@ class Settings(BaseSettings):
     def topic(self, name: str) -> str:
         """The full name of one of finpro's topics."""
         return self.topic_prefix + name
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def variable(name: str) -> str:

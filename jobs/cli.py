@@ -5,19 +5,24 @@ import shlex
 import sys
 from collections import Counter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from conf.errors import FinproError
-from conf.settings import load_settings
+from conf.settings import finpro_home, load_settings
 from jobs.local.ports import bypass_proxies
 
 if TYPE_CHECKING:
     from batch.bigquery import LoadedTable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of the settings.")
+app.add_typer(notify_app, name="notify")
+
+Notify = Annotated[bool, typer.Option("--notify", help="Tell Discord how it ended; that never fails or delays it.")]
 
 
 @app.callback()
@@ -41,15 +46,21 @@ def demo(
 
 @app.command()
 def migrate() -> None:
-    """Create Postgres tables and Kafka topics that are missing."""
+    """Create Postgres tables and Kafka topics that are missing; in emulators, the bucket and the dataset too."""
     from batch.postgres import migrate as migrate_postgres
+    from jobs.local.platform import Platform
     from streaming.kafka import create_topics
 
     settings = load_settings()
-    for name in migrate_postgres(settings.require("postgres_dsn")):
+    warn = partial(typer.echo, err=True)
+    for name in migrate_postgres(settings.require("postgres_dsn"), on_warning=warn):
         typer.echo(f"applied {name}")
     for name in create_topics(settings):
         typer.echo(f"created topic {name}")
+    if settings.storage_emulator_host and settings.bigquery_emulator_host:
+        emulators = Platform.at(finpro_home())
+        emulators.gcs.create_bucket(settings)
+        emulators.bigquery.create_dataset(settings)
 
 
 @app.command()
@@ -146,6 +157,9 @@ def screen(
         str, typer.Option(help="earliest, latest, or Spark's JSON of offsets; counts only without a checkpoint.")
     ] = "earliest",
     buckets: Annotated[int, typer.Option(min=1, help="Tasks that screen side by side; fixed by the checkpoint.")] = 2,
+    from_bronze: Annotated[
+        bool, typer.Option("--from-bronze", help="Rebuild Postgres and the topics from the lakehouse, then end.")
+    ] = False,
     master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
     memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
     conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
@@ -154,6 +168,12 @@ def screen(
     from jobs.screen_orders import check
     from jobs.spark_submit import environment, spark_submit
 
+    if from_bronze:
+        from jobs import replay
+
+        replay.check(load_settings())
+        command = spark_submit("replay", [], master=master, memory=memory, conf=conf or [], delta=True)
+        os.execve(command[0], command, environment("replay"))
     check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
@@ -162,9 +182,110 @@ def screen(
     os.execve(command[0], command, environment("screen_orders"))
 
 
+@app.command()
+def archive(
+    available_now: Annotated[bool, typer.Option("--available-now", help="Archive what is there, then end.")] = False,
+    trigger: Annotated[str, typer.Option(help='How often a micro-batch starts, such as "1 minute".')] = "10 seconds",
+    max_offsets_per_trigger: Annotated[int, typer.Option(min=1, help="Most messages in a micro-batch.")] = 200_000,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks that write a table; the most files a day gets at once.")] = 2,
+    skip_forgotten: Annotated[
+        bool, typer.Option("--skip-forgotten", help="With a new checkpoint: leave out what Kafka has forgotten.")
+    ] = False,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Archive orders, verdicts and dead letters: from Kafka into the Delta tables of the lakehouse, each exactly once."""
+    from jobs.archive_orders import check
+    from jobs.spark_submit import environment, spark_submit
+
+    check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
+    arguments = ["--available-now"] if available_now else ["--trigger", trigger]
+    arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--tasks", str(tasks)]
+    arguments += ["--skip-forgotten"] if skip_forgotten else []
+    command = spark_submit("archive_orders", arguments, master=master, memory=memory, conf=conf or [], delta=True)
+    os.execve(command[0], command, environment("archive_orders"))
+
+
+@app.command()
+def audit(
+    since: Annotated[str | None, typer.Option(help="Event time, an ISO 8601 date or timestamp; by default all.")] = None,
+    until: Annotated[str | None, typer.Option(help="Event time, not included; by default all.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Announce what is missing; nothing is taken back.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Most differences to show.")] = 20,
+    output: Annotated[
+        str | None, typer.Option(help="Write all differences there: a folder of Parquet files, of CSV where it ends in .csv.")
+    ] = None,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Give every verdict again from the lakehouse, and show each that differs with its cause; fails when one has none."""
+    from jobs.audit import check
+    from jobs.spark_submit import environment, spark_submit
+
+    check(
+        load_settings(), since, until, repair=repair
+    )  # the job checks too; but here the answer comes before a JVM has started
+    options = {"--since": since, "--until": until, "--output": output}
+    arguments = [part for name, value in options.items() if value is not None for part in (name, value)]
+    arguments += ["--limit", str(limit), *(["--repair"] if repair else [])]
+    command = spark_submit("audit", arguments, master=master, memory=memory, conf=conf or [], delta=True)
+    os.execve(command[0], command, environment("audit"))
+
+
+@app.command()
+def backtest(
+    rules: Annotated[Path, typer.Option(help="The candidate: a rules file such as conf/fraud_rules.toml.")],
+    since: Annotated[str | None, typer.Option(help="Event time, an ISO 8601 date or timestamp; by default all.")] = None,
+    until: Annotated[str | None, typer.Option(help="Event time, not included; by default all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page; by default backtest.html in finpro's home.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Most orders to show of each rule and kind.")] = 3,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Try rules on the lakehouse's history: what they would hit and change, as a table and as one HTML page."""
+    from jobs.backtest import check
+    from jobs.spark_submit import environment, spark_submit
+
+    check(rules, since, until)  # the job checks too; but here the answer comes before a JVM has started
+    options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
+    arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    command = spark_submit("backtest", arguments, master=master, memory=memory, conf=conf or [], delta=True)
+    os.execve(command[0], command, environment("backtest"))
+
+
+@app.command()
+def maintain(
+    force: Annotated[
+        bool, typer.Option("--force", help="Obey a retention of 0 days, which breaks what others are reading.")
+    ] = False,
+    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
+    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+) -> None:
+    """Compact the lakehouse, order it by time, and delete what it has not needed for longer than the retention."""
+    from jobs.spark_submit import environment, spark_submit
+    from streaming.maintenance import require_retention
+
+    require_retention(load_settings().lakehouse_retention_days, force=force)
+    arguments = ["--force"] if force else []
+    command = spark_submit("maintain_lakehouse", arguments, master=master, memory=memory, conf=conf or [], delta=True)
+    os.execve(command[0], command, environment("maintain_lakehouse"))
+
+
 @app.command("export")
 def export_raw(
     full: Annotated[bool, typer.Option("--full", help="Export every row, not only what changed since the last run.")] = False,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"], help="Export again what has changed since then (a day: UTC)."
+        ),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; by default the time, such as 20261122T170000Z.")] = None,
     master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
     memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "512m",
@@ -181,6 +302,7 @@ def export_raw(
         typer.echo(summary(finished))
         return
     arguments = ["--full"] if full else []
+    arguments += ["--since", since.isoformat()] if since else []
     arguments += ["--run-id", run_id] if run_id else []
     command = spark_submit("export_raw", arguments, master=master, memory=memory, conf=conf or [])
     os.execve(command[0], command, environment("export_raw"))
@@ -206,16 +328,23 @@ def reconcile(
     dag_id: Annotated[
         str, typer.Option(help="Who asks, kept in ingestion_monitoring.", envvar="AIRFLOW_CTX_DAG_ID")
     ] = "manual",
+    notify: Notify = False,
 ) -> None:
     """Compare BigQuery's raw tables with the export's snapshot of Postgres; fails when a row or a figure differs."""
+    from batch.monitoring import Finding
     from batch.reconcile import reconcile as reconcile_run
     from batch.reconcile import require_consistent
+    from jobs.notices import consistency
+    from jobs.notifications import announced
 
-    found = reconcile_run(load_settings(), run_id, dag_id)
-    typer.echo(f"{'table':<14}{'Postgres':>14}{'BigQuery':>14}  run {found[0].run_id}")
-    for one in found:
-        typer.echo(f"{one.table_name:<14}{one.source.rows:>14,}{one.destination.rows:>14,}  {one.status}")
-    require_consistent(found)
+    settings = load_settings()
+    with announced(settings, "reconcile", wanted=notify) as tell:
+        found = reconcile_run(settings, run_id, dag_id)
+        typer.echo(f"{'table':<14}{'Postgres':>14}{'BigQuery':>14}  run {found[0].run_id}")
+        for one in found:
+            typer.echo(f"{one.table_name:<14}{one.source.rows:>14,}{one.destination.rows:>14,}  {one.status}")
+        tell(consistency([Finding.of(one) for one in found]))
+        require_consistent(found)
 
 
 @app.command()
@@ -227,23 +356,69 @@ def transform(
         bool, typer.Option("--full-refresh", help="Build the fact anew instead of merging changes.")
     ] = False,
     select: Annotated[list[str] | None, typer.Option(help="What to build, in dbt's words; repeatable. Default: all.")] = None,
+    notify: Notify = False,
 ) -> None:
     """Build and test the marts from the raw tables in BigQuery, with dbt, and write their documentation."""
+    from jobs.notices import command_ended
+    from jobs.notifications import announced
     from jobs.transform import docs_page
     from jobs.transform import transform as run_dbt
 
-    run_dbt(load_settings(), run_id=run_id, full_refresh=full_refresh, select=tuple(select or ()), say=typer.echo)
+    settings = load_settings()
+    with announced(settings, "transform", wanted=notify) as tell:
+        run_dbt(settings, run_id=run_id, full_refresh=full_refresh, select=tuple(select or ()), say=typer.echo)
+        tell(command_ended("transform"))
     typer.echo(f"the models are described in {docs_page()}")
 
 
 @app.command()
 def validate(
     run_id: Annotated[str | None, typer.Option(help="A finished export; by default the newest.")] = None,
+    notify: Notify = False,
 ) -> None:
     """Check the raw tables in BigQuery against what they have to be, and publish data docs; the gate before `transform`."""
+    from jobs.notices import command_ended
+    from jobs.notifications import announced
     from jobs.validate import validate as check_tables
 
-    check_tables(load_settings(), run_id, say=typer.echo)
+    settings = load_settings()
+    with announced(settings, "validate", wanted=notify) as tell:
+        check_tables(settings, run_id, say=typer.echo)
+        tell(command_ended("validate"))
+
+
+@notify_app.command("digest")
+def notify_digest(
+    hours: Annotated[int, typer.Option(min=1, max=48, help="How many full hours, up to the last one.")] = 1,
+) -> None:
+    """Send orders, frauds and counts by reason of the last full hour: what a scheduler runs once an hour."""
+    from jobs.notices import fraud_digest
+    from jobs.notifications import send
+
+    settings = load_settings()
+    send(settings, fraud_digest(settings, hours=hours))
+
+
+@notify_app.command("consistency")
+def notify_consistency(
+    run_id: Annotated[str | None, typer.Option(help="A reconciled run; by default the newest.")] = None,
+) -> None:
+    """Send what reconciliation found for each table of a run."""
+    from jobs.notices import run_consistency
+    from jobs.notifications import send
+
+    settings = load_settings()
+    send(settings, run_consistency(settings, run_id))
+
+
+@app.command()
+def airflow() -> None:
+    """Run Airflow with finpro's DAGs on this machine, over the embedded platform, until Ctrl-C."""
+    from jobs.airflow_server import run_airflow
+    from jobs.interruption import stop_on_signal
+
+    with stop_on_signal() as stop:
+        run_airflow(stop=stop, say=typer.echo)
 
 
 @app.command()
@@ -255,6 +430,30 @@ def report(
     from jobs.report import write_report
 
     typer.echo(f"the report is {write_report(load_settings(), output, locale=locale)}")
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="With --watch: seconds between two looks.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="For a script: one JSON object.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a part has to answer.")] = 15,
+) -> None:
+    """Show the health of the whole platform; exit code 1 when something is down."""
+    from rich.console import Console
+
+    from jobs import status as platform
+
+    settings = load_settings()
+    if watch:
+        parts = platform.watch(settings, timeout_seconds=timeout, every_seconds=every)
+    else:
+        parts = platform.health(settings, timeout_seconds=timeout)
+    if as_json:
+        typer.echo(platform.as_json(parts))
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(platform.as_table(parts))
+    raise typer.Exit(int(platform.is_down(parts)))
 
 
 def main() -> None:

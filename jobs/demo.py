@@ -29,6 +29,10 @@ _BROKEN, _DUPLICATES = 0.005, 0.01
 _HISTORY = timedelta(days=30)
 _STALL_SECONDS = 120
 _FINPRO = str(Path(sys.executable).parent / "finpro")
+_LAKEHOUSE_STEPS = {
+    "messages and verdicts to the lakehouse": ["archive", "--available-now"],
+    "every verdict given once more": ["audit"],
+}
 _WAREHOUSE_STEPS = {
     "export": "Postgres to Parquet",
     "load": "Parquet to BigQuery",
@@ -83,6 +87,10 @@ def demo(*, orders: int, rate: float, seed: int) -> None:
     console.print(_messages(sent, found))
     _check(sent, found)
     console.print(f"[green]Every order sent is in raw_orders exactly once.[/] Postgres: {platform.postgres.address}")
+
+    for title, command in _LAKEHOUSE_STEPS.items():
+        console.rule(title)
+        _finpro(*command, environment=platform.environment())
 
     run_id = new_run_id(datetime.now(UTC))
     for step, title in _WAREHOUSE_STEPS.items():

@@ -9,9 +9,9 @@ from google.cloud.storage import Bucket
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
-from batch.export import TABLES, export, new_run_id
+from batch.export import export, new_run_id
 from batch.google_cloud import open_bucket
-from batch.manifest import Manifest
+from batch.manifest import TABLES, Manifest
 from batch.postgres import connect, explained
 from conf.errors import FinproError
 from conf.settings import Settings, load_settings
@@ -23,7 +23,18 @@ def arguments() -> argparse.Namespace:
         "--run-id", default=new_run_id(datetime.now(UTC)), help="name of the run, for good; by default the time"
     )
     parser.add_argument("--full", action="store_true", help="export every row, not only what changed since the run before")
+    parser.add_argument("--since", type=moment, help="export again what has changed since then, ISO 8601")
     return parser.parse_args()
+
+
+def moment(text: str) -> datetime:
+    """A time as ISO 8601 writes it; without an offset it is UTC.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def summary(manifest: Manifest) -> str:
@@ -64,7 +75,8 @@ def start_spark() -> SparkContext:
 def main() -> None:
     options, settings = arguments(), load_settings()
     try:
-        manifest = export(start_spark, settings, options.run_id, full=options.full, say=partial(print, flush=True))
+        say = partial(print, flush=True)
+        manifest = export(start_spark, settings, options.run_id, full=options.full, since=options.since, say=say)
     finally:
         session = SparkSession.getActiveSession()
         if session:

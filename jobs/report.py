@@ -7,6 +7,7 @@ from urllib.request import pathname2url
 
 from batch.google_cloud import bigquery_client, explained, open_dataset
 from batch.marts import read_marts
+from batch.pages import write_page
 from batch.report import Expectation, Gate, Surroundings, render_report
 from conf.rules import load_rules
 from conf.settings import Settings, finpro_home
@@ -29,11 +30,7 @@ def write_report(settings: Settings, output: Path | None, *, locale: str) -> Pat
     with explained(settings):
         marts = read_marts(client, settings.bigquery_dataset)
     path = (output or finpro_home() / "report.html").absolute()
-    page = render_report(marts, _surroundings(settings, path.parent), locale=locale)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_page(path, render_report(marts, _surroundings(settings, path.parent), locale=locale))
 
 
 def _surroundings(settings: Settings, folder: Path) -> Surroundings:

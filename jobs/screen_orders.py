@@ -2,16 +2,23 @@
 
 import argparse
 import sys
+from functools import partial
+from typing import Any, NamedTuple
 
+from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
 
 from conf.errors import FinproError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
-from jobs.streaming_job import run_until_stopped
+from jobs.running_job import made_known
+from jobs.streaming_job import Query, Reporter, run_until_stopped
 from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
+from streaming.live_rules import LiveRules
+from streaming.metrics import QueryMetrics, ScreeningMetrics
 from streaming.pipeline import Screening, receipts_to, screened, warm_up
 from streaming.progress import Progress
+from streaming.rules_history import record
 from streaming.sinks import KafkaSink, require_tables
 
 QUERY_NAME = "screen_orders"
@@ -30,7 +37,6 @@ def arguments() -> argparse.Namespace:
 def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
     """What every part of the query needs to know."""
     return Screening(
-        rules=load_rules(settings.rules),
         buckets=options.buckets,
         backlog_offsets=options.max_offsets_per_trigger,
         dsn=settings.require("postgres_dsn"),
@@ -49,11 +55,22 @@ def check(settings: Settings) -> None:
     require_tables(settings.require("postgres_dsn"))
 
 
+class _WatchingRules(NamedTuple):
+    """Looks whether the rules have changed as often as it reports."""
+
+    rules: LiveRules
+    reporter: Reporter
+
+    def show(self, progress: Any, *, finished: bool = False) -> None:
+        if not finished:
+            self.rules.look()
+        self.reporter.show(progress, finished=finished)
+
+
 def main() -> None:
     options, settings = arguments(), load_settings()
     screening = screening_of(settings, options)
-    require_topics(settings)
-    require_tables(screening.dsn)
+    check(settings)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
     messages = (
@@ -66,15 +83,19 @@ def main() -> None:
         .load()
     )
     warm_up(spark, options.buckets)
-    progress = Progress()
+    registry = CollectorRegistry()
+    progress, metrics = Progress(), ScreeningMetrics(registry)
+    rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
     writer = (
-        screened(messages, screening)
+        screened(messages, screening, rules.start.lateness)
         .writeStream.queryName(QUERY_NAME)
-        .foreachBatch(receipts_to(progress.settled))
+        .foreachBatch(receipts_to([progress.settled, metrics.settled], rules))
         .option("checkpointLocation", f"{settings.checkpoints}/{QUERY_NAME}")
     )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
-    run_until_stopped(spark, writer.trigger(**trigger), progress)
+    with made_known("screen", registry, settings):
+        query = Query(writer.trigger(**trigger), _WatchingRules(rules, progress))
+        run_until_stopped(spark, [query], QueryMetrics(registry))
 
 
 if __name__ == "__main__":

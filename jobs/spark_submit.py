@@ -1,22 +1,38 @@
 """How `finpro` starts a Spark job: the spark-submit command line, and the environment it runs in."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pyspark
 
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
 from jobs.local.jars import spark_jars
 from jobs.local.java import spark_java_home
+from jobs.local.private_files import private_directory
 
 _JOBS = Path(__file__).resolve().parent
+_ROOT = _JOBS.parent
+_PACKAGES = ("conf", "batch", "streaming", "expectations", "jobs")
 # Hadoop's own local file system starts a process for every permission change: 60 ms for each file of a checkpoint.
 _LOCAL_FILES = "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem"
 
 
-def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, conf: list[str]) -> list[str]:
+# Delta plans for every query of a session that has them: only jobs that read or write the lakehouse do.
+DELTA = [
+    "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    # Of two commits with one number, Cloud Storage refuses the second.
+    "spark.delta.logStore.gs.impl=io.delta.storage.GCSLogStore",
+    # Into how many parts a table's list of files is divided: 50 by default, of which each is a task.
+    "spark.databricks.delta.snapshotPartitions=4",
+]
+
+
+def spark_submit(
+    job: str, arguments: list[str], *, master: str, memory: str, conf: list[str], delta: bool = False
+) -> list[str]:
     """The command that runs `jobs/<job>.py` with these arguments.
 
     Args:
@@ -25,6 +41,7 @@ def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, co
         master: Spark master URL.
         memory: heap of the driver, and on a cluster of each executor, such as "1g".
         conf: further Spark properties, `key=value`, which win over conf/spark-defaults.conf.
+        delta: the job reads or writes Delta tables.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -38,8 +55,8 @@ def spark_submit(job: str, arguments: list[str], *, master: str, memory: str, co
         command += ["--driver-class-path", jars.replace(",", os.pathsep)]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
-        command += ["--executor-memory", memory, "--py-files", str(_package())]
-    for entry in [*cloud_storage_properties(load_settings()), *conf]:
+        command += ["--executor-memory", memory, "--py-files", str(package())]
+    for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
 
@@ -63,20 +80,27 @@ def cloud_storage_properties(settings: Settings) -> list[str]:
 
 
 def environment(job: str) -> dict[str, str]:
-    """The environment for spark-submit: Java, this Python, and where the log goes."""
+    """The environment for spark-submit: Java, Python, and where the log goes.
+
+    The driver runs on this Python; so do the workers, unless PYSPARK_PYTHON names another, as on machines of a cluster.
+    """
     log = log_file(job)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
     return {
         **os.environ,
+        # On a cluster the driver imports the package that its workers get, which lies elsewhere and holds no plain files.
+        "FINPRO_HOME": str(finpro_home()),
+        "FINPRO_RULES": str(load_settings().rules),
         "JAVA_HOME": str(spark_java_home()),
         "SPARK_HOME": str(Path(pyspark.__file__).parent),
-        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_SUBMIT_OPTS": options,
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_JOBS.parent), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
     }
 
 
@@ -85,10 +109,16 @@ def log_file(job: str) -> Path:
     return finpro_home() / "logs" / f"{job}.log"
 
 
-def _package() -> Path:
-    """finpro's own modules as a zip, for the executors of a cluster."""
-    target = finpro_home() / "package"
-    shutil.rmtree(target, ignore_errors=True)
-    for name in ("conf", "batch", "streaming"):
-        shutil.copytree(_JOBS.parent / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return Path(shutil.make_archive(str(target), "zip", target))
+def package() -> Path:
+    """finpro's own modules as a zip, for the workers of a cluster: what the wheel holds, made without building tools.
+
+    It is replaced as a whole: a running job may hand the former one to a new executor at any time.
+    """
+    target = finpro_home() / "package" / "finpro.zip"
+    private_directory(target.parent)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    with ZipFile(draft, "w", ZIP_DEFLATED) as archive:
+        for path in sorted(path for name in _PACKAGES for path in (_ROOT / name).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                archive.write(path, path.relative_to(_ROOT))
+    return draft.replace(target)

@@ -1,10 +1,13 @@
-"""Running a streaming query as a service: until it ends, fails, or the process is told to stop."""
+"""Running streaming queries as a service: until they end, one fails, or the process is told to stop."""
 
+import json
+import logging
 import re
 import signal
 import threading
 import time
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from py4j.java_gateway import JavaObject
 from pyspark.errors import StreamingQueryException
@@ -13,9 +16,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from conf.errors import FinproError, KafkaError, StreamingError, raised_elsewhere
-from streaming.progress import Progress
+from streaming.metrics import QueryMetrics
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_REPORT_SECONDS = 1.0
 _GRACE_SECONDS = 120
 
 
@@ -43,37 +49,112 @@ class _StopRequest:
         self.event.set()
 
 
-def run_until_stopped(spark: SparkSession, writer: DataStreamWriter, progress: Progress) -> None:
-    """Start a query and wait for its end, printing progress. On SIGTERM or SIGINT it finishes its micro-batch first.
+class _Events:
+    """Passes Spark's events on to the metrics, as JSON: what PySpark makes of them asks the JVM for each field."""
+
+    class Java:
+        implements: ClassVar = ["org.apache.spark.sql.streaming.PythonStreamingQueryListener"]
+
+    def __init__(self, spark: SparkSession, metrics: QueryMetrics) -> None:
+        self._metrics = metrics
+        gateway: Any = spark.sparkContext._gateway
+        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
+        spark.streams._jsqm.addListener(gateway.jvm.org.apache.spark.sql.streaming.PythonStreamingQueryListenerWrapper(self))
+
+    # Called by the JVM, under these names.
+
+    def onQueryStarted(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.started(json.loads(event.json()))
+
+    def onQueryProgress(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.progressed(json.loads(event.json()))
+
+    def onQueryIdle(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.idle(json.loads(event.json()))
+
+    def onQueryTerminated(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.terminated(json.loads(event.json()))
+
+
+def _tell(metrics: QueryMetrics, spark: SparkSession) -> None:
+    """From now on the metrics hear of all queries. That they cannot is no reason to stop."""
+    try:
+        _Events(spark, metrics)
+    except Exception:
+        _log.exception("there are no metrics of the queries")
+
+
+class Reporter(Protocol):
+    """Tells people how a query fares."""
+
+    def show(self, progress: Any, *, finished: bool = False) -> None:
+        """Called every second, and with `finished` at the end; `progress` is Spark's own of the last micro-batch, if any."""
+
+
+class Query(NamedTuple):
+    """A query to be started, and who tells of it."""
+
+    writer: DataStreamWriter
+    reporter: Reporter
+
+
+def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics) -> None:
+    """Start queries, wait for the end of all, and report. On SIGTERM or SIGINT each finishes its micro-batch first.
+
+    When one fails, the others are stopped in the same way.
+
+    Args:
+        spark: the session of this process; it is stopped at the end.
+        queries: what to run.
+        metrics: hears of all that happens to the queries.
 
     Raises:
-        FinproError: the query failed; says why and what to do.
+        FinproError: a query failed; says why and what to do.
     """
     stop = _StopRequest(spark)
+    _tell(metrics, spark)
     try:
-        query = writer.start()
-        while query.isActive and not stop.event.wait(_POLL_SECONDS):
-            progress.show(query.lastProgress)
-        if query.isActive:
-            _stop_between_batches(query)
-        query.awaitTermination()
-        progress.show(query.lastProgress, finished=True)
+        running = [(query.writer.start(), query.reporter) for query in queries]
+        _report_until_the_end(running, stop.event)
+        _stop_between_batches([started for started, _ in running])
+        for started, reporter in running:
+            started.awaitTermination()
+            reporter.show(started.lastProgress, finished=True)
     except StreamingQueryException as error:
         raise _cause(error) from error
     finally:
         spark.stop()
 
 
-def _stop_between_batches(query: StreamingQuery) -> None:
-    """Stop a query once the micro-batch that it is in has been committed."""
-    running = query.lastProgress["batchId"] if query.lastProgress else None
-    give_up = time.monotonic() + _GRACE_SECONDS
-    while query.isActive and query.status["isTriggerActive"] and time.monotonic() < give_up:
-        committed = query.lastProgress["batchId"] if query.lastProgress else None
-        if committed != running:
+def _report_until_the_end(running: Sequence[tuple[StreamingQuery, Reporter]], stop: threading.Event) -> None:
+    """Report every second until all queries have ended, one has failed, or `stop` is set."""
+    reported_at = time.monotonic()
+    while any(query.isActive for query, _ in running) and not stop.wait(_POLL_SECONDS):
+        if any(not query.isActive and query.exception() for query, _ in running):
             break
+        if time.monotonic() - reported_at >= _REPORT_SECONDS:
+            reported_at = time.monotonic()
+            for query, reporter in running:
+                reporter.show(query.lastProgress)
+
+
+def _stop_between_batches(queries: Sequence[StreamingQuery]) -> None:
+    """Stop each query that is active once the micro-batch that it is in has been committed."""
+    busy = {query: _committed(query) for query in queries if query.isActive}
+    give_up = time.monotonic() + _GRACE_SECONDS
+    while busy:
+        for query, batch in list(busy.items()):
+            is_done = not query.isActive or not query.status["isTriggerActive"] or _committed(query) != batch
+            if is_done or time.monotonic() > give_up:
+                query.stop()
+                del busy[query]
         time.sleep(0.01)
-    query.stop()
+
+
+def _committed(query: StreamingQuery) -> int | None:
+    """The micro-batch that was committed last."""
+    progress = query.lastProgress
+    return progress["batchId"] if progress else None
 
 
 def _cause(error: StreamingQueryException) -> FinproError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from batch.google_cloud import bigquery_client, explained, open_dataset
 from batch.manifest import check_run_id
+from batch.warehouse import Warehouse
 from conf.errors import TransformError
 from conf.rules import load_rules
 from conf.settings import Settings, finpro_home, project_root, variable
@@ -57,6 +58,12 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         say(_summary(results))
         if not select:
             _write_docs(settings, home)
+
+
+def overtaken_by(settings: Settings, run_id: str) -> str | None:
+    """The run whose load has begun since that of `run_id`, if one has: the raw tables are not what was validated."""
+    newest = Warehouse.open(settings).newest_run()
+    return newest.run_id if newest and newest.run_id != run_id else None
 
 
 def _require_project() -> None:

@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+import tenacity
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError as ClientError
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from conf.errors import KafkaError
@@ -17,6 +19,22 @@ ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
 
 _WAIT_SECONDS = 30
+_ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
+
+_UNREACHABLE = (
+    "does not answer: is it running, and does it speak what FINPRO_KAFKA_SECURITY_PROTOCOL says? `finpro up` starts the"
+    " embedded one; FINPRO_KAFKA_BOOTSTRAP_SERVERS names your own"
+)
+_ADVICE = {
+    ClientError._AUTHENTICATION: (
+        "refused the login: correct FINPRO_KAFKA_USERNAME, FINPRO_KAFKA_PASSWORD or FINPRO_KAFKA_SASL_MECHANISM"
+    ),
+    ClientError._SSL: (
+        "cannot be trusted: FINPRO_KAFKA_SSL_CA_LOCATION must name the authority that its certificate comes from, and the"
+        " certificate must name the host"
+    ),
+    ClientError._INVALID_ARG: "cannot be asked: correct the FINPRO_KAFKA_ setting that the reason below is about",
+}
 
 # Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
 SOURCE_TUNING = {
@@ -34,8 +52,10 @@ def librdkafka_config(settings: Settings) -> dict[str, Any]:
         "bootstrap.servers": settings.require("kafka_bootstrap_servers"),
         "security.protocol": settings.kafka_security_protocol,
     }
-    if settings.kafka_sasl_mechanism:
-        config["sasl.mechanism"] = settings.kafka_sasl_mechanism
+    if settings.kafka_ssl_ca_location:
+        config["ssl.ca.location"] = str(settings.kafka_ssl_ca_location)
+    if _has_login(settings):
+        config["sasl.mechanism"] = settings.require("kafka_sasl_mechanism")
         config["sasl.username"] = settings.require("kafka_username")
         config["sasl.password"] = settings.require("kafka_password")
     return config
@@ -47,8 +67,10 @@ def kafka_python_config(settings: Settings) -> dict[str, Any]:
         "bootstrap_servers": settings.require("kafka_bootstrap_servers").split(","),
         "security_protocol": settings.kafka_security_protocol,
     }
-    if settings.kafka_sasl_mechanism:
-        config["sasl_mechanism"] = settings.kafka_sasl_mechanism
+    if settings.kafka_ssl_ca_location:
+        config["ssl_cafile"] = str(settings.kafka_ssl_ca_location)
+    if _has_login(settings):
+        config["sasl_mechanism"] = settings.require("kafka_sasl_mechanism")
         config["sasl_plain_username"] = settings.require("kafka_username")
         config["sasl_plain_password"] = settings.require("kafka_password")
     return config
@@ -60,14 +82,22 @@ def spark_config(settings: Settings) -> dict[str, str]:
         "kafka.bootstrap.servers": settings.require("kafka_bootstrap_servers"),
         "kafka.security.protocol": settings.kafka_security_protocol,
     }
-    if settings.kafka_sasl_mechanism:
-        module = "plain.PlainLoginModule" if settings.kafka_sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+    if settings.kafka_ssl_ca_location:
+        config["kafka.ssl.truststore.type"] = "PEM"
+        config["kafka.ssl.truststore.location"] = str(settings.kafka_ssl_ca_location)
+    if _has_login(settings):
+        mechanism = settings.require("kafka_sasl_mechanism")
+        module = "plain.PlainLoginModule" if mechanism == "PLAIN" else "scram.ScramLoginModule"
         user, password = (_jaas_quoted(settings.require(name)) for name in ("kafka_username", "kafka_password"))
-        config["kafka.sasl.mechanism"] = settings.kafka_sasl_mechanism
+        config["kafka.sasl.mechanism"] = mechanism
         config["kafka.sasl.jaas.config"] = (
             f"org.apache.kafka.common.security.{module} required username={user} password={password};"
         )
     return config
+
+
+def _has_login(settings: Settings) -> bool:
+    return settings.kafka_security_protocol.startswith("SASL_")
 
 
 def _jaas_quoted(value: str) -> str:
@@ -94,14 +124,23 @@ class TopicReader:
         Raises:
             KafkaError: Kafka does not answer.
         """
+        return {partition: end for partition, (_, end) in self.kept().items()}
+
+    def kept(self) -> dict[int, tuple[int, int]]:
+        """Partition → the first offset that Kafka still has, and the one that its next message will get.
+
+        Raises:
+            KafkaError: Kafka does not answer.
+        """
         try:
             partitions = self._consumer.list_topics(self._topic, timeout=_WAIT_SECONDS).topics[self._topic].partitions
-            return {partition: self._end(partition) for partition in partitions}
+            return {partition: self._kept(partition) for partition in partitions}
         except KafkaException as error:
             raise KafkaError(f"Kafka did not answer about {self._topic}: {error.args[0].str()}") from error
 
-    def _end(self, partition: int) -> int:
-        return self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_WAIT_SECONDS)[1]
+    def _kept(self, partition: int) -> tuple[int, int]:
+        first, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_WAIT_SECONDS)
+        return first, end
 
     def read(self, partition: int, first: int, end: int | None = None) -> list[Any]:
         """The records of a partition from offset `first` up to `end`, or to its present end.
@@ -109,7 +148,7 @@ class TopicReader:
         Raises:
             KafkaError: Kafka does not answer, or sends nothing for long.
         """
-        end = self._end(partition) if end is None else end
+        end = self._kept(partition)[1] if end is None else end
         records: list[Any] = []
         if end <= first:
             return records
@@ -161,24 +200,56 @@ def create_topics(settings: Settings, *, partitions: int = 4, replication: int =
     return missing
 
 
+def topic_id(settings: Settings, name: str) -> str:
+    """The id that Kafka gave one of finpro's topics: another one once it has been deleted and created again.
+
+    Raises:
+        KafkaError: Kafka does not answer, or has no such topic.
+    """
+    topic = settings.topic(name)
+    admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
+    described = admin.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_SECONDS)
+    try:
+        return str(described[topic].result().topic_id)
+    except KafkaException as error:
+        raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
+
+
 def existing_topics(settings: Settings) -> set[str]:
     """The names of the topics that this user can see.
 
     Raises:
-        KafkaError: no broker answers, or the login is refused.
+        KafkaError: no broker answers, its certificate is not trusted, or the login is refused; names the setting.
     """
     servers = settings.require("kafka_bootstrap_servers")
+    seen: list[ClientError] = []
     config = librdkafka_config(settings) | {
         "socket.connection.setup.timeout.ms": 5000,
         "log_level": 0,
+        "error_cb": seen.append,
     }
     try:
-        return set(AdminClient(config).list_topics(timeout=8).topics)
+        return _topics(AdminClient(config), seen)
     except KafkaException as error:
-        raise KafkaError(
-            f"Kafka at {servers} does not answer: is it running, and does the login fit? `finpro up` starts the embedded one;"
-            f" FINPRO_KAFKA_BOOTSTRAP_SERVERS names your own.\n({error.args[0].str()})"
-        ) from error
+        why = next(filter(_is_clear, seen), error.args[0])
+        raise KafkaError(f"Kafka at {servers} {_ADVICE.get(why.code(), _UNREACHABLE)}.\n({why.str()})") from error
+
+
+def _topics(client: AdminClient, seen: list[ClientError]) -> set[str]:
+    """The topics that a client is shown, in some attempts, but no more once what is `seen` makes another one useless."""
+
+    def ask() -> set[str]:
+        try:
+            return set(client.list_topics(timeout=_ATTEMPT_SECONDS).topics)
+        finally:
+            client.poll(0)  # calls back with what went wrong
+
+    is_open = tenacity.retry_if_exception(lambda _: not any(map(_is_clear, seen)))
+    return tenacity.Retrying(retry=is_open, stop=tenacity.stop_after_attempt(_ATTEMPTS), reraise=True)(ask)
+
+
+def _is_clear(error: ClientError) -> bool:
+    return error.code() in _ADVICE
 
 
 def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> None:

@@ -8,13 +8,17 @@ the state: what fails is done again, and doing it again changes nothing (see `si
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -43,6 +47,7 @@ from streaming.contract import (
     read_messages,
 )
 from streaming.kafka import ORDERS, TopicReader, as_messages
+from streaming.live_rules import RULES_PROPERTY, LiveRules, rules_of_micro_batch
 from streaming.rules import REASONS
 from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
 from streaming.sinks import KafkaSink, announce, store, stored_orders
@@ -57,47 +62,79 @@ class Screening:
     """What every part of the query needs to know; travels to the workers.
 
     Attributes:
-        rules: the thresholds in force.
         buckets: into how many parts products are divided: the most tasks that can screen side by side.
         backlog_offsets: the query's limit of offsets a micro-batch, None where it has none.
         dsn: of Postgres.
         kafka: the sink.
     """
 
-    rules: FraudRules
     buckets: int
     backlog_offsets: int | None
     dsn: str
     kafka: KafkaSink
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """What one bucket made of one micro-batch, in numbers."""
+# Upper bounds of the counts of a latency; one more count is of what took longer.
+LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What one bucket made of one micro-batch, in numbers.
+
+    Attributes:
+        rules_version: what it was screened by.
+        orders: new orders.
+        genuine: those of them that went out as Genuine.
+        revisions: orders that went out again, with a further reason or shadow reason.
+        frauds: orders that became Fraud.
+        by_reason, shadow_by_reason: reason → orders that gained it.
+        duplicates: arrivals that were known.
+        late: orders behind the watermark.
+        dead_letters: messages that broke the contract, or used the id of another order.
+        kept, state_bytes: orders in the state, and their size.
+        watermark_us: of this bucket, epoch microseconds.
+        screen_seconds, store_seconds, announce_seconds: what these steps took.
+        event_latency, kafka_latency: how many new orders were announced so long after their event time, and after Kafka
+            received them: a count for each of LATENCY_BOUNDS_SECONDS, not cumulative, and one for what lies beyond.
+        event_latency_seconds, kafka_latency_seconds: the sums.
+    """
+
+    rules_version: str
     orders: int
+    genuine: int
     revisions: int
     frauds: int
     by_reason: dict[str, int]
+    shadow_by_reason: dict[str, int]
     duplicates: int
     late: int
     dead_letters: int
     kept: int
+    state_bytes: int
     watermark_us: int
+    screen_seconds: float = 0.0
+    store_seconds: float = 0.0
+    announce_seconds: float = 0.0
+    event_latency: list[int] = []
+    event_latency_seconds: float = 0.0
+    kafka_latency: list[int] = []
+    kafka_latency_seconds: float = 0.0
 
 
-def screened(messages: DataFrame, screening: Screening) -> DataFrame:
+def screened(messages: DataFrame, screening: Screening, lateness: timedelta) -> DataFrame:
     """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (RECEIPT) a bucket and micro-batch.
 
     The watermark that Spark is told trails the newest event of all partitions; the buckets keep their own, which also
     waits for partitions that a backlog has left behind (`screening.advance`), and evict by that one. Spark therefore
-    must not drop rows by its own: no event-time timeout is set.
+    must not drop rows by its own: no event-time timeout is set. Its `lateness` is that of the start, for its UI and
+    metrics; what the buckets go by is in the rules, which may change.
     """
-    lateness_ms = screening.rules.lateness // timedelta(milliseconds=1)
     return (
-        messages.select(*MESSAGE_COLUMNS)
+        # Spark's current time is that of the micro-batch, the same on a replay.
+        messages.select(*MESSAGE_COLUMNS, F.current_timestamp().alias("batch_time"))
         .coalesce(screening.buckets)  # a task costs more than a partition
         .mapInArrow(_parse(screening), CHUNK)
-        .withWatermark("event_time", f"{lateness_ms} milliseconds")
+        .withWatermark("event_time", f"{lateness // timedelta(milliseconds=1)} milliseconds")
         .groupBy("bucket")
         .applyInPandasWithState(_screen_bucket(screening), RECEIPT, RECENT, "append", GroupStateTimeout.NoTimeout)
     )
@@ -121,7 +158,8 @@ def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterato
         read = list(batches)  # no more than the query's limit of a micro-batch, and at once: see `clashes_among`
         messages = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
         for batch in messages:
-            arrivals = read_arrivals(batch, screening.rules, screening.buckets, partial(stored_orders, screening.dsn))
+            rules = rules_of_micro_batch(batch.column("batch_time")[0].as_py())
+            arrivals = read_arrivals(batch, rules, screening.buckets, partial(stored_orders, screening.dsn))
             newest = max((read.newest_us for read in arrivals[0].reads if read.newest_us is not None), default=None)
             event_time = pa.array([newest] * screening.buckets, pa.timestamp("us", "UTC"))
             payloads = pa.array([pack(share) for share in arrivals], pa.binary())
@@ -180,16 +218,42 @@ def _settle(screening: Screening, arrivals: list[Arrivals], recent: Recent, scre
     An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
     ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
     """
-    rules, clashes = screening.rules, NO_CLASHES
+    rules, clashes = rules_of_micro_batch(screened_at), NO_CLASHES
+    seconds: dict[str, float] = defaultdict(float)
     while True:
-        outcome = screen_arrivals(arrivals, recent, rules, screening.backlog_offsets, clashes)
-        stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at)
+        with _timed(seconds, "screen_seconds"):
+            outcome = screen_arrivals(arrivals, recent, rules, screening.backlog_offsets, clashes)
+        with _timed(seconds, "store_seconds"):
+            stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at)
         if stored.clashes.is_empty():
             break
         clashes = pl.concat([clashes, stored.clashes])
     letters = pl.concat([outcome.dead_letters, _read_again(screening.kafka, clashes)])
-    announce(screening.kafka, stored.verdicts, letters, rules.version, screened_at)
-    return outcome
+    with _timed(seconds, "announce_seconds"):
+        announce(screening.kafka, stored.verdicts, letters, rules.version, screened_at)
+    waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
+    return outcome._replace(receipt=msgspec.structs.replace(outcome.receipt, **seconds, **waited))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add what the block takes."""
+    started = perf_counter()
+    yield
+    seconds[step] += perf_counter() - started
+
+
+def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
+    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced."""
+    measured: dict[str, Any] = {}
+    announced_us = round(announced_at.timestamp() * 1_000_000)
+    for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
+        microseconds = announced_us - orders[since].to_physical().to_numpy()
+        seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
+        bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
+        measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()
+        measured[f"{name}_seconds"] = float(seconds.sum())
+    return measured
 
 
 def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
@@ -233,34 +297,53 @@ def screen_arrivals(
     letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
     before = Frontier(recent.newest_us, recent.watermark_us)
     after = advance(before, [read for share in arrivals for read in share.reads], rules.lateness, backlog_offsets)
-    outcome = screen(unpack_table(recent.orders, RECENT_SCHEMA), orders, rules)
+    outcome = screen(_recent_orders(recent), orders, rules)
     remaining = evict(outcome.recent, after.watermark_us, rules.widest_window)
+    kept = pack_table(remaining)
     verdicts = outcome.verdicts
-    given, gained = verdicts["given"], verdicts["gained"]
-    revisions = int(verdicts["revision"].sum())
+    given, gained, revision = verdicts["given"], verdicts["gained"], verdicts["revision"]
     receipt = Receipt(
-        orders=len(verdicts) - revisions,
-        revisions=revisions,
+        rules_version=rules.version,
+        orders=int((~revision).sum()),
+        genuine=int((~revision & (given == 0)).sum()),
+        revisions=int(revision.sum()),
         frauds=int(((gained > 0) & (gained == given)).sum()),
-        by_reason={reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)},
+        by_reason=_by_reason(gained),
+        shadow_by_reason=_by_reason(verdicts["shadow_gained"]),
         duplicates=outcome.duplicates,
         late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
         dead_letters=len(letters) + len(clashes),
         kept=len(remaining),
+        state_bytes=len(kept),
         watermark_us=after.watermark_us,
     )
-    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, pack_table(remaining)), receipt)
+    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, kept), receipt)
+
+
+def _recent_orders(recent: Recent) -> pl.DataFrame:
+    orders = unpack_table(recent.orders, RECENT_SCHEMA)
+    if "shadow" not in orders.columns:  # the checkpoint is from before there were shadow reasons
+        orders = orders.with_columns(shadow=pl.lit(0, pl.UInt8)).select(RECENT_SCHEMA.names())
+    return orders
+
+
+def _by_reason(gained: pl.Series) -> dict[str, int]:
+    return {reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)}
 
 
 def _concatenated(tables: list[bytes], schema: pl.Schema) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=schema), *(unpack_table(table, schema) for table in tables if table)])
 
 
-def receipts_to(report: Callable[[list[Receipt]], None]) -> Callable[[DataFrame, int], None]:
+def receipts_to(reports: Sequence[Callable[[list[Receipt]], None]], rules: LiveRules) -> Callable[[DataFrame, int], None]:
     """For `foreachBatch`: runs a micro-batch and reports its receipts, a few numbers a bucket; then Spark commits it."""
 
     def collect(settled: DataFrame, _batch_id: int) -> None:
+        # This is the thread that runs the micro-batch: its tasks get the property.
+        settled.sparkSession.sparkContext.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
         if receipts := [msgspec.json.decode(row.receipt, type=Receipt) for row in settled.collect()]:
-            report(receipts)
+            for report in reports:
+                report(receipts)
+        rules.settled()
 
     return collect

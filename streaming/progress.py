@@ -23,6 +23,7 @@ class Totals:
     late: int = 0
     dead_letters: int = 0
     by_reason: Counter[str] = field(default_factory=Counter)
+    shadow_by_reason: Counter[str] = field(default_factory=Counter)
 
 
 class Progress:
@@ -30,6 +31,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self._totals = Totals()
         self._watermark_us: int | None = None
         self._shown_at = monotonic()
@@ -46,6 +48,7 @@ class Progress:
             totals.late += receipt.late
             totals.dead_letters += receipt.dead_letters
             totals.by_reason.update(receipt.by_reason)
+            totals.shadow_by_reason.update(receipt.shadow_by_reason)
         self._watermark_us = min(receipt.watermark_us for receipt in receipts)
 
     def show(self, progress: Any, *, finished: bool = False) -> None:
@@ -61,16 +64,25 @@ class Progress:
             return
         self._shown_at, self._shown_orders = now, self._totals.orders
 
+    def rules_taken_up(self, version: str) -> None:
+        """A changed rules file was taken up."""
+        self._console.print(f"rules version {version} is in force from the next micro-batch on", markup=False)
+
+    def rules_refused(self, version: str, why: str) -> None:
+        """A changed rules file cannot be used; this version stays in force."""
+        self._errors.print(f"finpro: the changed rules are refused, version {version} stays in force: {why}")
+
     def _line(self, start: str, rate: float | None, progress: Any) -> str:
         totals = self._totals
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(totals.by_reason.items()) if count)
         parts = [f"{start}  {totals.orders:,} orders"]
         if rate is not None:
             parts.append(f"{rate:,.0f}/s")
-        lag = _lag(progress)
+        lag = unread(progress)
         if lag is not None:
             parts.append(f"lag {lag:,}")
-        parts.append(f"frauds: {reasons or 'none'}")
+        parts.append(f"frauds: {_listed(totals.by_reason) or 'none'}")
+        if shadow := _listed(totals.shadow_by_reason):
+            parts.append(f"in shadow: {shadow}")
         counts = {name: getattr(totals, name) for name in ("revisions", "duplicates", "late", "dead_letters")}
         parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
         if self._watermark_us is not None and self._watermark_us > 0:
@@ -78,7 +90,11 @@ class Progress:
         return " | ".join(parts)
 
 
-def _lag(progress: Any) -> int | None:
+def _listed(by_reason: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(by_reason.items()) if count)
+
+
+def unread(progress: Any) -> int | None:
     """How many messages were unread when the last micro-batch was planned."""
     metrics = progress["sources"][0].get("metrics") if progress and progress["sources"] else None
     latest = (metrics or {}).get("maxOffsetsBehindLatest")

@@ -20,16 +20,17 @@ from streaming.rules import REASONS, RULES, Finding
 
 GENUINE, FRAUD = "Genuine", "Fraud"
 
-# An order with the reasons given so far (one bit each, in the order of REASONS) and the evidence for each.
+# An order with the reasons and shadow reasons given so far (one bit each, in the order of REASONS) and the evidence for each.
 RECENT_SCHEMA = pl.Schema(
     {
         **ORDER_SCHEMA,
         "given": pl.UInt8(),
+        "shadow": pl.UInt8(),
         **{f"evidence_{reason}": pl.String() for reason in REASONS},
     }
 )
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt8(), "revision": pl.Boolean()})
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt8(), "shadow_gained": pl.UInt8(), "revision": pl.Boolean()})
 
 _REASON_LISTS = pl.Series(
     [[reason for bit, reason in enumerate(REASONS) if given >> bit & 1] for given in range(2 ** len(REASONS))],
@@ -38,12 +39,12 @@ _REASON_LISTS = pl.Series(
 
 
 def reason_lists(given: pl.Series) -> pl.Series:
-    """The bits of a `given` column as lists of reasons, sorted."""
+    """The bits of a `given` or `shadow` column as lists of reasons, sorted."""
     return _REASON_LISTS.gather(given)
 
 
 def reason_bits(reasons: Iterable[str]) -> int:
-    """Reasons as the bits of a `given` column."""
+    """Reasons as the bits of a `given` or `shadow` column."""
     return sum(1 << REASONS.index(reason) for reason in set(reasons))
 
 
@@ -94,7 +95,7 @@ class Screened(NamedTuple):
     """What one micro-batch makes of a bucket.
 
     Attributes:
-        verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason.
+        verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason or shadow reason.
         recent: RECENT_SCHEMA; all orders known so far that were not evicted before.
         duplicates: how many arrivals were an order that is already known.
     """
@@ -107,6 +108,8 @@ class Screened(NamedTuple):
 def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> Screened:
     """Give verdicts on new orders, and revise those of earlier orders whose patterns they complete.
 
+    What a rule in shadow finds is kept apart, and accumulates in the same way: as if the order had two verdicts.
+
     Args:
         recent: the orders known so far (RECENT_SCHEMA).
         arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
@@ -117,15 +120,19 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     near = _near_arrivals(known, is_new, 2 * rules.widest_window)
     near_orders = known[near]
     findings = {reason: rule(near_orders, rules) for reason, rule in RULES.items()}
-    before = known["given"].fill_null(0).to_numpy()
-    given = before.copy()
-    for bit, finding in enumerate(findings.values()):
-        given[near[finding.rows]] |= np.uint8(1 << bit)
-    changed = (is_new.to_numpy() | (given != before)).nonzero()[0]
-    screened = known.with_columns(given=pl.Series(given, dtype=pl.UInt8))
+    before, shadow_before = (known[name].fill_null(0).to_numpy() for name in ("given", "shadow"))
+    given, shadow = before.copy(), shadow_before.copy()
+    for bit, (reason, finding) in enumerate(findings.items()):
+        reasons = shadow if reason in rules.in_shadow else given
+        reasons[near[finding.rows]] |= np.uint8(1 << bit)
+    changed = (is_new.to_numpy() | (given != before) | (shadow != shadow_before)).nonzero()[0]
+    screened = known.with_columns(given=pl.Series(given, dtype=pl.UInt8), shadow=pl.Series(shadow, dtype=pl.UInt8))
     screened = screened.with_columns(_evidence(screened, findings, near, changed))
-    gained = pl.Series((given & ~before)[changed], dtype=pl.UInt8)
-    verdicts = screened[changed].with_columns(gained=gained, revision=~is_new.gather(changed))
+    verdicts = screened[changed].with_columns(
+        gained=pl.Series((given & ~before)[changed], dtype=pl.UInt8),
+        shadow_gained=pl.Series((shadow & ~shadow_before)[changed], dtype=pl.UInt8),
+        revision=~is_new.gather(changed),
+    )
     return Screened(verdicts, screened, len(recent) + len(arrivals) - len(known))
 
 

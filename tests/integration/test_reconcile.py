@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -177,6 +178,17 @@ def test_reconciling_twice_keeps_one_finding_a_table_the_same_on_both_sides(sett
     assert sorted(copied, key=str) == sorted(kept, key=str)
     assert {row[1] for row in kept if row[0] == "again"} == {"bigquery_ingest"}
     assert found[2].source.columns["amount_numeric"]["sum"] == str(sum(4611686018427387904 + i for i in range(1, 21)))
+
+
+def test_tables_compared_side_by_side_are_all_in_bigquerys_copy_of_the_findings(settings: Settings) -> None:
+    fill(settings, orders=10)
+    export_run(settings, "only")
+    load(settings)
+    with ThreadPoolExecutor(len(TABLES)) as pool:
+        found = list(pool.map(lambda table: reconcile(settings, "only", "a_dag", [table]), TABLES))
+    assert [[one.table_name for one in each] for each in found] == [[table] for table in TABLES]
+    copied = sorted((row[0], row[1], row[2]) for row in bigquery_rows(settings, "ingestion_monitoring"))
+    assert copied == [("only", "a_dag", table) for table in sorted(TABLES)]
 
 
 def test_a_run_that_the_raw_tables_do_not_hold_as_it_was_is_not_judged(settings: Settings) -> None:

@@ -27,7 +27,9 @@ def dsn(settings: Settings) -> str:
     return settings.require("postgres_dsn")
 
 
-def verdict(order_id: str, *reasons: str, offset: int = 0, revision: bool = False, **changes: Any) -> dict[str, Any]:
+def verdict(
+    order_id: str, *reasons: str, shadow: Sequence[str] = (), offset: int = 0, revision: bool = False, **changes: Any
+) -> dict[str, Any]:
     return (
         {
             "order_id": order_id,
@@ -44,10 +46,12 @@ def verdict(order_id: str, *reasons: str, offset: int = 0, revision: bool = Fals
             "offset": offset,
             "received_at": RECEIVED + timedelta(milliseconds=offset),
             "given": reason_bits(reasons),
+            "shadow": reason_bits(shadow),
             "gained": reason_bits(reasons),
+            "shadow_gained": reason_bits(shadow),
             "revision": revision,
         }
-        | {f"evidence_{reason}": '{"order_ids":["a"],"value":1,"limit":1}' for reason in reasons}
+        | {f"evidence_{reason}": '{"order_ids":["a"],"value":1,"limit":1}' for reason in (*reasons, *shadow)}
         | changes
     )
 
@@ -91,6 +95,33 @@ def test_a_revision_unites_reasons_and_a_replay_changes_nothing_and_is_announced
     assert standing(put(dsn, *revisions, at=later)) == united
     assert standing(put(dsn, *first, at=later + timedelta(seconds=1))) == {}
     assert stored(dsn) == expected
+
+
+def shadow_reasons(dsn: str) -> dict[str, tuple[str, list[str], list[str]]]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select order_id, status, reasons, shadow_reasons from raw_orders")
+        return {order_id: (status, reasons, shadow) for order_id, status, reasons, shadow in cursor.fetchall()}
+
+
+def test_shadow_reasons_accumulate_beside_the_reasons_and_make_no_order_fraud(dsn: str) -> None:
+    put(dsn, verdict("a", "night_amount"), verdict("b", shadow=["night_amount"], offset=1))
+    assert shadow_reasons(dsn) == {"a": ("Fraud", ["night_amount"], []), "b": ("Genuine", [], ["night_amount"])}
+    revisions = (
+        verdict("a", shadow=["repeat_purchase"], revision=True),
+        verdict("b", shadow=["coordinated_users"], offset=1, revision=True),
+    )
+    later = BATCH_TIME + timedelta(seconds=1)
+    expected = {
+        "a": ("Fraud", ["night_amount"], ["repeat_purchase"]),
+        "b": ("Genuine", [], ["coordinated_users", "night_amount"]),
+    }
+    first, replayed = put(dsn, *revisions, at=later), put(dsn, *revisions, at=later)
+    assert shadow_reasons(dsn) == expected
+    for outcome in (first, replayed):
+        shadow = dict(zip(outcome.verdicts["order_id"], reason_lists(outcome.verdicts["shadow"]).to_list(), strict=True))
+        assert shadow == {order_id: found for order_id, (_, _, found) in expected.items()}
+    put(dsn, verdict("b", "night_amount", offset=1, revision=True), at=later + timedelta(seconds=1))
+    assert shadow_reasons(dsn)["b"] == ("Fraud", ["night_amount"], ["coordinated_users", "night_amount"])
 
 
 def test_of_known_orders_only_what_this_batch_wrote_is_announced_as_it_stands(dsn: str) -> None:
@@ -145,7 +176,7 @@ def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(settings: Settings, dsn: str) -> None:
-    rows = table([verdict("a", "foreign_country", "night_amount"), verdict("b", offset=1)])
+    rows = table([verdict("a", "foreign_country", "night_amount", shadow=["repeat_purchase"]), verdict("b", offset=1)])
     sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
     announce(sink, rows, pl.DataFrame(schema=DEAD_LETTER_SCHEMA), "v1", BATCH_TIME)
     verdicts, alerts = announced(settings, PROCESSED_ORDERS), announced(settings, FRAUD_ALERT)
@@ -162,9 +193,11 @@ def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(sett
         "status": "Genuine",
         "source": 'it\'s a "test", {of} \\ things',
         "reasons": [],
+        "shadow_reasons": [],
         "rules_version": "v1",
         "screened_at": "2026-11-01T12:00:00.123000+00:00",
     }
     assert verdicts["a"]["reasons"] == ["foreign_country", "night_amount"]
+    assert verdicts["a"]["shadow_reasons"] == ["repeat_purchase"]
     evidence = {"order_ids": ["a"], "value": 1, "limit": 1}
     assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}

@@ -13,8 +13,17 @@ from conf.settings import CONF_DIR, project_root
 PROJECT = tomllib.loads(Path(project_root(), "pyproject.toml").read_text(encoding="utf-8"))
 RUNTIME = PROJECT["project"]["dependencies"]
 GROUPS = PROJECT["dependency-groups"]
-EVERYTHING = [*RUNTIME, *PROJECT["project"]["optional-dependencies"]["local"], *GROUPS["dev"], *GROUPS["setup"]]
-LOCKS = [("base", RUNTIME), ("dev", EVERYTHING), ("setup", GROUPS["setup"]), ("bigquery_emulator", GROUPS["bigquery_emulator"])]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+DEVELOPMENT = [*RUNTIME, *EXTRAS["local"], *GROUPS["dev"], *GROUPS["setup"]]
+LOCKS = [
+    ("base", RUNTIME),
+    ("dev", DEVELOPMENT),
+    ("test", [*DEVELOPMENT, *EXTRAS["airflow"]]),
+    ("local", [*RUNTIME, *EXTRAS["local"]]),
+    ("airflow", [*RUNTIME, *EXTRAS["airflow"]]),
+    ("setup", GROUPS["setup"]),
+    ("bigquery_emulator", GROUPS["bigquery_emulator"]),
+]
 
 
 @pytest.mark.parametrize(("name", "wanted"), LOCKS)

@@ -1,7 +1,7 @@
 """Screening without Spark: micro-batch after micro-batch through parsing, buckets and state, against the brute force."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -9,24 +9,27 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.rules import FraudRules
-from streaming.chunks import Arrivals, PartitionRead, Recent
+from streaming.chunks import Arrivals, PartitionRead, Recent, pack_table, unpack_table
 from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA
-from streaming.pipeline import NOTHING_RECENT, read_arrivals, screen_arrivals
-from streaming.screening import Frontier, advance, reason_lists
+from streaming.pipeline import LATENCY_BOUNDS_SECONDS, NOTHING_RECENT, Receipt, latencies, read_arrivals, screen_arrivals
+from streaming.rules import REASONS
+from streaming.screening import RECENT_SCHEMA, Frontier, advance, reason_lists
 from tests.brute_force import Message, judge
 from tests.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
 SECOND_US = 1_000_000
 _PLACE = ("partition", "offset")
+_TIME = ORDER_SCHEMA["event_ts"]
 
 
 @dataclass
 class Stream:
-    """The pipeline with a dictionary in place of Postgres: reasons add up, the first content of an order_id stands."""
+    """The pipeline with dictionaries in place of Postgres: reasons add up, the first content of an order_id stands."""
 
     rules: FraudRules
     buckets: int
@@ -34,9 +37,11 @@ class Stream:
     recent: dict[int, Recent] = field(default_factory=dict)
     stored: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     reasons: dict[str, set[str]] = field(default_factory=dict)
+    shadow_reasons: dict[str, set[str]] = field(default_factory=dict)
     announced: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
     dead: set[tuple[int, int]] = field(default_factory=set)
     late: int = 0
+    receipts: list[Receipt] = field(default_factory=list)
 
     def feed(self, messages: list[Message]) -> None:
         """One micro-batch; a bucket screens again as long as it turns out to hold used order ids with other content."""
@@ -55,6 +60,7 @@ class Stream:
                 clashes = pl.concat([clashes, found])
             self.recent[bucket] = outcome.recent
             self.late += outcome.receipt.late
+            self.receipts.append(outcome.receipt)
             self.dead |= set(pl.concat([outcome.dead_letters.select(_PLACE), clashes.select(_PLACE)]).iter_rows())
             self._settle(outcome.verdicts)
 
@@ -71,13 +77,17 @@ class Stream:
         return pl.DataFrame(found, CLASH_SCHEMA, orient="row")
 
     def _settle(self, verdicts: pl.DataFrame) -> None:
-        for row, reasons in zip(verdicts.iter_rows(named=True), reason_lists(verdicts["given"]), strict=True):
-            known = self.reasons.get(row["order_id"])
-            if known is not None and known >= set(reasons):
+        given, shadow = reason_lists(verdicts["given"]), reason_lists(verdicts["shadow"])
+        for row, reasons, in_shadow in zip(verdicts.iter_rows(named=True), given, shadow, strict=True):
+            order_id = row["order_id"]
+            is_known = order_id in self.stored
+            self.stored.setdefault(order_id, tuple(row[name] for name in CONTENT))
+            known, known_shadow = self.reasons.setdefault(order_id, set()), self.shadow_reasons.setdefault(order_id, set())
+            if is_known and known >= set(reasons) and known_shadow >= set(in_shadow):
                 continue
-            self.stored.setdefault(row["order_id"], tuple(row[name] for name in CONTENT))
-            self.reasons[row["order_id"]] = (known or set()) | set(reasons)
-            self.announced[row["order_id"]].append(frozenset(self.reasons[row["order_id"]]))
+            known |= set(reasons)
+            known_shadow |= set(in_shadow)
+            self.announced[order_id].append(frozenset(known) | {f"{reason} in shadow" for reason in known_shadow})
 
 
 def as_batch(messages: list[Message]) -> pa.RecordBatch:
@@ -164,6 +174,137 @@ def test_no_order_is_late_in_a_backlog_of_partitions_that_differ_ten_to_one(data
     assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(part, case.rules).orders.items()}
 
 
+def plain_order(number: int, stamp: datetime, *, user_id: int) -> Message:
+    """An order of one product, received when it was placed."""
+    value = (
+        f'{{"order_id":"o{number}","user_id":{user_id},"product_id":1,"quantity":1,"amount":"1000","country":"ID",'
+        f'"created_date":"{stamp.isoformat()}","event_ts":"{stamp.isoformat()}","status":"Pending","source":"web"}}'
+    )
+    return Message("orders", 0, number, stamp, b"1", value.encode())
+
+
+# --- rules in shadow -----------------------------------------------------------------------------------------------
+
+
+def in_mode(rules: FraudRules, names: Iterable[str], mode: str) -> FraudRules:
+    """The same thresholds, these rules in this mode."""
+    return rules.model_copy(update={name: getattr(rules, name).model_copy(update={"mode": mode}) for name in names})
+
+
+def split(case: OrderSet, shadowed: Iterable[str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The brute force's reasons for each order: those of the rules in force, and those of the rules in shadow."""
+    found = expected(case)
+    return (
+        {order_id: reasons - set(shadowed) for order_id, reasons in found.items()},
+        {order_id: reasons & set(shadowed) for order_id, reasons in found.items()},
+    )
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sets(st.sampled_from(REASONS)))
+def test_reasons_are_those_of_the_rules_without_the_shadowed_ones_and_shadow_reasons_what_those_would_give(
+    data: st.DataObject, shadowed: set[str]
+) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(in_mode(case.rules, shadowed, "shadow"), buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    assert (stream.reasons, stream.shadow_reasons) == split(case, shadowed)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+def test_a_pattern_that_a_later_batch_completes_in_shadow_sends_its_earlier_orders_out_again_as_genuine() -> None:
+    rules = in_mode(FraudRules(version="test"), ["repeat_purchase"], "shadow")
+    stream = Stream(rules, buckets=1)
+    start = datetime(2026, 11, 1, 5, tzinfo=UTC)
+    for second in range(3):
+        stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=1)])
+    assert stream.announced == {
+        "o0": [frozenset(), {"repeat_purchase in shadow"}],
+        "o1": [frozenset(), {"repeat_purchase in shadow"}],
+        "o2": [{"repeat_purchase in shadow"}],
+    }
+    assert [(receipt.orders, receipt.genuine, receipt.revisions, receipt.frauds) for receipt in stream.receipts] == [
+        (1, 1, 0, 0),
+        (1, 1, 0, 0),
+        (1, 1, 2, 0),
+    ]
+
+
+@settings(max_examples=40)
+@given(st.data(), st.sets(st.sampled_from(REASONS), min_size=1), st.booleans())
+def test_a_rule_that_enters_or_leaves_the_shadow_takes_nothing_back_and_misses_nothing(
+    data: st.DataObject, moving: set[str], leaves: bool
+) -> None:
+    case = data.draw(order_sets())
+    modes = ("shadow", "enforce") if leaves else ("enforce", "shadow")
+    stream = Stream(in_mode(case.rules, moving, modes[0]), buckets=2)
+    batches = data.draw(micro_batches(case.messages))
+    change = data.draw(st.integers(0, len(batches)))
+    for number, batch in enumerate(batches):
+        if number == change:
+            stream.rules = in_mode(case.rules, moving, modes[1])
+        stream.feed(batch)
+    either = {order_id: reasons | stream.shadow_reasons[order_id] for order_id, reasons in stream.reasons.items()}
+    assert either == expected(case)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    shadowed = data.draw(st.sets(st.sampled_from(REASONS)))
+    messages = data.draw(
+        micro_batches([m for m in case.messages if m.place not in judge(case.messages, case.rules).dead_letters])
+    )
+    stream = Stream(in_mode(case.rules, shadowed, "shadow"), buckets=2)
+    for batch in messages:
+        stream.feed(batch)
+    verdicts = list(stream.announced.values())
+    assert sum(receipt.genuine for receipt in stream.receipts) == sum(not (first[0] & set(REASONS)) for first in verdicts)
+    assert sum(receipt.revisions for receipt in stream.receipts) == sum(len(announced) - 1 for announced in verdicts)
+    assert sum(receipt.frauds for receipt in stream.receipts) == sum(bool(reasons) for reasons in stream.reasons.values())
+    for name, found in (("by_reason", stream.reasons), ("shadow_by_reason", stream.shadow_reasons)):
+        counted = Counter[str]()
+        for receipt in stream.receipts:
+            counted.update(getattr(receipt, name))
+        assert +counted == Counter(reason for reasons in found.values() for reason in reasons)
+    assert {receipt.rules_version for receipt in stream.receipts} <= {case.rules.version}
+
+
+def test_latencies_are_counted_per_bound_with_what_lies_beyond_and_what_has_not_happened_yet() -> None:
+    announced = datetime(2026, 11, 1, tzinfo=UTC)
+    waited = (-2.0, 0.1, 0.100001, 7.0, 300.0, 301.0)
+    times = [announced - timedelta(seconds=seconds) for seconds in waited]
+    orders = pl.DataFrame({"event_ts": times, "received_at": [announced] * 6}, {"event_ts": _TIME, "received_at": _TIME})
+    measured = latencies(orders, announced)
+    assert dict(zip((*LATENCY_BOUNDS_SECONDS, "beyond"), measured["event_latency"], strict=True)) == {
+        0.1: 2, 0.25: 1, 0.5: 0, 1: 0, 2.5: 0, 5: 0, 10: 1, 30: 0, 60: 0, 300: 1, "beyond": 1,
+    }  # fmt: skip
+    assert measured["event_latency_seconds"] == pytest.approx(0.1 + 0.100001 + 7 + 300 + 301)
+    assert (measured["kafka_latency"][0], measured["kafka_latency_seconds"]) == (6, 0)
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_a_state_from_before_there_were_shadow_reasons_is_read_as_one_without_any(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets=1)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+        recent = stream.recent[0]
+        before = unpack_table(recent.orders, RECENT_SCHEMA).drop("shadow")
+        stream.recent[0] = Recent(recent.newest_us, recent.watermark_us, pack_table(before))
+    assert stream.reasons == expected(case)
+    assert not any(stream.shadow_reasons.values())
+
+
+# --- the watermark and the state -----------------------------------------------------------------------------------
+
+
 def read(partition: int, first: int, last: int, newest_seconds: float) -> PartitionRead:
     return PartitionRead(partition, first, last, round(newest_seconds * SECOND_US))
 
@@ -192,11 +333,6 @@ def test_the_state_holds_the_orders_of_lateness_and_the_widest_window_and_no_mor
     stream = Stream(rules, buckets=1)
     start = datetime(2026, 11, 1, tzinfo=UTC)
     for second in range(300):
-        stamp = start + timedelta(seconds=second)
-        value = (
-            f'{{"order_id":"o{second}","user_id":{second + 1},"product_id":1,"quantity":1,"amount":"1000","country":"ID",'
-            f'"created_date":"{stamp.isoformat()}","event_ts":"{stamp.isoformat()}","status":"Pending","source":"web"}}'
-        )
-        stream.feed([Message("orders", 0, second, stamp, b"1", value.encode())])
+        stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=second + 1)])
     kept = len(pl.read_ipc_stream(stream.recent[0].orders))
     assert kept == 30 + 10 + 1

@@ -1,0 +1,113 @@
+"""The archiving job: `spark-submit jobs/archive_orders.py [options]`, or `finpro archive`."""
+
+import argparse
+import sys
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry
+from pyspark.sql import SparkSession
+
+from conf.errors import FinproError
+from conf.settings import Settings, load_settings
+from jobs.running_job import made_known
+from jobs.streaming_job import Query, run_until_stopped
+from streaming.archive import ArchiveProgress, SinkFunction, append_to_bronze, merge_into_quarantine, merge_into_silver
+from streaming.continuation import starting_offsets
+from streaming.kafka import (
+    ORDERS,
+    ORDERS_DEAD_LETTER,
+    PROCESSED_ORDERS,
+    SOURCE_TUNING,
+    require_topics,
+    spark_config,
+    topic_id,
+)
+from streaming.lakehouse import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, create_tables
+from streaming.metrics import QueryMetrics
+
+TOPICS = (ORDERS, PROCESSED_ORDERS, ORDERS_DEAD_LETTER)
+
+
+class Stream(NamedTuple):
+    """One of the archive's streams: the name of its query, a topic, the table that it goes into, and how."""
+
+    query: str
+    topic: str
+    table: Table
+    sink: SinkFunction
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--available-now", action="store_true", help="archive what is there, then end")
+    parser.add_argument("--trigger", default="10 seconds", help="how often a micro-batch starts")
+    parser.add_argument("--max-offsets-per-trigger", type=int, default=200_000, help="most messages in a micro-batch")
+    parser.add_argument(
+        "--tasks", type=int, default=2, help="how many tasks write a table, and so the most files a day gets at once"
+    )
+    parser.add_argument(
+        "--skip-forgotten", action="store_true", help="with a new checkpoint: leave out what Kafka has forgotten"
+    )
+    return parser.parse_args()
+
+
+def check(settings: Settings) -> None:
+    """Check what can be checked without Spark: settings and topics.
+
+    Raises:
+        FinproError: something is missing or does not answer; says what to do.
+    """
+    require_topics(settings, TOPICS)
+
+
+def streams(settings: Settings, tasks: int) -> list[Stream]:
+    """The three streams of the archive."""
+    lakehouse, orders = settings.lakehouse, settings.topic(ORDERS)
+    to_bronze = append_to_bronze(lakehouse, orders, topic_id(settings, ORDERS), tasks)
+    return [
+        Stream("archive_bronze", ORDERS, BRONZE_ORDERS, to_bronze),
+        Stream("archive_silver", PROCESSED_ORDERS, SILVER_ORDERS, merge_into_silver(lakehouse)),
+        Stream("archive_quarantine", ORDERS_DEAD_LETTER, QUARANTINE_ORDERS, merge_into_quarantine(lakehouse)),
+    ]
+
+
+def query(spark: SparkSession, settings: Settings, stream: Stream, options: argparse.Namespace) -> Query:
+    """A stream as a query to be started.
+
+    Raises:
+        FinproError: it cannot go on from its checkpoint, or Kafka does not answer.
+    """
+    checkpoint = f"{settings.checkpoints}/{stream.query}"
+    begin = starting_offsets(spark, settings, stream.topic, stream.table, checkpoint, skip_forgotten=options.skip_forgotten)
+    messages = (
+        spark.readStream.format("kafka")
+        .options(**spark_config(settings))
+        .option("subscribe", settings.topic(stream.topic))
+        .option("startingOffsets", begin)
+        .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
+        .option("includeHeaders", True)
+        .options(**SOURCE_TUNING)
+        .load()
+    )
+    trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
+    writer = messages.writeStream.queryName(stream.query).foreachBatch(stream.sink).trigger(**trigger)
+    return Query(writer.option("checkpointLocation", checkpoint), ArchiveProgress(stream.table))
+
+
+def main() -> None:
+    options, settings = arguments(), load_settings()
+    check(settings)
+    spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.tasks).getOrCreate()
+    create_tables(spark, settings.lakehouse)
+    queries = [query(spark, settings, stream, options) for stream in streams(settings, options.tasks)]
+    registry = CollectorRegistry()
+    with made_known("archive", registry, settings):
+        run_until_stopped(spark, queries, QueryMetrics(registry))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FinproError as error:
+        print(f"finpro: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,43 @@
+"""
+### Fraud of the last hour, to Discord
+
+Five minutes after each hour: how many orders were screened in it, how many are frauds, for which reasons, and what they were
+worth. One message an hour, never one an alert. Without a webhook in the settings it skips itself.
+
+When a task fails:
+
+- **`send`**, *Discord* refuses or does not answer: it is tried again by itself; nothing else depends on it.
+- **`send`**, *Postgres does not answer*: `finpro status` shows what is down.
+
+Backfill: `finpro notify digest --hours 24` sends the last day as one message.
+"""
+
+from airflow.sdk import DAG, CronTriggerTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from jobs.airflow_defaults import DEFAULT_ARGS, TIME_ZONE
+
+with DAG(
+    dag_id="fraud_digest",
+    description="Counts of fraud by reason, once an hour, to Discord",
+    doc_md=__doc__,
+    schedule=CronTriggerTimetable("5 * * * *", timezone=TIME_ZONE),
+    catchup=False,
+    max_active_runs=1,
+    tags=["finpro", "fraud"],
+    default_args=DEFAULT_ARGS,
+) as dag:
+
+    @task
+    def send() -> None:
+        """Send the digest of the last full hour."""
+        from conf.settings import load_settings
+        from jobs.notices import fraud_digest
+        from jobs.notifications import send as send_notice
+
+        settings = load_settings()
+        if settings.discord_webhook_url is None:
+            raise AirflowSkipException("FINPRO_DISCORD_WEBHOOK_URL is not set.")
+        send_notice(settings, fraud_digest(settings))
+
+    send()

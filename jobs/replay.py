@@ -1,0 +1,97 @@
+"""The replay job: `spark-submit jobs/replay.py`, or `finpro screen --from-bronze`."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+
+from pyspark.sql import SparkSession
+from rich.console import Console
+
+from conf.errors import FinproError
+from conf.settings import Settings, load_settings
+from jobs.history_session import history_session
+from streaming.differences import snapshot
+from streaming.kafka import ORDERS, TOPICS, TopicReader, librdkafka_config, require_topics
+from streaming.replay import Draft
+from streaming.republish import Sinks
+from streaming.sinks import KafkaSink, require_tables
+from streaming.unarchived import offsets_json
+
+
+def check(settings: Settings) -> None:
+    """Check what can be checked without Spark: topics and tables.
+
+    Raises:
+        FinproError: something is missing or does not answer; says what to do.
+    """
+    require_topics(settings)
+    require_tables(settings.require("postgres_dsn"))
+
+
+def sinks_of(settings: Settings) -> Sinks:
+    """Where verdicts go; they carry the present time."""
+    kafka = KafkaSink(librdkafka_config(settings), {name: settings.topic(name) for name in TOPICS})
+    return Sinks(settings.require("postgres_dsn"), kafka, datetime.now(UTC))
+
+
+def draft_of(spark: SparkSession, settings: Settings, console: Console) -> Draft:
+    """The draft of an earlier replay that was interrupted, or a new one."""
+    folder = f"{settings.lakehouse.rstrip('/')}/replay"
+    unfinished = Draft.unfinished(spark, folder)
+    if unfinished:
+        console.print(f"going on with the replay of {unfinished.made_at:%Y-%m-%d %H:%M:%S} UTC")
+        return unfinished
+    draft = Draft(spark, folder, datetime.now(UTC))
+    console.print("screening what bronze holds …")
+    draft.write(snapshot(spark, settings.lakehouse, settings.topic(ORDERS)))
+    return draft
+
+
+def how_to_go_on(settings: Settings, begins: dict[int, int]) -> str:
+    """What to start next, so that no message is left out."""
+    topic = settings.topic(ORDERS)
+    with TopicReader(librdkafka_config(settings), topic) as reader:
+        kept = reader.kept()
+    if any(begins.get(partition, 0) > end for partition, (_, end) in kept.items()):
+        offsets, note = "earliest", f"{topic} was created anew since it was archived: the stream begins with its first message."
+    else:
+        offsets = offsets_json(
+            topic, {partition: max(begins.get(partition, 0), first) for partition, (first, _) in kept.items()}
+        )
+        note = "Kafka has all that a stream needs to go on."
+        if any(begins.get(partition, 0) < first for partition, (first, _) in kept.items()):
+            note = "Kafka has forgotten some of what came next: `finpro audit` tells whether an order was lost with it."
+    return (
+        f"{note} With a new checkpoint (remove {settings.checkpoints}/screen_orders) it goes on with\n"
+        f"    finpro screen --starting-offsets '{offsets}'"
+    )
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    settings, console = load_settings(), Console(highlight=False, soft_wrap=True)
+    check(settings)
+    with history_session() as spark:
+        draft = draft_of(spark, settings, console)
+        orders = letters = clashes = 0
+        for done in draft.publish(sinks_of(settings)):
+            orders, letters = orders + done.orders.announced, letters + done.letters.announced
+            clashes += done.orders.clashes
+            console.print(
+                f"{done.day}: {done.orders.announced:,} orders, {done.letters.announced:,} dead letters,"
+                f" {done.days_left:,} days left"
+            )
+        begins = draft.begins()
+        draft.remove()
+    console.print(f"replayed {orders:,} orders and {letters:,} dead letters")
+    if clashes:
+        console.print(f"{clashes:,} orders were left out: Postgres holds other orders under their ids")
+    console.print(how_to_go_on(settings, begins))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FinproError as error:
+        print(f"finpro: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,58 @@
+"""How far a streaming query has come, as its checkpoint says: also when the query is not running."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+from pyarrow import fs
+
+from batch.file_systems import file_system
+from conf.settings import Settings
+from streaming.kafka import TopicReader, librdkafka_config
+
+
+class Committed(NamedTuple):
+    """The last micro-batch that a query has committed.
+
+    Attributes:
+        batch: its number.
+        at: when.
+        ends: topic (full name) → partition → the first offset that was not read.
+    """
+
+    batch: int
+    at: datetime
+    ends: dict[str, dict[int, int]]
+
+
+def last_commit(settings: Settings, query: str) -> Committed | None:
+    """The last micro-batch that a query has committed; None before the first.
+
+    Raises:
+        SettingsError: the checkpoints lie where only Spark can read.
+    """
+    system, path = file_system(f"{settings.checkpoints}/{query}", settings)
+    files = system.get_file_info(fs.FileSelector(f"{path}/commits", allow_not_found=True))
+    commits = {int(file.base_name): file.mtime for file in files if file.base_name.isdigit()}
+    if not commits:
+        return None
+    batch = max(commits)
+    with system.open_input_stream(f"{path}/offsets/{batch}") as stream:
+        lines = stream.readall().decode().splitlines()
+    ends: dict[str, dict[int, int]] = {}
+    for line in lines[2:]:  # a version and the batch's metadata come first, then a line a source
+        ends |= msgspec.json.decode(line, type=dict[str, dict[int, int]])
+    return Committed(batch, commits[batch], ends)
+
+
+def unread(settings: Settings, commit: Committed) -> int:
+    """How many messages Kafka has beyond a commit.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    waiting = 0
+    for topic, read in commit.ends.items():
+        with TopicReader(librdkafka_config(settings), topic) as reader:
+            waiting += sum(max(end - read.get(partition, 0), 0) for partition, end in reader.ends().items())
+    return waiting
