@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,6 +22,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of the settings.")
 app.add_typer(notify_app, name="notify")
 
+Master = Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")]
+Memory = Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")]
+Conf = Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")]
 Notify = Annotated[bool, typer.Option("--notify", help="Tell Discord how it ended; that never fails or delays it.")]
 
 
@@ -160,26 +163,23 @@ def screen(
     from_bronze: Annotated[
         bool, typer.Option("--from-bronze", help="Rebuild Postgres and the topics from the lakehouse, then end.")
     ] = False,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[2,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
 ) -> None:
     """Screen orders for fraud: Kafka `orders` to `processed_orders`, `fraud_alert` and Postgres `raw_orders`."""
     from jobs.screen_orders import check
-    from jobs.spark_submit import environment, spark_submit
 
     if from_bronze:
         from jobs import replay
 
         replay.check(load_settings())
-        command = spark_submit("replay", [], master=master, memory=memory, conf=conf or [], delta=True)
-        os.execve(command[0], command, environment("replay"))
+        _submit("replay", [], master, memory, conf, delta=True)
     check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
     arguments += ["--buckets", str(buckets)]
-    command = spark_submit("screen_orders", arguments, master=master, memory=memory, conf=conf or [])
-    os.execve(command[0], command, environment("screen_orders"))
+    _submit("screen_orders", arguments, master, memory, conf)
 
 
 @app.command()
@@ -191,20 +191,18 @@ def archive(
     skip_forgotten: Annotated[
         bool, typer.Option("--skip-forgotten", help="With a new checkpoint: leave out what Kafka has forgotten.")
     ] = False,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[2,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
 ) -> None:
     """Archive orders, verdicts and dead letters: from Kafka into the Delta tables of the lakehouse, each exactly once."""
     from jobs.archive_orders import check
-    from jobs.spark_submit import environment, spark_submit
 
     check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--tasks", str(tasks)]
     arguments += ["--skip-forgotten"] if skip_forgotten else []
-    command = spark_submit("archive_orders", arguments, master=master, memory=memory, conf=conf or [], delta=True)
-    os.execve(command[0], command, environment("archive_orders"))
+    _submit("archive_orders", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -216,22 +214,19 @@ def audit(
     output: Annotated[
         str | None, typer.Option(help="Write all differences there: a folder of Parquet files, of CSV where it ends in .csv.")
     ] = None,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[*,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
 ) -> None:
     """Give every verdict again from the lakehouse, and show each that differs with its cause; fails when one has none."""
     from jobs.audit import check
-    from jobs.spark_submit import environment, spark_submit
 
-    check(
-        load_settings(), since, until, repair=repair
-    )  # the job checks too; but here the answer comes before a JVM has started
+    # The job checks too; but here the answer comes before a JVM has started.
+    check(load_settings(), since, until, repair=repair)
     options = {"--since": since, "--until": until, "--output": output}
     arguments = [part for name, value in options.items() if value is not None for part in (name, value)]
     arguments += ["--limit", str(limit), *(["--repair"] if repair else [])]
-    command = spark_submit("audit", arguments, master=master, memory=memory, conf=conf or [], delta=True)
-    os.execve(command[0], command, environment("audit"))
+    _submit("audit", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -243,19 +238,17 @@ def backtest(
         Path | None, typer.Option(help="Where to write the page; by default backtest.html in finpro's home.")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Most orders to show of each rule and kind.")] = 3,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[*,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
 ) -> None:
     """Try rules on the lakehouse's history: what they would hit and change, as a table and as one HTML page."""
     from jobs.backtest import check
-    from jobs.spark_submit import environment, spark_submit
 
     check(rules, since, until)  # the job checks too; but here the answer comes before a JVM has started
     options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
     arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
-    command = spark_submit("backtest", arguments, master=master, memory=memory, conf=conf or [], delta=True)
-    os.execve(command[0], command, environment("backtest"))
+    _submit("backtest", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -263,18 +256,16 @@ def maintain(
     force: Annotated[
         bool, typer.Option("--force", help="Obey a retention of 0 days, which breaks what others are reading.")
     ] = False,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[2,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "1g",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[2,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
 ) -> None:
     """Compact the lakehouse, order it by time, and delete what it has not needed for longer than the retention."""
-    from jobs.spark_submit import environment, spark_submit
     from streaming.maintenance import require_retention
 
     require_retention(load_settings().lakehouse_retention_days, force=force)
     arguments = ["--force"] if force else []
-    command = spark_submit("maintain_lakehouse", arguments, master=master, memory=memory, conf=conf or [], delta=True)
-    os.execve(command[0], command, environment("maintain_lakehouse"))
+    _submit("maintain_lakehouse", arguments, master, memory, conf, delta=True)
 
 
 @app.command("export")
@@ -287,14 +278,13 @@ def export_raw(
         ),
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; by default the time, such as 20261122T170000Z.")] = None,
-    master: Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")] = "local[*,4]",
-    memory: Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")] = "512m",
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")] = None,
+    master: Master = "local[*,4]",
+    memory: Memory = "512m",
+    conf: Conf = None,
 ) -> None:
     """Export the raw tables: Postgres, one snapshot, to Parquet files in Cloud Storage; a finished run is left as it is."""
     from batch.manifest import find_manifest
     from jobs.export_raw import check, summary
-    from jobs.spark_submit import environment, spark_submit
 
     bucket = check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     finished = find_manifest(bucket, run_id) if run_id else None
@@ -304,8 +294,7 @@ def export_raw(
     arguments = ["--full"] if full else []
     arguments += ["--since", since.isoformat()] if since else []
     arguments += ["--run-id", run_id] if run_id else []
-    command = spark_submit("export_raw", arguments, master=master, memory=memory, conf=conf or [])
-    os.execve(command[0], command, environment("export_raw"))
+    _submit("export_raw", arguments, master, memory, conf)
 
 
 @app.command()
@@ -454,6 +443,16 @@ def status(
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(platform.as_table(parts))
     raise typer.Exit(int(platform.is_down(parts)))
+
+
+def _submit(
+    job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False
+) -> NoReturn:
+    """Become the spark-submit that runs `jobs/<job>.py`: signals reach it, and its exit code is the command's."""
+    from jobs.spark_submit import environment, spark_submit
+
+    command = spark_submit(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
+    os.execve(command[0], command, environment(job))
 
 
 def main() -> None:

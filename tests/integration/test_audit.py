@@ -225,12 +225,12 @@ def test_late_orders_are_named_repair_mends_their_patterns_and_time_travel_still
     repaired = run_finpro("audit", "--repair", "--output", str(tmp_path / "findings.csv"))
     assert repaired.returncode == 0, repaired.stderr
     assert "behind the newest event time received until then" in repaired.stdout
-    found = spark_session.read.option("header", True).csv(str(tmp_path / "findings.csv")).toPandas()
+    found = spark_session.read.option("header", True).csv(str(tmp_path / "findings.csv")).collect()
     reasons = {row["order_id"]: row["reasons"] for row in before.to_dicts()}
     lacking = {order_id for order_id, verdict in expected.orders.items() if verdict.reasons != reasons[order_id]}
     assert lacking
-    assert set(found["order_id"]) == lacking
-    assert set(found["cause"]) == {causes.LATE}
+    assert {row["order_id"] for row in found} == lacking
+    assert {row["cause"] for row in found} == {causes.LATE}
 
     archive_all()
     assert audit(snapshot(spark_session, settings.lakehouse, settings.topic(ORDERS)), ALWAYS, Reached()).found == {}

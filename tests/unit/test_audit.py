@@ -21,9 +21,13 @@ EVIDENCE = '{"order_ids":["a","b"],"value":2,"limit":2}'
 
 
 def order(order_id: str, reasons: list[str], shadow_reasons: list[str]) -> dict[str, object]:
-    values = {name: NOW if dtype.is_temporal() else 1 if dtype.is_integer() else "x" for name, dtype in ORDER_SCHEMA.items()}
-    evidence = {f"evidence_{reason}": EVIDENCE if reason in (*reasons, *shadow_reasons) else None for reason in REASONS}
-    found = {"reasons": reasons, "shadow_reasons": shadow_reasons, "rules_version": "1"}
+    values: dict[str, object] = {
+        name: NOW if dtype.is_temporal() else 1 if dtype.is_integer() else "x" for name, dtype in ORDER_SCHEMA.items()
+    }
+    evidence: dict[str, object] = {
+        f"evidence_{reason}": EVIDENCE if reason in (*reasons, *shadow_reasons) else None for reason in REASONS
+    }
+    found: dict[str, object] = {"reasons": reasons, "shadow_reasons": shadow_reasons, "rules_version": "1"}
     return values | evidence | found | {"order_id": order_id}
 
 

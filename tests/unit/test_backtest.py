@@ -16,8 +16,9 @@ MOMENT = datetime(2026, 11, 21, 17, tzinfo=UTC)
 
 def alike(orders: int, before: str = "", after: str = "", label: str = "", **other: Any) -> Alike:
     """Orders of one million rupiah each; reasons separated by blanks."""
-    reasons = [frozenset(text.split()) for text in (before, "", after, "", label)]
-    return Alike(DAY, "v1", *reasons, orders, orders * 1_000_000)._replace(**other)
+    given, found, planted = (frozenset(text.split()) for text in (before, after, label))
+    nothing = frozenset[str]()
+    return Alike(DAY, "v1", given, nothing, found, nothing, planted, orders, orders * 1_000_000)._replace(**other)
 
 
 # 100 orders in all; the rules in force hit 5 for night_amount, the candidate 8, of which 6 carry that label, of 7 that do.
