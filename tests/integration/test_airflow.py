@@ -278,12 +278,14 @@ def test_a_stopped_airflow_leaves_no_process(airflow: Airflow) -> None:
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_each_dag_runs_in_one_process_without_a_scheduler(platform: Platform, settings: Settings) -> None:
+def test_each_dag_runs_in_one_process_without_a_scheduler(platform: Platform, settings: Settings, tmp_path: Path) -> None:
     home = private_directory(finpro_home() / "airflow")
     platform.postgres.create_database("airflow")
     environment = airflow_environment(platform, home, port=1)
     prepare(environment, home)
-    done = subprocess.run([sys.executable, "-c", RUN_EACH_DAG], env=environment, capture_output=True, text=True, check=False)
+    script = tmp_path / "run_each_dag.py"  # a file: under `python -c`, PySpark takes itself to be in a doctest, and exits
+    script.write_text(RUN_EACH_DAG, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     ended = [line for line in done.stdout.splitlines() if line.startswith("ended")]
     assert ended == [f"ended {name} success" for name in CHAIN], done.stdout[-3000:] + done.stderr[-3000:]
     assert_the_warehouse_is_as_postgres(settings)
