@@ -212,9 +212,9 @@ def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str,
         insert into raw_orders values
             ('a', 1, 2, 3, 'Rp.1', 9223372036854775807, 'ID', '2026-11-01 00:00:00.000001+07', '1969-12-31 23:59:59.999999+00',
              'Fraud', 'toko é 店', '{foreign_country,"night, \\"amount"}', 'r1', '2026-11-01 12:00:00.123456+00',
-             default, default, null, null, null, null, null, null, null),
+             default, default, default, null, null, null, null, null, null, null),
             ('b', 1, 2, 3, '', 0, 'ID', '2026-11-01+00', '2026-11-01+00', 'Genuine', '', '{}', 'r1', '2026-11-01+00',
-             default, default, '', '2026-02-28', -0.5, false, -1234.56, -7, 'app')""",
+             default, default, default, '', '2026-02-28', -0.5, false, -1234.56, -7, 'app')""",
     )
     manifest = export(spark, settings, "types")
     first, second = sorted(exported(bucket, manifest, "raw_orders"), key=lambda row: str(row["order_id"]))

@@ -170,15 +170,15 @@ def test_env_leads_to_the_tables_topics_bucket_and_dataset(box: Box) -> None:
     assert remembered(box) == everywhere("a first order")
 
 
-def test_the_user_finpro_owns_its_database_and_can_do_no_more(box: Box) -> None:
+def test_the_user_finpro_owns_its_database_may_make_roles_for_it_and_can_do_no_more(box: Box) -> None:
     box.must("up")
     with connect(box.reach().require("postgres_dsn")) as connection, connection.cursor() as cursor:
-        cursor.execute("select rolsuper, rolcreatedb, rolcreaterole, rolreplication from pg_roles where rolname = current_user")
+        cursor.execute("select rolsuper, rolcreatedb, rolreplication, rolcreaterole from pg_roles where rolname = current_user")
         rights = cursor.fetchone()
         cursor.execute("select datname from pg_database where pg_get_userbyid(datdba) = current_user")
         owned = cursor.fetchall()
 
-    assert rights == (False, False, False, False)
+    assert rights == (False, False, False, True)
     assert owned == [("finpro",)]
 
 
