@@ -86,6 +86,6 @@ def spark_java_home() -> Path:
         '    [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"\n'
         "done\n"
         f'exec {shlex.quote(str(java))} "$@"\n',
+        mode=0o700,  # from the first moment: another job may be about to run it
     )
-    launcher.chmod(0o700)
     return home

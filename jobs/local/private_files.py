@@ -17,11 +17,11 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`, mode 0600: a reader sees the old text or the new one, never half of it."""
+def write_private(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Replace the file at `path` by `text`: a reader sees the old text or the new one, never half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
     draft.replace(path)
 

@@ -1,7 +1,9 @@
 """Which Java is taken: tried with programs that answer as a Java would."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,15 @@ def test_without_a_usable_java_the_one_from_pypi_runs(fake_java: FakeJava, monke
     assert done.returncode == 0, done.stderr
     assert "java.specification.version = 21" in done.stderr
     assert "said = two words" in done.stderr
+
+
+def test_another_job_can_run_the_launcher_at_any_time(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(fake_java("named", "21")))
+    launcher = java.spark_java_home() / "bin" / "java"
+    with ThreadPoolExecutor(1) as other:
+        starts = other.submit(lambda: [java.spark_java_home() for _ in range(200)])
+        while not starts.done():
+            assert os.access(launcher, os.X_OK)
 
 
 def test_without_any_java_the_error_says_what_was_found(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:

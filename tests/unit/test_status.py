@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from jobs.health_checks import CHECKS, Finding, State
 from jobs.running_job import RunningJob
 from jobs.status import Health, as_json, health, is_down
 from streaming.checkpoints import Committed, last_commit
-
-NOW = datetime.now(UTC)
 
 
 def answers(state: State, text: str = "") -> Callable[[Settings], Finding]:
@@ -101,13 +100,14 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finding]:
     return found
 
 
-RUNNING = RunningJob("screen", 4711, NOW - timedelta(hours=3), "http://127.0.0.1:1/metrics")
+RUNNING = RunningJob("screen", 4711, datetime(2026, 11, 1, tzinfo=UTC), "http://127.0.0.1:1/metrics")
 LIVELY = health_checks._Measured(rows_per_second=812, silent=timedelta(seconds=2), rules_refused=False)
 SECONDS, HOURS = timedelta(seconds=3), timedelta(hours=2)
 
 
 def test_a_job_that_runs_is_ok_with_its_rate_and_what_waits(traces: Callable[..., Finding]) -> None:
-    found = traces(job=RUNNING, committed_ago=SECONDS, waiting=1200, measured=LIVELY)
+    running = replace(RUNNING, started_at=datetime.now(UTC) - timedelta(hours=3, minutes=1))
+    found = traces(job=running, committed_ago=SECONDS, waiting=1200, measured=LIVELY)
 
     assert found.state is State.OK
     assert found.text == "runs for 3 h (process 4711), last micro-batch 3 s ago, 1,200 messages wait, 812/s"
