@@ -4,14 +4,14 @@ The workers count orders that are alike (one day, the same reasons before and af
 worked out from these counts, so that nothing that grows with the history leaves the workers.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from typing import Any, NamedTuple
 
 import polars as pl
-from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from conf.rules import RULE_NAMES, FraudRules
@@ -21,13 +21,13 @@ from streaming.synthetic_messages import LABEL_HEADER
 
 # What makes orders alike. Reasons and labels are sorted text, joined by commas: those in force, and the candidate's.
 ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label")
-_LOOKED_AT = ("order_id", "user_id", "product_id", "quantity", "amount_numeric", "country", "event_ts")
+_LOOKED_AT = ("event_ts", "order_id", "user_id", "product_id", "quantity", "amount_numeric", "country")
 _EXAMPLE = (*_LOOKED_AT, *(f"evidence_{reason}" for reason in REASONS))
 GROUPS = f"""
     day date, rules_version string, before string, shadow_before string, after string, shadow_after string, label string,
     orders bigint, amount decimal(38,0), examples array<struct<
-        order_id: string, user_id: bigint, product_id: bigint, quantity: bigint, amount_numeric: bigint, country: string,
-        event_ts: timestamp, {", ".join(f"evidence_{reason}: string" for reason in REASONS)}>>
+        event_ts: timestamp, order_id: string, user_id: bigint, product_id: bigint, quantity: bigint, amount_numeric: bigint,
+        country: string, {", ".join(f"evidence_{reason}: string" for reason in REASONS)}>>
 """
 BECOMES, STOPS, STAYS, SHADOW = "becomes Fraud", "stops being Fraud", "stays Fraud", "in shadow"
 
@@ -91,7 +91,7 @@ class Example:
     Attributes:
         rule: the reason.
         kind: BECOMES, STOPS, STAYS or SHADOW.
-        order: order_id, user_id, product_id, quantity, amount_numeric, country, event_ts.
+        order: event_ts, order_id, user_id, product_id, quantity, amount_numeric, country.
         evidence: the candidate's, as JSON; None for a reason that it does not give.
     """
 
@@ -190,12 +190,14 @@ def _counting(time_zone: str, period: Period, examples: int) -> Fold:
 
 def backtest(groups: DataFrame, examples: int) -> Backtest:
     """Bring the counts together, of GROUPS to numbers. `examples` is the most shown of each rule and kind."""
-    groups = groups.persist()
-    try:
-        counted = groups.groupBy(*ALIKE).agg(F.sum("orders").alias("orders"), F.sum("amount").alias("amount"))
-        return figures([_alike(row) for row in counted.collect()], _examples(groups, examples))
-    finally:
-        groups.unpersist()
+    earliest = F.array_sort(F.flatten(F.collect_list("examples")))  # by its first fields: event_ts, order_id
+    rows = (
+        groups.groupBy(*ALIKE)
+        .agg(F.sum("orders").alias("orders"), F.sum("amount").alias("amount"), F.slice(earliest, 1, examples).alias("examples"))
+        .collect()
+    )
+    alike = [_alike(row) for row in rows]
+    return figures(alike, _examples(zip(alike, [row["examples"] for row in rows], strict=True), examples))
 
 
 def _alike(row: Row) -> Alike:
@@ -207,21 +209,23 @@ def _set(joined: str) -> frozenset[str]:
     return frozenset(filter(None, joined.split(",")))
 
 
-def _examples(groups: DataFrame, count: int) -> list[Example]:
-    was_fraud, is_fraud = F.col("before") != "", F.col("after") != ""
-    enforced = F.when(~was_fraud, BECOMES).when(~is_fraud, STOPS).otherwise(STAYS)
-    reasons = F.when(is_fraud, F.col("after")).otherwise(F.col("before"))
-    of_each = [_of_each(groups, enforced, reasons), _of_each(groups, F.lit(SHADOW), F.col("shadow_after"))]
-    earliest = Window.partitionBy("rule", "kind").orderBy("order.event_ts", "order.order_id")
-    every = of_each[0].unionAll(of_each[1]).withColumn("place", F.row_number().over(earliest))
-    rows = every.where(F.col("place") <= count).orderBy("rule", "kind", "place").collect()
-    return [_example(row["rule"], row["kind"], row["order"].asDict()) for row in rows]
+def _examples(orders_of: Iterable[tuple[Alike, Sequence[Row]]], count: int) -> list[Example]:
+    """The earliest `count` orders of each rule and kind, by rule and kind."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for alike, orders in orders_of:
+        for rule_and_kind in _shown_for(alike):
+            found[rule_and_kind] += orders
+    return [
+        _example(rule, kind, order.asDict())
+        for (rule, kind), orders in sorted(found.items())
+        for order in sorted(orders)[:count]
+    ]
 
 
-def _of_each(groups: DataFrame, kind: Column, reasons: Column) -> DataFrame:
-    """`kind`, `rule`, `order`: one row a reason of each example."""
-    concerned = groups.select(kind.alias("kind"), F.explode(F.split(reasons, ",")).alias("rule"), "examples")
-    return concerned.where(F.col("rule") != "").select("kind", "rule", F.explode("examples").alias("order"))
+def _shown_for(alike: Alike) -> list[tuple[str, str]]:
+    """The rules, and the kinds, that orders which are alike are examples of."""
+    kind = BECOMES if _becomes_fraud(alike) else STOPS if _stops_being_fraud(alike) else STAYS
+    return [(rule, kind) for rule in alike.after or alike.before] + [(rule, SHADOW) for rule in alike.shadow_after]
 
 
 def _example(rule: str, kind: str, order: dict[str, Any]) -> Example:

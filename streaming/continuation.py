@@ -6,7 +6,7 @@ table. Both are known by the ids that Kafka and Delta gave them, since a name ma
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyspark.sql import SparkSession
 
@@ -14,6 +14,7 @@ from conf.errors import LakehouseError
 from conf.settings import Settings
 from streaming.kafka import TopicReader, librdkafka_config, topic_id
 from streaming.lakehouse import BRONZE_ORDERS, Table, appends, bronze_ends, bronze_orders, table_id
+from streaming.small_files import Folder
 
 _FROM_THE_FIRST = -2  # Spark's word for the first offset that Kafka has
 
@@ -38,49 +39,29 @@ class Checkpoint:
 
     def __init__(self, spark: SparkSession, folder: str) -> None:
         self.folder = folder
-        self._spark = spark
-        self._jvm: Any = spark._jvm
-        self._files = self._path("").getFileSystem(spark._jsc.hadoopConfiguration())
+        self._files = Folder(spark, folder, "FINPRO_CHECKPOINTS")
 
     def planned(self) -> Planned | None:
         """The newest micro-batch, which may not have been written yet; None in a new checkpoint."""
-        names = self._names("offsets")
+        names = self._files.names("offsets")
         if not names:
             return None
         newest = max(int(name) for name in names if name.isdigit())
-        offsets = json.loads(self._read(f"offsets/{newest}").splitlines()[-1])
+        offsets = json.loads(self._files.read(f"offsets/{newest}").splitlines()[-1])
         (partitions,) = offsets.values()
         return Planned(newest, {int(partition): end for partition, end in partitions.items()})
 
     def query_id(self) -> str:
         """The id of the query that it was made by."""
-        return str(json.loads(self._read("metadata"))["id"])
+        return str(json.loads(self._files.read("metadata"))["id"])
 
     def origin(self) -> Origin | None:
         """What it was made for, where that is known."""
-        return Origin(**json.loads(self._read(_ORIGIN))) if self._files.exists(self._path(_ORIGIN)) else None
+        return Origin(**json.loads(self._files.read(_ORIGIN))) if self._files.exists(_ORIGIN) else None
 
     def made_for(self, origin: Origin) -> None:
         """Note what it is made for."""
-        stream = self._files.create(self._path(_ORIGIN), True)
-        stream.write(bytearray(json.dumps(asdict(origin)).encode()))
-        stream.close()
-
-    def _names(self, folder: str) -> list[str]:
-        path = self._path(folder)
-        if not self._files.exists(path):
-            return []
-        return [status.getPath().getName() for status in self._files.listStatus(path)]
-
-    def _read(self, name: str) -> str:
-        stream = self._files.open(self._path(name))
-        try:
-            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
-        finally:
-            stream.close()
-
-    def _path(self, name: str) -> Any:
-        return self._jvm.org.apache.hadoop.fs.Path(f"{self.folder.rstrip('/')}/{name}".rstrip("/"))
+        self._files.write(_ORIGIN, json.dumps(asdict(origin)))
 
 
 _ORIGIN = "made_for.json"

@@ -7,14 +7,13 @@ can give it again.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from py4j.protocol import Py4JError
 from pydantic import TypeAdapter, ValidationError
 from pyspark.sql import SparkSession
 
-from conf.errors import LakehouseError, RulesError
+from conf.errors import RulesError
 from conf.rules import FraudRules
+from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ.json"  # sorts by time
 
@@ -63,10 +62,11 @@ def record(spark: SparkSession, lakehouse: str, rules: FraudRules, since: dateti
         RulesError: the version was used before for other rules.
         LakehouseError: the lakehouse cannot be read or written.
     """
-    before = rules_in_force(spark, lakehouse)
+    folder = _folder(spark, lakehouse)
+    before = _recorded(folder)
     after = with_rules(before, rules, since)
     for entry in after[len(before) :]:
-        _create(spark, f"{_folder(lakehouse)}/{entry.since.strftime(_NAME)}", _one.dump_json(entry, indent=2))
+        folder.write(entry.since.strftime(_NAME), _one.dump_json(entry, indent=2).decode())
     return after
 
 
@@ -98,11 +98,16 @@ def rules_in_force(spark: SparkSession, lakehouse: str) -> list[RulesInForce]:
         RulesError: what was recorded cannot be read as rules.
         LakehouseError: the lakehouse cannot be read.
     """
-    return sorted((_parsed(name, text) for name, text in _files(spark, _folder(lakehouse))), key=_since)
+    return _recorded(_folder(spark, lakehouse))
 
 
-def _folder(lakehouse: str) -> str:
-    return f"{lakehouse.rstrip('/')}/rules"
+def _folder(spark: SparkSession, lakehouse: str) -> Folder:
+    return Folder(spark, f"{lakehouse.rstrip('/')}/rules", "FINPRO_LAKEHOUSE")
+
+
+def _recorded(folder: Folder) -> list[RulesInForce]:
+    names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
+    return sorted((_parsed(f"{folder.path}/{name}", folder.read(name)) for name in names), key=_since)
 
 
 def _parsed(name: str, text: str) -> RulesInForce:
@@ -110,57 +115,3 @@ def _parsed(name: str, text: str) -> RulesInForce:
         return _one.validate_json(text)
     except ValidationError as error:
         raise RulesError(f"{name} does not hold rules that were once in force: restore it from a copy.\n{error}") from error
-
-
-def _files(spark: SparkSession, folder: str) -> list[tuple[str, str]]:
-    """Name and text of each file of a change."""
-    jvm, path = _jvm(spark), _path(spark, folder)
-    try:
-        file_system = path.getFileSystem(spark._jsc.hadoopConfiguration())
-        if not file_system.exists(path):
-            return []
-        found = [status.getPath() for status in file_system.listStatus(path)]
-        changes = [file for file in found if file.getName().endswith(".json") and not file.getName().startswith(".")]
-        return [(file.toString(), _read(jvm, file_system, file)) for file in changes]
-    except Py4JError as error:
-        raise _unusable(folder, "read", error) from error
-
-
-def _read(jvm: Any, file_system: Any, file: Any) -> str:
-    stream = file_system.open(file)
-    try:
-        return str(jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
-    finally:
-        stream.close()
-
-
-def _create(spark: SparkSession, name: str, contents: bytes) -> None:
-    """Write a file under another name and rename it: it is there whole, or not at all."""
-    target = _path(spark, name)
-    unfinished = _path(spark, f"{name}.unfinished")
-    try:
-        file_system = target.getFileSystem(spark._jsc.hadoopConfiguration())
-        stream = file_system.create(unfinished, True)
-        try:
-            stream.write(bytearray(contents))
-        finally:
-            stream.close()
-        renamed = file_system.rename(unfinished, target)
-    except Py4JError as error:
-        raise _unusable(name, "written", error) from error
-    if not renamed:
-        raise LakehouseError(f"{name} cannot be written: is FINPRO_LAKEHOUSE right, and is this user allowed there?")
-
-
-def _jvm(spark: SparkSession) -> Any:
-    return spark._jvm
-
-
-def _path(spark: SparkSession, name: str) -> Any:
-    return _jvm(spark).org.apache.hadoop.fs.Path(name)
-
-
-def _unusable(name: str, verb: str, error: Py4JError) -> LakehouseError:
-    java = getattr(error, "java_exception", None)
-    why = java.toString() if java else error
-    return LakehouseError(f"{name} cannot be {verb}: is FINPRO_LAKEHOUSE right, and is this user allowed there?\n({why})")
