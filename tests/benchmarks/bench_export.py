@@ -24,7 +24,7 @@ from tests.benchmarks.export_peers import PEERS
 from tests.benchmarks.measure import BenchmarkError, Usage, finish, running
 
 ROWS = 10_000_000
-FULL, PROFILE = "finpro", "its profile alone"
+FULL, ONE_TASK, PROFILE = "finpro", "finpro, one task at a time", "its profile alone"
 NOTHING, ONE, SOME = "finpro, nothing changed", "finpro, one order changed", "finpro, 1% changed"
 _TIMEOUT_SECONDS = 900
 _FINPRO = [str(Path(sys.executable).parent / "finpro"), "export"]
@@ -72,6 +72,7 @@ def measure(stage: Stage, rows: int = ROWS, repeat: int = 1) -> list[ExportRun]:
     for attempt in range(repeat):
         runs += [_peer(stage, name) for name in PEERS]
         runs.append(_finpro(stage, FULL, f"full-{attempt}", "--full"))
+    runs.append(_finpro(stage, ONE_TASK, "one-task", "--full", "--master", "local[1]"))
     if any(run.rows != rows for run in runs):
         raise BenchmarkError(f"not every run exported {rows:,} rows: {runs}")
     runs.append(_profile(stage))
@@ -138,6 +139,8 @@ def show(console: Console, runs: Sequence[ExportRun]) -> None:
         f" {last[ONE].seconds:.1f} s of a run with one change: start-up, a worker, the profile of the table. Above those, a"
         f" full run exports {last[FULL].rows / above[FULL]:,.0f} rows/s."
     )
+    faster = (last[ONE_TASK].seconds - last[ONE].seconds) / above[FULL]
+    console.print(f"{os.cpu_count()} tasks at a time export {faster:.2f} times what one does, above the same.")
 
 
 def run(console: Console, *, rows: int = ROWS, repeat: int = 1) -> list[ExportRun]:
