@@ -8,6 +8,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pyspark
 
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
+from jobs.local.class_archive import CLASS_PATH, from_archive
 from jobs.local.jars import spark_jars
 from jobs.local.java import spark_java_home
 from jobs.local.private_files import private_directory
@@ -52,7 +53,9 @@ def spark_submit(
     jars = ",".join(str(jar) for jar in spark_jars())
     command += ["--jars", jars]
     if master.startswith("local"):
-        command += ["--driver-class-path", jars.replace(",", os.pathsep)]
+        # PySpark's own jars first: with them begins the class path that the archive is for.
+        command += ["--driver-class-path", os.pathsep.join([CLASS_PATH, jars.replace(",", os.pathsep)])]
+        command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
         command += ["--executor-memory", memory, "--py-files", str(package())]

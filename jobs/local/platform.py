@@ -16,6 +16,7 @@ from batch.postgres import migrate
 from conf.errors import PlatformError
 from conf.settings import Settings, embedded_env_file, finpro_home, load_settings, variable
 from jobs.local.bigquery import PROJECT, BigQueryEmulator
+from jobs.local.class_archive import archiving
 from jobs.local.gcs import StorageEmulator
 from jobs.local.kafka import KafkaBroker
 from jobs.local.ports import is_free, remembered_ports
@@ -95,7 +96,7 @@ def up() -> Platform:
     Raises:
         PlatformError: something cannot be started; names its log.
     """
-    with _the_home() as home:
+    with _the_home() as home, archiving():
         platform = Platform.at(home)
         for service in platform.services:
             if service.daemon.process() is None:
@@ -115,7 +116,7 @@ def up() -> Platform:
 
 def down() -> list[str]:
     """Stop what runs; returns the names. Data stay. Works when something has died already."""
-    with _the_home() as home:
+    with _the_home() as home, archiving():
         embedded_env_file().unlink(missing_ok=True)
         return [service.daemon.name for service in Platform.at(home).services if service.stop()]
 

@@ -1,0 +1,141 @@
+"""Spark's classes as an archive that every driver on this machine maps into memory, instead of loading them one by one.
+
+A driver loads some 18,000 classes before its first micro-batch: a third of its start. Java's class data sharing keeps them
+read, verified and linked in a file
+(https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html). The file holds for one
+Java and one PySpark: so it lies with that PySpark's Python environment, as compiled modules do, and serves all homes. Java
+itself refuses one whose jars have changed since, and loads the classes as ever: a driver without a fitting archive only
+starts later.
+
+`python -m jobs.local.class_archive LIST...` makes conf/spark_classes.txt anew of what drivers have loaded: for a new PySpark,
+run the jobs with JDK_JAVA_OPTIONS=-XX:DumpLoadedClassList=/somewhere/%p.lst, and name those files.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from zipfile import ZipFile
+
+import pyspark
+import typer
+
+from conf.settings import CONF_DIR, finpro_home
+from jobs.local.java import java_home
+from jobs.local.private_files import private_directory
+
+CLASSES = CONF_DIR / "spark_classes.txt"
+_JARS = Path(pyspark.__file__).parent / "jars"
+CLASS_PATH = str(_JARS / "*")
+_JAVA = re.compile(r"(com/sun|java|javax|jdk|sun)/")
+# Made while a JVM runs; or of janino, whose jars are signed and so never archived.
+_NOT_ARCHIVED = re.compile(r"\$Proxy\d|Handler\d|/Generated|\$\$Lambda|LambdaForm\$|janino|codehaus/commons/compiler")
+
+
+def class_archive() -> Path:
+    """Where the archive for this PySpark and this machine's Java lies, or would.
+
+    Raises:
+        PlatformError: there is no Java.
+    """
+    java = java_home()
+    release = java / "release"
+    versions = release.read_bytes() if release.exists() else b""
+    return _folder() / f"{_PREFIX}-{_digest(str(java).encode(), versions)}.jsa"
+
+
+def from_archive() -> list[str]:
+    """What tells a driver's Java to start from the archive; nothing when there is none.
+
+    Raises:
+        PlatformError: there is no Java.
+    """
+    archive = class_archive()
+    # An archive that does not fit is not worth a word to whoever waits for orders.
+    return [f'-XX:SharedArchiveFile="{archive}"', "-Xlog:cds*=error"] if archive.exists() else []
+
+
+@contextmanager
+def archiving() -> Iterator[None]:
+    """Make the archive beside this block, when there is none yet, and wait for it at the block's end: half a minute, once.
+
+    What cannot be made is said, and is no error.
+
+    Raises:
+        PlatformError: there is no Java.
+    """
+    archive = class_archive()
+    draft = archive.with_name(f".{archive.name}.{os.getpid()}")
+    if archive.exists() or not _can_be_written(draft):
+        yield
+        return
+    typer.echo("Archiving Spark's classes, for faster starts (once, half a minute) …", err=True)
+    log = private_directory(finpro_home() / "logs") / "class_archive.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(_dump(draft), stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+    try:
+        yield
+        if process.wait() == 0:
+            draft.replace(archive)
+            _delete_those_of_another_spark(archive.parent)
+        else:
+            typer.echo(f"Spark's classes could not be archived, Spark starts slower: {log}", err=True)
+    finally:
+        process.kill()
+        process.wait()
+        draft.unlink(missing_ok=True)
+
+
+def _can_be_written(draft: Path) -> bool:
+    try:
+        draft.parent.mkdir(exist_ok=True)
+        draft.touch()
+    except OSError as error:
+        typer.echo(f"Spark's classes cannot be archived in {draft.parent} ({error.strerror}): Spark starts slower.", err=True)
+        return False
+    return True
+
+
+def _delete_those_of_another_spark(folder: Path) -> None:
+    for archive in folder.glob("*.jsa"):
+        if not archive.name.startswith(_PREFIX):
+            archive.unlink(missing_ok=True)
+
+
+def _dump(target: Path) -> list[str]:
+    java = str(java_home() / "bin" / "java")
+    return [
+        *(java, "-Xshare:dump", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xlog:cds*=error"),
+        *(f"-XX:SharedClassListFile={CLASSES}", f"-XX:SharedArchiveFile={target}", "-cp", CLASS_PATH),
+    ]
+
+
+def _folder() -> Path:
+    return Path(sys.prefix) / "spark-classes"
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+_PREFIX = f"{pyspark.__version__}-{_digest(CLASSES.read_bytes())}"
+
+
+def class_list(loaded: list[Path]) -> list[str]:
+    """The classes of Java and of PySpark's jars among those that drivers have loaded, as far as an archive can hold them.
+
+    Args:
+        loaded: files as `-XX:DumpLoadedClassList` writes them: a class a line, and lines with # or @ about something else.
+    """
+    lines = {line for path in loaded for line in path.read_text(encoding="utf-8").splitlines()}
+    names = {line.split()[0] for line in lines if line[:1].isalpha()}
+    spark = {name.removesuffix(".class") for jar in _JARS.glob("*.jar") for name in ZipFile(jar).namelist()}
+    return sorted(name for name in names if (name in spark or _JAVA.match(name)) and not _NOT_ARCHIVED.search(name))
+
+
+if __name__ == "__main__":
+    CLASSES.write_text("\n".join(class_list([Path(name) for name in sys.argv[1:]])) + "\n", encoding="utf-8")
