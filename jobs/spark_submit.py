@@ -50,15 +50,14 @@ def spark_submit(
     """
     command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
-    jars = ",".join(str(jar) for jar in spark_jars())
-    command += ["--jars", jars]
+    jars = [str(jar) for jar in spark_jars()]
     if master.startswith("local"):
         # PySpark's own jars first: with them begins the class path that the archive is for.
-        command += ["--driver-class-path", os.pathsep.join([CLASS_PATH, jars.replace(",", os.pathsep)])]
+        command += ["--driver-class-path", os.pathsep.join([CLASS_PATH, *jars])]
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
-        command += ["--executor-memory", memory, "--py-files", str(package())]
+        command += ["--jars", ",".join(jars), "--executor-memory", memory, "--py-files", str(package())]
     for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]

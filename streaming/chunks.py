@@ -42,25 +42,11 @@ class Arrivals(msgspec.Struct, frozen=True):
     dead_letters: bytes
 
 
-class Recent(msgspec.Struct, frozen=True):
-    """A bucket's state: the orders that later ones may still form patterns with.
-
-    Attributes:
-        newest_us: the newest event time read from each partition so far, epoch microseconds.
-        watermark_us: orders older than this came too late to meet all their neighbours.
-        orders: a table of orders with the reasons and evidence given so far.
-    """
-
-    newest_us: dict[int, int]
-    watermark_us: int
-    orders: bytes
-
-
-_Payload = TypeVar("_Payload", Arrivals, Recent)
+_Payload = TypeVar("_Payload", bound=msgspec.Struct)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def pack(payload: Arrivals | Recent) -> bytes:
+def pack(payload: msgspec.Struct) -> bytes:
     """A payload as one binary value."""
     return _encoder.encode(payload)
 

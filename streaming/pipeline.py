@@ -30,7 +30,6 @@ from conf.rules import FraudRules
 from streaming.chunks import (
     Arrivals,
     PartitionRead,
-    Recent,
     bucket_keys,
     pack,
     pack_table,
@@ -48,8 +47,9 @@ from streaming.contract import (
 )
 from streaming.kafka import ORDERS, TopicReader, as_messages
 from streaming.live_rules import RULES_PROPERTY, LiveRules, rules_of_micro_batch
+from streaming.recent import NOTHING_RECENT, Recent, recalled, remembered
 from streaming.rules import REASONS
-from streaming.screening import RECENT_SCHEMA, Frontier, advance, evict, screen
+from streaming.screening import Frontier, advance, oldest_needed, screen
 from streaming.sinks import KafkaSink, announce, store, stored_orders
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
@@ -268,9 +268,6 @@ def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(letters)
 
 
-NOTHING_RECENT = Recent({}, Frontier().watermark_us, b"")
-
-
 class BucketOutcome(NamedTuple):
     """What a bucket makes of a micro-batch: `verdicts` (VERDICT_SCHEMA), `dead_letters`, the next state, and a receipt."""
 
@@ -297,9 +294,9 @@ def screen_arrivals(
     letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
     before = Frontier(recent.newest_us, recent.watermark_us)
     after = advance(before, [read for share in arrivals for read in share.reads], rules.lateness, backlog_offsets)
-    outcome = screen(_recent_orders(recent), orders, rules)
-    remaining = evict(outcome.recent, after.watermark_us, rules.widest_window)
-    kept = pack_table(remaining)
+    outcome = screen(recalled(recent), orders, rules)
+    oldest_us = oldest_needed(after.watermark_us, rules.widest_window)
+    remaining = remembered(recent, after, oldest_us, outcome.recent, outcome.verdicts)
     verdicts = outcome.verdicts
     given, gained, revision = verdicts["given"], verdicts["gained"], verdicts["revision"]
     receipt = Receipt(
@@ -313,18 +310,11 @@ def screen_arrivals(
         duplicates=outcome.duplicates,
         late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
         dead_letters=len(letters) + len(clashes),
-        kept=len(remaining),
-        state_bytes=len(kept),
+        kept=remaining.kept,
+        state_bytes=sum(len(segment.orders) for segment in remaining.segments),
         watermark_us=after.watermark_us,
     )
-    return BucketOutcome(verdicts, letters, Recent(after.newest_us, after.watermark_us, kept), receipt)
-
-
-def _recent_orders(recent: Recent) -> pl.DataFrame:
-    orders = unpack_table(recent.orders, RECENT_SCHEMA)
-    if "shadow" not in orders.columns:  # the checkpoint is from before there were shadow reasons
-        orders = orders.with_columns(shadow=pl.lit(0, pl.UInt8)).select(RECENT_SCHEMA.names())
-    return orders
+    return BucketOutcome(verdicts, letters, remaining, receipt)
 
 
 def _by_reason(gained: pl.Series) -> dict[str, int]:

@@ -48,7 +48,7 @@ def reason_bits(reasons: Iterable[str]) -> int:
     return sum(1 << REASONS.index(reason) for reason in set(reasons))
 
 
-_NEVER_US = -(2**62)  # before every event time, with room to subtract from
+NEVER_US = -(2**62)  # before every event time, with room to subtract from
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Frontier:
     """
 
     newest_us: dict[int, int] = field(default_factory=dict)
-    watermark_us: int = _NEVER_US
+    watermark_us: int = NEVER_US
 
 
 def advance(
@@ -85,9 +85,9 @@ def advance(
     offsets = sum(read.last_offset - read.first_offset + 1 for read in reads)
     has_backlog = backlog_offsets is not None and 2 * offsets >= backlog_offsets
     if has_backlog:  # of a partition that has brought no order yet, nobody knows how far behind it is
-        reached = min((newest.get(read.partition, _NEVER_US) for read in reads), default=_NEVER_US)
+        reached = min((newest.get(read.partition, NEVER_US) for read in reads), default=NEVER_US)
     else:
-        reached = max(newest.values(), default=_NEVER_US)
+        reached = max(newest.values(), default=NEVER_US)
     return Frontier(newest, max(frontier.watermark_us, reached - _microseconds(lateness)))
 
 
@@ -96,7 +96,7 @@ class Screened(NamedTuple):
 
     Attributes:
         verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason or shadow reason.
-        recent: RECENT_SCHEMA; all orders known so far that were not evicted before.
+        recent: RECENT_SCHEMA; all orders known so far that were not forgotten before.
         duplicates: how many arrivals were an order that is already known.
     """
 
@@ -136,10 +136,9 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     return Screened(verdicts, screened, len(recent) + len(arrivals) - len(known))
 
 
-def evict(recent: pl.DataFrame, watermark_us: int, widest_window: timedelta) -> pl.DataFrame:
-    """Drop the orders that no on-time order can form a pattern with any more."""
-    oldest = watermark_us - _microseconds(widest_window)
-    return recent.filter(pl.col("event_ts").to_physical() >= oldest)
+def oldest_needed(watermark_us: int, widest_window: timedelta) -> int:
+    """The event time, epoch microseconds, before which an order can form no pattern with an on-time order any more."""
+    return watermark_us - _microseconds(widest_window)
 
 
 def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame:

@@ -68,8 +68,8 @@ class Outside:
         )
         text = re.sub(r"(?<==)\d{4,5}$|^\d{4,5}$", lambda match: str(self.port(service, match[0])), text)
         text = re.sub(rf"^({self._names})$|0\.0\.0\.0", LOOPBACK, text)
-        text = text.replace("/opt/bigquery", str(ROOT / "jobs" / "local"))
-        return re.sub("/var/lib/|/tmp/", f"{self.home}/", text)
+        text = re.sub("/var/lib/|/tmp/", f"{self.home}/", text)
+        return text.replace("/opt/bigquery", str(ROOT / "jobs" / "local"))  # last: this checkout may lie under /tmp itself
 
     def file(self, service: str, path: Path) -> Path:
         """A configuration file for this machine."""

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.rules import FraudRules
-from streaming.chunks import Arrivals, PartitionRead, Recent, pack_table, unpack_table
+from streaming.chunks import Arrivals, PartitionRead, pack_table
 from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA
-from streaming.pipeline import LATENCY_BOUNDS_SECONDS, NOTHING_RECENT, Receipt, latencies, read_arrivals, screen_arrivals
+from streaming.pipeline import LATENCY_BOUNDS_SECONDS, Receipt, latencies, read_arrivals, screen_arrivals
+from streaming.recent import NOTHING_RECENT, Recent, recalled
 from streaming.rules import REASONS
-from streaming.screening import RECENT_SCHEMA, Frontier, advance, reason_lists
+from streaming.screening import Frontier, advance, reason_lists
 from tests.brute_force import Message, judge
 from tests.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
@@ -296,8 +297,8 @@ def test_a_state_from_before_there_were_shadow_reasons_is_read_as_one_without_an
     for batch in data.draw(micro_batches(case.messages)):
         stream.feed(batch)
         recent = stream.recent[0]
-        before = unpack_table(recent.orders, RECENT_SCHEMA).drop("shadow")
-        stream.recent[0] = Recent(recent.newest_us, recent.watermark_us, pack_table(before))
+        before = recalled(recent).drop("shadow")
+        stream.recent[0] = Recent(recent.newest_us, recent.watermark_us, orders=pack_table(before))
     assert stream.reasons == expected(case)
     assert not any(stream.shadow_reasons.values())
 
@@ -334,5 +335,4 @@ def test_the_state_holds_the_orders_of_lateness_and_the_widest_window_and_no_mor
     start = datetime(2026, 11, 1, tzinfo=UTC)
     for second in range(300):
         stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=second + 1)])
-    kept = len(pl.read_ipc_stream(stream.recent[0].orders))
-    assert kept == 30 + 10 + 1
+    assert stream.recent[0].kept == len(recalled(stream.recent[0])) == 30 + 10 + 1
