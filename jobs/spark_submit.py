@@ -8,7 +8,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pyspark
 
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
-from jobs.local.class_archive import CLASS_PATH, from_archive
+from jobs.local.class_archive import from_archive
 from jobs.local.jars import spark_jars
 from jobs.local.java import spark_java_home
 from jobs.local.private_files import private_directory
@@ -50,14 +50,12 @@ def spark_submit(
     """
     command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
-    jars = [str(jar) for jar in spark_jars()]
     if master.startswith("local"):
-        # PySpark's own jars first: with them begins the class path that the archive is for.
-        command += ["--driver-class-path", os.pathsep.join([CLASS_PATH, *jars])]
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
-        command += ["--jars", ",".join(jars), "--executor-memory", memory, "--py-files", str(package())]
+        command += ["--jars", ",".join(map(str, spark_jars()))]
+        command += ["--executor-memory", memory, "--py-files", str(package())]
     for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
@@ -82,9 +80,10 @@ def cloud_storage_properties(settings: Settings) -> list[str]:
 
 
 def environment(job: str) -> dict[str, str]:
-    """The environment for spark-submit: Java, Python, and where the log goes.
+    """The environment for spark-submit: Java and its class path, Python, and where the log goes.
 
-    The driver runs on this Python; so do the workers, unless PYSPARK_PYTHON names another, as on machines of a cluster.
+    The jars stand behind PySpark's own, where the archive of its classes wants them. The driver runs on this Python; so do
+    the workers, unless PYSPARK_PYTHON names another, as on machines of a cluster.
     """
     log = log_file(job)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,14 +95,20 @@ def environment(job: str) -> dict[str, str]:
         "FINPRO_RULES": str(load_settings().rules),
         "JAVA_HOME": str(spark_java_home()),
         "SPARK_HOME": str(Path(pyspark.__file__).parent),
+        "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, spark_jars()), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_SUBMIT_OPTS": options,
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), *_of_environment("PYTHONPATH")]),
     }
+
+
+def _of_environment(path: str) -> list[str]:
+    """What a variable that lists files or folders holds already."""
+    return [entry for entry in os.environ.get(path, "").split(os.pathsep) if entry]
 
 
 def log_file(job: str) -> Path:

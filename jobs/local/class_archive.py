@@ -25,12 +25,12 @@ import pyspark
 import typer
 
 from conf.settings import CONF_DIR, finpro_home
-from jobs.local.java import java_home
+from jobs.local.java import java_home, spark_java_home
 from jobs.local.private_files import private_directory
+from jobs.local.processes import child_environment
 
 CLASSES = CONF_DIR / "spark_classes.txt"
-_JARS = Path(pyspark.__file__).parent / "jars"
-CLASS_PATH = str(_JARS / "*")
+_SPARK = Path(pyspark.__file__).parent
 _JAVA = re.compile(r"(com/sun|java|javax|jdk|sun)/")
 # Made while a JVM runs; or of janino, whose jars are signed and so never archived.
 _NOT_ARCHIVED = re.compile(r"\$Proxy\d|Handler\d|/Generated|\$\$Lambda|LambdaForm\$|janino|codehaus/commons/compiler")
@@ -76,7 +76,8 @@ def archiving() -> Iterator[None]:
     typer.echo("Archiving Spark's classes, for faster starts (once, half a minute) …", err=True)
     log = private_directory(finpro_home() / "logs") / "class_archive.log"
     with log.open("wb") as said:
-        process = subprocess.Popen(_dump(draft), stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+        command, environment = _dump(draft)
+        process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=environment)
     try:
         yield
         if process.wait() == 0:
@@ -106,12 +107,13 @@ def _delete_those_of_another_spark(folder: Path) -> None:
             archive.unlink(missing_ok=True)
 
 
-def _dump(target: Path) -> list[str]:
-    java = str(java_home() / "bin" / "java")
-    return [
-        *(java, "-Xshare:dump", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xlog:cds*=error"),
-        *(f"-XX:SharedClassListFile={CLASSES}", f"-XX:SharedArchiveFile={target}", "-cp", CLASS_PATH),
-    ]
+def _dump(target: Path) -> tuple[list[str], dict[str, str]]:
+    """The command that makes the archive, and its environment: spark-submit's own, so that the class path is a driver's."""
+    options = "-Xshare:dump -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xlog:cds*=error"
+    files = f'-XX:SharedClassListFile="{CLASSES}" -XX:SharedArchiveFile="{target}"'
+    command = [str(_SPARK / "bin" / "spark-submit"), "--version"]
+    java = {"JAVA_HOME": str(spark_java_home()), "SPARK_SUBMIT_OPTS": f"{options} {files}"}
+    return command, child_environment() | java
 
 
 def _folder() -> Path:
@@ -133,7 +135,7 @@ def class_list(loaded: list[Path]) -> list[str]:
     """
     lines = {line for path in loaded for line in path.read_text(encoding="utf-8").splitlines()}
     names = {line.split()[0] for line in lines if line[:1].isalpha()}
-    spark = {name.removesuffix(".class") for jar in _JARS.glob("*.jar") for name in ZipFile(jar).namelist()}
+    spark = {name.removesuffix(".class") for jar in (_SPARK / "jars").glob("*.jar") for name in ZipFile(jar).namelist()}
     return sorted(name for name in names if (name in spark or _JAVA.match(name)) and not _NOT_ARCHIVED.search(name))
 
 

@@ -26,7 +26,8 @@ def test_a_driver_maps_sparks_classes_from_the_archive(tmp_path: Path) -> None:
 
 
 def test_an_archive_of_another_class_path_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.spark_submit.CLASS_PATH", str(tmp_path))
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
 
     loaded = loaded_by_a_driver(tmp_path / "log")
 
