@@ -1,23 +1,23 @@
 """Spark's classes as an archive that every driver on this machine maps into memory, instead of loading them one by one.
 
 A driver loads some 18,000 classes before its first micro-batch: a third of its start. Java's class data sharing keeps them
-read, verified and linked in a file
-(https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html). The file holds for one
-Java and one PySpark: so it lies with that PySpark's Python environment, as compiled modules do, and serves all homes. Java
-itself refuses one whose jars have changed since, and loads the classes as ever: a driver without a fitting archive only
-starts later.
+read, verified and linked in a file (https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html).
+
+The file holds for one Java and one PySpark: so it lies with that PySpark's Python environment, as compiled modules do, and
+serves all homes. Java itself refuses one whose jars have changed since, and loads the classes as ever: a driver without a
+fitting archive only starts later.
 
 `python -m jobs.local.class_archive LIST...` makes conf/spark_classes.txt anew of what drivers have loaded: for a new PySpark,
 run the jobs with JDK_JAVA_OPTIONS=-XX:DumpLoadedClassList=/somewhere/%p.lst, and name those files.
 """
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -26,10 +26,11 @@ import typer
 
 from conf.settings import CONF_DIR, finpro_home
 from jobs.local.java import java_home, spark_java_home
-from jobs.local.private_files import private_directory
+from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.local.processes import child_environment
 
 CLASSES = CONF_DIR / "spark_classes.txt"
+_LOCK = "lock"
 _SPARK = Path(pyspark.__file__).parent
 _JAVA = re.compile(r"(com/sun|java|javax|jdk|sun)/")
 # Made while a JVM runs; or of janino, whose jars are signed and so never archived.
@@ -69,42 +70,47 @@ def archiving() -> Iterator[None]:
         PlatformError: there is no Java.
     """
     archive = class_archive()
-    draft = archive.with_name(f".{archive.name}.{os.getpid()}")
-    if archive.exists() or not _can_be_written(draft):
+    if archive.exists() or not _can_be_written(archive.parent):
         yield
         return
-    typer.echo("Archiving Spark's classes, for faster starts (once, half a minute) …", err=True)
-    log = private_directory(finpro_home() / "logs") / "class_archive.log"
-    with log.open("wb") as said:
-        command, environment = _dump(draft)
-        process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=environment)
-    try:
-        yield
-        if process.wait() == 0:
-            draft.replace(archive)
-            _delete_those_of_another_spark(archive.parent)
-        else:
-            typer.echo(f"Spark's classes could not be archived, Spark starts slower: {log}", err=True)
-    finally:
-        process.kill()
-        process.wait()
-        draft.unlink(missing_ok=True)
+    waiting = partial(typer.echo, "Another finpro is archiving Spark's classes: waiting for it …", err=True)
+    with exclusive_lock(archive.parent / _LOCK, on_wait=waiting):
+        if archive.exists():
+            yield
+            return
+        typer.echo("Archiving Spark's classes, for faster starts (once, half a minute) …", err=True)
+        draft = archive.with_suffix(".draft")  # what was killed has left one: Java replaces it
+        log = private_directory(finpro_home() / "logs") / "class_archive.log"
+        with log.open("wb") as said:
+            command, environment = _dump(draft)
+            process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=environment)
+        try:
+            yield
+            if process.wait() == 0:
+                draft.replace(archive)
+                _delete_those_of_another_spark(archive.parent)
+            else:
+                typer.echo(f"Spark's classes could not be archived, Spark starts slower: {log}", err=True)
+        finally:
+            process.kill()
+            process.wait()
+            draft.unlink(missing_ok=True)
 
 
-def _can_be_written(draft: Path) -> bool:
+def _can_be_written(folder: Path) -> bool:
     try:
-        draft.parent.mkdir(exist_ok=True)
-        draft.touch()
+        folder.mkdir(exist_ok=True)
+        (folder / _LOCK).touch()
     except OSError as error:
-        typer.echo(f"Spark's classes cannot be archived in {draft.parent} ({error.strerror}): Spark starts slower.", err=True)
+        typer.echo(f"Spark's classes cannot be archived in {folder} ({error.strerror}): Spark starts slower.", err=True)
         return False
     return True
 
 
 def _delete_those_of_another_spark(folder: Path) -> None:
-    for archive in folder.glob("*.jsa"):
-        if not archive.name.startswith(_PREFIX):
-            archive.unlink(missing_ok=True)
+    for file in folder.glob("*-*"):
+        if not file.name.startswith(_PREFIX):
+            file.unlink(missing_ok=True)
 
 
 def _dump(target: Path) -> tuple[list[str], dict[str, str]]:

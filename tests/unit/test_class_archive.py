@@ -65,4 +65,22 @@ def test_a_block_that_fails_ends_the_making(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the port"), archiving():
         raise OSError("the port is in use")
 
-    assert list((tmp_path / "spark-classes").iterdir()) == []
+    assert list((tmp_path / "spark-classes").glob("*.draft")) == []
+
+
+def test_archives_of_another_spark_go_when_one_is_made_and_those_of_another_java_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = class_archive.class_archive()
+    archive.parent.mkdir()
+    of_another_java = archive.with_name(archive.name.replace(archive.stem[-12:], "another-java"))
+    of_another_spark = archive.with_name("4.0.0-" + archive.name)
+    of_another_java.touch()
+    of_another_spark.touch()
+    monkeypatch.setattr(class_archive, "_dump", lambda draft: (["touch", str(draft)], {}))
+
+    with archiving():
+        pass
+
+    assert {path.name for path in archive.parent.iterdir()} == {archive.name, of_another_java.name, "lock"}
+    assert from_archive()
