@@ -116,7 +116,7 @@ def up() -> Platform:
 
 def down() -> list[str]:
     """Stop what runs; returns the names. Data stay. Works when something has died already."""
-    with _the_home() as home, archiving():
+    with _the_home() as home:
         embedded_env_file().unlink(missing_ok=True)
         return [service.daemon.name for service in Platform.at(home).services if service.stop()]
 

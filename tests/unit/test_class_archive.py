@@ -8,6 +8,7 @@ import pytest
 from conf.settings import finpro_home
 from jobs.local import class_archive
 from jobs.local.class_archive import CLASSES, archiving, class_list, from_archive
+from jobs.local.platform import down
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +85,9 @@ def test_archives_of_another_spark_go_when_one_is_made_and_those_of_another_java
 
     assert {path.name for path in archive.parent.iterdir()} == {archive.name, of_another_java.name, "lock"}
     assert from_archive()
+
+
+def test_stopping_the_platform_makes_no_archive(tmp_path: Path) -> None:
+    assert down() == []
+
+    assert not (tmp_path / "spark-classes").exists()
