@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
-import pyspark
-
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
 from jobs.local.class_archive import from_archive
-from jobs.local.jars import spark_jars
+from jobs.local.jars import spark_home, spark_jars
 from jobs.local.java import spark_java_home
 from jobs.local.private_files import private_directory
 
@@ -48,7 +46,7 @@ def spark_submit(
         SettingsError: a setting cannot be used.
         PlatformError: a jar is missing and cannot be fetched.
     """
-    command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
+    command = [str(spark_home() / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
     if master.startswith("local"):
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
@@ -94,7 +92,7 @@ def environment(job: str) -> dict[str, str]:
         "FINPRO_HOME": str(finpro_home()),
         "FINPRO_RULES": str(load_settings().rules),
         "JAVA_HOME": str(spark_java_home()),
-        "SPARK_HOME": str(Path(pyspark.__file__).parent),
+        "SPARK_HOME": str(spark_home()),
         "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, spark_jars()), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
         "PYSPARK_DRIVER_PYTHON": sys.executable,

@@ -17,21 +17,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
-import pyspark
 import typer
 
 from conf.settings import CONF_DIR, finpro_home
+from jobs.local.jars import spark_home
 from jobs.local.java import java_home, spark_java_home
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.local.processes import child_environment
 
 CLASSES = CONF_DIR / "spark_classes.txt"
 _LOCK = "lock"
-_SPARK = Path(pyspark.__file__).parent
 _JAVA = re.compile(r"(com/sun|java|javax|jdk|sun)/")
 # Made while a JVM runs; or of janino, whose jars are signed and so never archived.
 _NOT_ARCHIVED = re.compile(r"\$Proxy\d|Handler\d|/Generated|\$\$Lambda|LambdaForm\$|janino|codehaus/commons/compiler")
@@ -46,7 +46,7 @@ def class_archive() -> Path:
     java = java_home()
     release = java / "release"
     versions = release.read_bytes() if release.exists() else b""
-    return _folder() / f"{_PREFIX}-{_digest(str(java).encode(), versions)}.jsa"
+    return Path(sys.prefix) / "spark-classes" / f"{_prefix()}-{_digest(str(java).encode(), versions)}.jsa"
 
 
 def from_archive() -> list[str]:
@@ -109,7 +109,7 @@ def _can_be_written(folder: Path) -> bool:
 
 def _delete_those_of_another_spark(folder: Path) -> None:
     for file in folder.glob("*-*"):
-        if not file.name.startswith(_PREFIX):
+        if not file.name.startswith(_prefix()):
             file.unlink(missing_ok=True)
 
 
@@ -117,20 +117,19 @@ def _dump(target: Path) -> tuple[list[str], dict[str, str]]:
     """The command that makes the archive, and its environment: spark-submit's own, so that the class path is a driver's."""
     options = "-Xshare:dump -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xlog:cds*=error"
     files = f'-XX:SharedClassListFile="{CLASSES}" -XX:SharedArchiveFile="{target}"'
-    command = [str(_SPARK / "bin" / "spark-submit"), "--version"]
+    command = [str(spark_home() / "bin" / "spark-submit"), "--version"]
     java = {"JAVA_HOME": str(spark_java_home()), "SPARK_SUBMIT_OPTS": f"{options} {files}"}
     return command, child_environment() | java
 
 
-def _folder() -> Path:
-    return Path(sys.prefix) / "spark-classes"
+@cache
+def _prefix() -> str:
+    """How the names of all archives for this PySpark and this list of classes begin."""
+    return f"{version('pyspark')}-{_digest(CLASSES.read_bytes())}"
 
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-
-
-_PREFIX = f"{pyspark.__version__}-{_digest(CLASSES.read_bytes())}"
 
 
 def class_list(loaded: list[Path]) -> list[str]:
@@ -141,7 +140,7 @@ def class_list(loaded: list[Path]) -> list[str]:
     """
     lines = {line for path in loaded for line in path.read_text(encoding="utf-8").splitlines()}
     names = {line.split()[0] for line in lines if line[:1].isalpha()}
-    spark = {name.removesuffix(".class") for jar in (_SPARK / "jars").glob("*.jar") for name in ZipFile(jar).namelist()}
+    spark = {name.removesuffix(".class") for jar in (spark_home() / "jars").glob("*.jar") for name in ZipFile(jar).namelist()}
     return sorted(name for name in names if (name in spark or _JAVA.match(name)) and not _NOT_ARCHIVED.search(name))
 
 

@@ -48,6 +48,18 @@ def spark_jars() -> list[Path]:
     return _jars("spark")
 
 
+def spark_home() -> Path:
+    """The folder of the installed PySpark, found without importing it, which takes half a second.
+
+    Raises:
+        PlatformError: there is none.
+    """
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or spec.origin is None:
+        raise PlatformError("PySpark is not installed: pip install finpro")
+    return Path(spec.origin).parent
+
+
 def postgres_with_tls() -> Path:
     """A Postgres for Linux on x86-64 that can speak TLS, packed in a jar: for tests.
 
@@ -155,10 +167,9 @@ def _coordinate(artifact: "Artifact") -> str:
 
 def _provided(group: str) -> set[str]:
     """The artifact names that the installed PySpark brings, as far as this group meets them."""
-    spec = importlib.util.find_spec("pyspark")
-    if group != "spark" or spec is None or spec.origin is None:
+    if group != "spark":
         return set()
-    return {re.split(r"-\d", jar.name, maxsplit=1)[0] for jar in (Path(spec.origin).parent / "jars").glob("*.jar")}
+    return {re.split(r"-\d", jar.name, maxsplit=1)[0] for jar in (spark_home() / "jars").glob("*.jar")}
 
 
 if __name__ == "__main__":
