@@ -40,7 +40,7 @@ class FinproSparkOperator(SparkSubmitOperator):
             AirflowException: it failed; with the end of what it said.
             FinproError: it cannot be submitted.
         """
-        self._hook = _Submission(
+        submission = _Submission(
             self.job,
             [argument for argument in self.arguments if argument],
             memory=self.memory,
@@ -48,7 +48,8 @@ class FinproSparkOperator(SparkSubmitOperator):
             conf=self.conf,
             deploy_mode="client",
         )
-        self._hook.submit(env=environment(self.job))
+        self._hook = submission
+        submission.submit(env=environment(self.job, master=submission.master))
 
 
 class _Submission(SparkSubmitHook):
@@ -60,10 +61,13 @@ class _Submission(SparkSubmitHook):
         self._job_arguments = arguments
         self._memory = memory
 
+    @property
+    def master(self) -> str:
+        """The Spark master's URL, as the connection says."""
+        return str(self._connection["master"])
+
     def _build_spark_submit_command(self, application: str) -> list[str]:
         conf = [f"{name}={value}" for name, value in self._conf.items()]
-        command = spark_submit(
-            self._job, self._job_arguments, master=self._connection["master"], memory=self._memory, conf=conf
-        )
-        self.log.info("%s, on %s: %s", Path(command[0]).name, self._connection["master"], " ".join(self._job_arguments))
+        command = spark_submit(self._job, self._job_arguments, master=self.master, memory=self._memory, conf=conf)
+        self.log.info("%s, on %s: %s", Path(command[0]).name, self.master, " ".join(self._job_arguments))
         return command

@@ -452,7 +452,7 @@ def _submit(
     from jobs.spark_submit import environment, spark_submit
 
     command = spark_submit(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
-    os.execve(command[0], command, environment(job))
+    os.execve(command[0], command, environment(job, master=master))
 
 
 def main() -> None:

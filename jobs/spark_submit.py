@@ -48,7 +48,7 @@ def spark_submit(
     """
     command = [str(spark_home() / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
-    if master.startswith("local"):
+    if _is_local(master):
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
@@ -77,14 +77,15 @@ def cloud_storage_properties(settings: Settings) -> list[str]:
     ]
 
 
-def environment(job: str) -> dict[str, str]:
+def environment(job: str, *, master: str) -> dict[str, str]:
     """The environment for spark-submit: Java and its class path, Python, and where the log goes.
 
-    The jars stand behind PySpark's own, where the archive of its classes wants them. The driver runs on this Python; so do
+    A local driver has the jars behind PySpark's own, where the archive of its classes wants them. It runs on this Python; so do
     the workers, unless PYSPARK_PYTHON names another, as on machines of a cluster.
     """
     log = log_file(job)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    jars = spark_jars() if _is_local(master) else []
     options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
     return {
         **os.environ,
@@ -93,7 +94,7 @@ def environment(job: str) -> dict[str, str]:
         "FINPRO_RULES": str(load_settings().rules),
         "JAVA_HOME": str(spark_java_home()),
         "SPARK_HOME": str(spark_home()),
-        "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, spark_jars()), *_of_environment("SPARK_DIST_CLASSPATH")]),
+        "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, jars), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_SUBMIT_OPTS": options,
@@ -102,6 +103,11 @@ def environment(job: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(_ROOT), *_of_environment("PYTHONPATH")]),
     }
+
+
+def _is_local(master: str) -> bool:
+    """Whether driver and workers are this machine's only."""
+    return master.startswith("local")
 
 
 def _of_environment(path: str) -> list[str]:

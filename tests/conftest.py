@@ -104,7 +104,7 @@ def spark_session(platform: Platform) -> Iterator["SparkSession"]:
     from pyspark.sql import SparkSession
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment("tests").items():
+        for name, value in environment("tests", master="local[2,2]").items():
             patch.setenv(name, value)
         _, *options, _ = spark_submit("tests", [], master="local[2,2]", memory="1g", conf=[], delta=True)
         patch.setenv("PYSPARK_SUBMIT_ARGS", shlex.join([*options, "pyspark-shell"]))

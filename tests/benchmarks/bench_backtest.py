@@ -54,7 +54,7 @@ def measure(folder: Path, rows: Sequence[int] = ROWS) -> list[BacktestRun]:
 @contextmanager
 def _spark() -> Iterator[SparkSession]:
     _, *options, _ = spark_submit("benchmark", [], master="local[*]", memory="1g", conf=[], delta=True)
-    os.environ.update(environment("benchmark"), PYSPARK_SUBMIT_ARGS=shlex.join([*options, "pyspark-shell"]))
+    os.environ.update(environment("benchmark", master="local[*]"), PYSPARK_SUBMIT_ARGS=shlex.join([*options, "pyspark-shell"]))
     spark = SparkSession.builder.getOrCreate()
     yield spark
     spark.stop()

@@ -39,7 +39,7 @@ def finpro() -> Contestant:
 def floor() -> Contestant:
     """finpro's own spark-submit line with another job at its end, so that the settings are the same whatever they become."""
     *command, _job = spark_submit("screen_orders", [], master=MASTER, memory=MEMORY, conf=[])
-    return _spark("floor", (*command, str(Path(__file__).with_name("floor.py"))), environment("floor"))
+    return _spark("floor", (*command, str(Path(__file__).with_name("floor.py"))), environment("floor", master=MASTER))
 
 
 def peer() -> Contestant:

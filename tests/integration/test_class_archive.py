@@ -14,7 +14,7 @@ def loaded_by_a_driver(log: Path, *options: str) -> list[str]:
     """What Java says of each class that a driver has loaded, and from where."""
     java = " ".join([f"-Xlog:class+load:file={log}", *options])
     *command, _job = spark_submit("any", [], master="local[2]", memory="512m", conf=[f"spark.driver.extraJavaOptions={java}"])
-    subprocess.run([*command, "--version"], env=environment("any"), check=True)
+    subprocess.run([*command, "--version"], env=environment("any", master="local[2]"), check=True)
     return [line for line in log.read_text().splitlines() if " org.apache.spark." in line and "$$Lambda" not in line]
 
 

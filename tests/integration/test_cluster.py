@@ -140,7 +140,7 @@ def test_an_export_by_plain_spark_submit_with_the_wheel_exports_what_one_process
 ) -> None:
     fill(settings, orders=500)
     python = {"PYSPARK_PYTHON": str(workers_python), "PYSPARK_DRIVER_PYTHON": str(workers_python), "PYTHONPATH": ""}
-    variables = environment("export_raw") | python
+    variables = environment("export_raw", master=cluster.url) | python
     command = [str(Path(variables["SPARK_HOME"], "bin", "spark-submit")), "--master", cluster.url]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--executor-memory", "512m"]
     command += ["--py-files", str(wheel), "--jars", ",".join(map(str, spark_jars()))]

@@ -44,7 +44,7 @@ def test_what_spark_writes_to_gs_comes_back_to_spark_and_arrives_in_bigquery(set
     folder = f"gs://{settings.gcs_bucket}/round trip"
     command = spark_submit("round_trip", [], master="local[2]", memory="1g", conf=[])
 
-    subprocess.run([*command[:-1], str(script), folder], env=environment("round_trip"), check=True)
+    subprocess.run([*command[:-1], str(script), folder], env=environment("round_trip", master="local[2]"), check=True)
 
     table = f"{settings.bigquery_dataset}.round_trip"
     client = bigquery_client(settings)
