@@ -11,6 +11,9 @@ EVERYTHING := $(VENV)/.everything
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
 
+# uv leaves modules as they are, for Python to compile at their first import: at every one where it may not keep the result.
+export UV_COMPILE_BYTECODE := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo airflow test bench lint format wheel lock clean
 
@@ -71,6 +74,7 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt $
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(BIGQUERY_EMULATOR)
 	@$(BIN)/uv pip sync --quiet --python $(BIGQUERY_EMULATOR)/bin/python --require-hashes $(REQUIREMENTS)/bigquery_emulator.txt
+	@$(BIN)/python -m compileall -q batch conf expectations jobs streaming
 	@touch $@
 
 # Airflow on top: three quarters of a gigabyte that the demo does without.

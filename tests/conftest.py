@@ -8,7 +8,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +62,14 @@ def _sweep(homes: Path) -> None:
 
 
 @contextmanager
-def _own_home(homes: Path, name: str) -> Iterator[Path]:
-    home = private_directory(homes / f"{name}{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with exclusive_lock(home / "session.lock", on_wait=_alive):
+def _own_home(homes: Path, name: str, *, swept: bool = False) -> Iterator[Path]:
+    """A home for one block, once what killed sessions left is `swept`; no other session takes a new home for a left one."""
+    with ExitStack() as held:
+        with exclusive_lock(homes / "lock", on_wait=lambda: None):
+            if swept:
+                _sweep(homes)
+            home = private_directory(homes / f"{name}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            held.enter_context(exclusive_lock(home / "session.lock", on_wait=_alive))
         yield home
         shutil.rmtree(home)
 
@@ -73,8 +78,7 @@ def _own_home(homes: Path, name: str) -> Iterator[Path]:
 def home() -> Iterator[Path]:
     """A finpro home for this session: no test sees the developer's platform, `.env` or FINPRO_ variables."""
     homes = private_directory(finpro_home() / "tests")
-    _sweep(homes)
-    with _own_home(homes, "") as home, pytest.MonkeyPatch.context() as patch:
+    with _own_home(homes, "", swept=True) as home, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FINPRO_") or name.endswith("_EMULATOR_HOST")]:
             patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)

@@ -186,7 +186,7 @@ def test_every_host_and_port_that_a_service_is_told_of_is_served(name: str) -> N
 def test_environment_variables_of_ours_are_settings(name: str) -> None:
     environment = SERVICES[name].get("environment", {})
     ours = {key for key in environment if key.startswith("FINPRO_") or key.endswith("_EMULATOR_HOST")}
-    elsewhere = "".join(path.read_text() for path in CONF_DIR.glob("docker/**/*") if path.is_file())
+    elsewhere = "".join(path.read_text() for path in CONF_DIR.glob("docker/**/*") if path.is_file() and path.suffix != ".pyc")
     elsewhere += "".join(path.read_text() for path in (CONF_DIR / "monitoring" / "grafana" / "provisioning").rglob("*.yml"))
 
     assert not {key for key in ours - SETTINGS - {"FINPRO_SPARK_MASTER"} if key not in elsewhere}
