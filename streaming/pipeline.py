@@ -51,6 +51,7 @@ from streaming.recent import NOTHING_RECENT, Recent, recalled, remembered
 from streaming.rules import REASONS
 from streaming.screening import Frontier, advance, oldest_needed, screen
 from streaming.sinks import KafkaSink, announce, store, stored_orders
+from streaming.workers import spare_imports
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
@@ -135,6 +136,7 @@ def screened(messages: DataFrame, screening: Screening, lateness: timedelta) -> 
         .coalesce(screening.buckets)  # a task costs more than a partition
         .mapInArrow(_parse(screening), CHUNK)
         .withWatermark("event_time", f"{lateness // timedelta(milliseconds=1)} milliseconds")
+        .select("bucket", "payload")  # where the column goes on, each task compiles a predicate on the watermark anew
         .groupBy("bucket")
         .applyInPandasWithState(_screen_bucket(screening), RECEIPT, RECENT, "append", GroupStateTimeout.NoTimeout)
     )
@@ -148,6 +150,7 @@ def warm_up(spark: SparkSession, workers: int) -> None:
 
 def _unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """As this is a function of a module, a worker that is to call it imports the module."""
+    spare_imports()
     return batches
 
 
@@ -155,6 +158,7 @@ def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterato
     keys = pa.array(bucket_keys(screening.buckets), pa.int32())
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        spare_imports()
         read = list(batches)  # no more than the query's limit of a micro-batch, and at once: see `clashes_among`
         messages = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
         for batch in messages:
@@ -201,6 +205,7 @@ def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead
 
 def _screen_bucket(screening: Screening) -> Callable[[Any, Iterator[pd.DataFrame], GroupState], Iterator[pd.DataFrame]]:
     def screen_bucket(key: Any, chunks: Iterator[pd.DataFrame], state: GroupState) -> Iterator[pd.DataFrame]:
+        spare_imports()
         arrivals = [unpack(payload, Arrivals) for chunk in chunks for payload in chunk["payload"]]
         recent = unpack(state.get[0], Recent) if state.exists else NOTHING_RECENT
         # The micro-batch's own time, the same on a replay.

@@ -1,0 +1,24 @@
+"""What Spark's Python workers do beside their tasks."""
+
+import subprocess
+import sys
+
+# In a process of its own: what is frozen stays so.
+_WORKER = """
+import gc
+from streaming.pipeline import Screening, _parse
+from streaming.sinks import KafkaSink
+
+imported = len(gc.get_objects())
+list(_parse(Screening(buckets=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {})))(iter([])))
+print(imported, gc.get_freeze_count(), len(gc.get_objects()))
+"""
+
+
+def test_after_its_first_task_a_worker_collects_no_garbage_among_its_imports() -> None:
+    done = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, check=True)
+
+    imported, spared, looked_through = map(int, done.stdout.split())
+    assert imported > 50_000, "the worker has imported pandas, polars and PySpark"
+    assert spared >= imported
+    assert looked_through < imported / 100
