@@ -3,6 +3,7 @@
 Nothing starts for a test that does not ask for `platform` or `settings`.
 """
 
+import logging
 import os
 import shlex
 import shutil
@@ -39,6 +40,11 @@ hypothesis.settings.load_profile("finpro")
 
 bypass_proxies()  # as the finpro command does
 os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported
+
+
+def pytest_unconfigure() -> None:
+    """Airflow, once imported, logs what everyone tells; py4j tells of its end when the output that it goes to is closed."""
+    logging.getLogger("py4j").setLevel(logging.WARNING)
 
 
 class SessionAlive(Exception):
