@@ -5,15 +5,18 @@ not older than the oldest one open at that run's snapshot. So a transaction that
 may come twice, and none is missed.
 """
 
+import logging
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import cast
 
 from google.cloud.storage import Bucket
 from psycopg2.extensions import cursor as Cursor
@@ -24,7 +27,6 @@ from batch.google_cloud import explained, open_bucket
 from batch.manifest import (
     TABLES,
     Column,
-    ExportedFile,
     Manifest,
     TableExport,
     check_run_id,
@@ -32,25 +34,29 @@ from batch.manifest import (
     newest_manifest,
     write_manifest,
 )
-from batch.profile import TableProfile, source_profile
-from batch.slices import Slice, SourceColumn, described, export_slice, folder
+from batch.profile import TableProfile, source_profile, together
+from batch.slices import ExportedSlice, Slice, SourceColumn, described, export_slice, folder, get_ready
 from batch.snapshot import Snapshot, held_snapshot
 from conf.errors import ExportError, FinproError, raised_elsewhere
 from conf.settings import Settings
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
+_FEW_SLICES = 3  # exported before Spark would have started: a second each
 _PROGRESS_SECONDS = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A raw table as the snapshot shows it, and the slices to export."""
+    """A raw table as the snapshot shows it, and the slices to export: of every row, or of what has changed."""
 
     table: str
     key: list[str]
     columns: list[SourceColumn]
     slices: list[Slice]
+    every_row: bool
 
     @property
     def described(self) -> list[Column]:
@@ -75,8 +81,8 @@ def export(
     """Make a run, or find it finished: its manifest. What an attempt at it that died has left is deleted.
 
     Args:
-        start_spark: gives the Spark on which the readers run, as many at a time as it has cores. Called when there is
-            something to read, and Postgres is at work on the profile meanwhile.
+        start_spark: gives the Spark on which the readers run, as many at a time as it has cores. Called when there is much
+            to read.
         settings: of Postgres and the bucket.
         run_id: names the run for good.
         full: export every row, not only what changed since the newest finished run.
@@ -99,10 +105,10 @@ def export(
         since_xid = None if full else _since_xid(newest_manifest(bucket, since), snapshot, columns, say)
         sources = [_source(cursor, table, columns[table], since_xid) for table in TABLES]
         with ThreadPoolExecutor(1, "profile") as beside:
-            profiles = beside.submit(_profiles, cursor, sources)
+            known = beside.submit(_known_to_postgres, cursor, sources)
             write = partial(export_slice, snapshot=snapshot, settings=settings, run_id=run_id)
-            files = _export_slices(start_spark, [part for source in sources for part in source.slices], write, say)
-            tables = [_exported(source, files[source.table], profiles.result()[source.table]) for source in sources]
+            exported = _export_slices(start_spark, [part for source in sources for part in source.slices], write, say)
+            tables = [_exported(source, exported[source.table], known.result()[source.table]) for source in sources]
         _keep_only(bucket, run_id, [file.name for table in tables for file in table.files])
         manifest = Manifest(
             run_id=run_id,
@@ -156,9 +162,10 @@ def _since_xid(
 
 def _source(cursor: Cursor, table: str, columns: list[SourceColumn], since: int | None) -> Source:
     described(table, columns)
+    every_row = since is None
     conditions = _all_rows(cursor, table) if since is None else _changed_rows(cursor, table, since)
-    slices = [Slice(table, number, columns, condition) for number, condition in enumerate(conditions)]
-    return Source(table, _primary_key(cursor, table), columns, slices)
+    slices = [Slice(table, number, columns, condition, profiled=every_row) for number, condition in enumerate(conditions)]
+    return Source(table, _primary_key(cursor, table), columns, slices, every_row)
 
 
 def _primary_key(cursor: Cursor, table: str) -> list[str]:
@@ -201,47 +208,113 @@ def _changed_rows(cursor: Cursor, table: str, since: int) -> list[str]:
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
-def _profiles(cursor: Cursor, sources: Sequence[Source]) -> dict[str, TableProfile]:
-    return {source.table: source_profile(cursor, source.table, source.described) for source in sources}
+def _known_to_postgres(cursor: Cursor, sources: Sequence[Source]) -> dict[str, TableProfile]:
+    """What Postgres says of the whole tables: their profiles, or no more than their rows where these are profiled when read."""
+    return {
+        source.table: TableProfile(_rows(cursor, source.table), {})
+        if source.every_row
+        else source_profile(cursor, source.table, source.described)
+        for source in sources
+    }
+
+
+def _rows(cursor: Cursor, table: str) -> int:
+    cursor.execute(f"select count(*) from {table}")
+    (rows,) = cursor.fetchone() or (0,)
+    return int(rows)
 
 
 def _export_slices(
     start_spark: Callable[[], SparkContext],
     slices: Sequence[Slice],
-    write: Callable[[Slice], ExportedFile | None],
+    write: Callable[[Slice], ExportedSlice],
     say: Callable[[str], None],
-) -> dict[str, list[ExportedFile]]:
-    """One task a slice; of each table the files that were written, each by the attempt that succeeded."""
-    files: dict[str, list[ExportedFile]] = {table: [] for table in TABLES}
-    if not slices:
-        return files
-    spark = start_spark()
-    rows = spark.accumulator(0)
+) -> dict[str, list[ExportedSlice]]:
+    """Of each table what became of its slices, each by the attempt that succeeded.
 
-    def task(part: Slice) -> tuple[str, ExportedFile | None]:
-        file = write(part)
-        rows.add(file.rows if file else 0)
-        return part.table, file
+    A slice is a task of Spark. But until Spark has started this process exports slices too; when there are few, it is done
+    sooner than that. What fails here is left to Spark, which tries again.
+    """
+    waiting, exported, rows = deque(slices), list[ExportedSlice](), _Rows()
+    has_started = threading.Event()
+
+    def export_here() -> None:
+        while not has_started.is_set() and (part := _next(waiting)):
+            try:
+                exported.append(write(part))
+                rows.here += _rows_in(exported[-1])
+            except Exception as error:
+                _log.warning("slice %d of %s is left to Spark, which tries again: %s", part.number, part.table, error)
+                waiting.append(part)
+                return
+
+    with _progress(rows, say), ThreadPoolExecutor(1, "until Spark has started") as beside:
+        here = beside.submit(export_here)
+        if len(slices) <= _FEW_SLICES:
+            here.result()
+        if waiting:
+            spark = start_spark()
+            rows.in_tasks = spark.accumulator(0)
+            spark.parallelize(range(spark.defaultParallelism), spark.defaultParallelism).foreach(get_ready)
+            has_started.set()
+            exported += _export_in_tasks(spark, waiting, write, rows.in_tasks)
+            here.result()
+            exported += _export_in_tasks(spark, waiting, write, rows.in_tasks)
+    by_table: dict[str, list[ExportedSlice]] = {table: [] for table in TABLES}
+    for done in exported:
+        by_table[done.table].append(done)
+    return by_table
+
+
+def _export_in_tasks(
+    spark: SparkContext, waiting: deque[Slice], write: Callable[[Slice], ExportedSlice], rows: Accumulator[int]
+) -> list[ExportedSlice]:
+    """Export all that waits, one task a slice."""
+    slices = [part for _ in range(len(waiting)) if (part := _next(waiting))]
+
+    def task(part: Slice) -> ExportedSlice:
+        done = write(part)
+        rows.add(_rows_in(done))
+        return done
 
     try:
-        with _progress(rows, say):
-            written = spark.parallelize(slices, len(slices)).map(task).collect()
+        return spark.parallelize(slices, len(slices)).map(task).collect() if slices else []
     except PySparkException as error:
         raise _cause(error) from error
-    for table, file in written:
-        if file:
-            files[table].append(file)
-    return files
+
+
+def _next(waiting: deque[Slice]) -> Slice | None:
+    """Take one; None when none is left, which another thread may have seen to a moment ago."""
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
+
+
+def _rows_in(done: ExportedSlice) -> int:
+    return done.file.rows if done.file else 0
+
+
+class _Rows:
+    """The rows exported so far, by this process and in tasks."""
+
+    def __init__(self) -> None:
+        self.here, self.in_tasks = 0, cast("Accumulator[int] | None", None)
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.here + (self.in_tasks.value if self.in_tasks else 0)
 
 
 @contextmanager
-def _progress(rows: Accumulator[int], say: Callable[[str], None]) -> Iterator[None]:
+def _progress(rows: _Rows, say: Callable[[str], None]) -> Iterator[None]:
     """Tell of the rows exported so far, every few seconds."""
     began, done = time.monotonic(), threading.Event()
 
     def watch() -> None:
         while not done.wait(_PROGRESS_SECONDS):
-            say(f"{rows.value:,} rows, {rows.value / (time.monotonic() - began):,.0f} rows/s")
+            say(f"{rows.total:,} rows, {rows.total / (time.monotonic() - began):,.0f} rows/s")
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
@@ -270,13 +343,26 @@ def _keep_only(bucket: Bucket, run_id: str, names: Sequence[str]) -> None:
                 blob.delete()
 
 
-def _exported(source: Source, files: Sequence[ExportedFile], profile: TableProfile) -> TableExport:
+def _exported(source: Source, slices: Sequence[ExportedSlice], known: TableProfile) -> TableExport:
+    files = sorted((part.file for part in slices if part.file), key=lambda file: file.name)
+    profile = _of_all_rows(source, slices, known) if source.every_row else known
     return TableExport(
         table=source.table,
         key=source.key,
         columns=source.described,
-        files=sorted(files, key=lambda file: file.name),
+        files=files,
         rows=sum(file.rows for file in files),
         source_rows=profile.rows,
         source_profile=profile.columns,
     )
+
+
+def _of_all_rows(source: Source, slices: Sequence[ExportedSlice], known: TableProfile) -> TableProfile:
+    """The profile of a table from those of its slices, which together must have been given every row."""
+    profile = together([part.profile for part in slices if part.profile])
+    if profile.rows != known.rows:
+        raise ExportError(
+            f"{source.table} has {known.rows:,} rows in the snapshot, of which {profile.rows:,} were read: the run counts for"
+            " nothing. Export again; if that happens again, it is a defect of finpro."
+        )
+    return profile

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from adbc_driver_postgresql.dbapi import Cursor
 from google.cloud.storage import Bucket
 
 from batch.google_cloud import explained, storage_client
 from batch.manifest import Column, ExportedFile
+from batch.profile import TEXTS, RowsRead, TableProfile, row_hash
 from batch.snapshot import Snapshot, reader
 from conf.errors import ExportError
 from conf.settings import Settings
@@ -60,23 +62,42 @@ class SourceColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of a table: those for which `condition` (SQL) holds. Slices of a table share no row."""
+    """Some rows of a table: those for which `condition` (SQL) holds. Slices of a table share no row.
+
+    A slice that is `profiled` also brings the profile of its rows.
+    """
 
     table: str
     number: int
     columns: Sequence[SourceColumn]
     condition: str
+    profiled: bool = False
 
     @property
     def query(self) -> str:
-        """What reads the rows."""
-        expressions = ", ".join(_selected(f'"{column.name}"', column.type) for column in self.columns)
-        return f"select {expressions} from {self.table} where {self.condition}"
+        """What reads the rows, and for their profile the hash of each."""
+        expressions = [_selected(f'"{column.name}"', column.type) for column in self.columns]
+        hashed = row_hash(self.described) if self.profiled else None
+        expressions += [f'{hashed} as "{TEXTS}"'] if hashed else []
+        return f"select {', '.join(expressions)} from {self.table} where {self.condition}"
+
+    @property
+    def described(self) -> list[Column]:
+        """The columns as BigQuery is to have them."""
+        return described(self.table, self.columns)
 
     @property
     def schema(self) -> pa.Schema:
         """Of the Parquet file."""
         return pa.schema([(column.name, _TYPES[column.type].arrow) for column in self.columns])
+
+
+class ExportedSlice(NamedTuple):
+    """What a task made of a slice: a file, where there was a row, and the profile of the rows, where it was asked for."""
+
+    table: str
+    file: ExportedFile | None
+    profile: TableProfile | None
 
 
 def described(table: str, columns: Sequence[SourceColumn]) -> list[Column]:
@@ -96,8 +117,12 @@ def folder(table: str, run_id: str) -> str:
     return f"raw/{table}/{run_id}/"
 
 
-def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: str) -> ExportedFile | None:
-    """Write a slice's rows of the snapshot to one new Parquet object; None when there is no row.
+def get_ready(_task: int) -> None:
+    """For a first task of each worker: it has started, and has imported this module."""
+
+
+def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: str) -> ExportedSlice:
+    """Write a slice's rows of the snapshot to one new Parquet object, if there is a row.
 
     Each attempt makes an object of its own name, so one that comes late, of a task or a run believed dead, replaces nothing.
 
@@ -106,11 +131,24 @@ def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: st
         GoogleCloudError: Cloud Storage refuses or does not answer.
     """
     name = f"{folder(part.table, run_id)}part-{part.number:05d}-{uuid.uuid4().hex[:12]}.parquet"
+    rows_read = RowsRead(part.described) if part.profiled else None
     with explained(settings), reader(snapshot) as cursor:
         cursor.execute(part.query)
-        batches = (batch.cast(part.schema) for batch in cursor.fetch_record_batch() if batch.num_rows)
         bucket = storage_client(settings).bucket(settings.require("gcs_bucket"))
-        return _write(batches, bucket, name, part.schema)
+        file = _write(_read(cursor, part.schema, rows_read), bucket, name, part.schema)
+    return ExportedSlice(part.table, file, rows_read.profile if rows_read else None)
+
+
+def _read(cursor: Cursor, schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
+    """The batches of a slice, each of some rows, as they are to be written."""
+    for batch in cursor.fetch_record_batch():
+        if not batch.num_rows:
+            continue
+        rows = batch.select(schema.names).cast(schema)
+        if rows_read:
+            hashes = {TEXTS: batch.column(TEXTS)} if TEXTS in batch.schema.names else {}
+            rows_read.add(pa.RecordBatch.from_pydict({**dict(zip(schema.names, rows.columns, strict=True)), **hashes}))
+        yield rows
 
 
 def _write(batches: Iterator[pa.RecordBatch], bucket: Bucket, name: str, schema: pa.Schema) -> ExportedFile | None:

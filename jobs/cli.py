@@ -283,18 +283,14 @@ def export_raw(
     conf: Conf = None,
 ) -> None:
     """Export the raw tables: Postgres, one snapshot, to Parquet files in Cloud Storage; a finished run is left as it is."""
-    from batch.manifest import find_manifest
-    from jobs.export_raw import check, summary
+    from jobs import export_raw as job
+    from jobs.spark_submit import become_driver
 
-    bucket = check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
-    finished = find_manifest(bucket, run_id) if run_id else None
-    if finished:
-        typer.echo(summary(finished))
-        return
     arguments = ["--full"] if full else []
     arguments += ["--since", since.isoformat()] if since else []
     arguments += ["--run-id", run_id] if run_id else []
-    _submit("export_raw", arguments, master, memory, conf)
+    become_driver("export_raw", master=master, memory=memory, conf=conf or [])
+    job.main(arguments)
 
 
 @app.command()

@@ -2,29 +2,28 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 
-from google.cloud.storage import Bucket
 from pyspark import SparkContext
-from pyspark.sql import SparkSession
 
 from batch.export import export, new_run_id
-from batch.google_cloud import open_bucket
-from batch.manifest import TABLES, Manifest
-from batch.postgres import connect, explained
+from batch.manifest import Manifest
 from conf.errors import FinproError
-from conf.settings import Settings, load_settings
+from conf.settings import load_settings
 
 
-def arguments() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--run-id", default=new_run_id(datetime.now(UTC)), help="name of the run, for good; by default the time"
     )
     parser.add_argument("--full", action="store_true", help="export every row, not only what changed since the run before")
     parser.add_argument("--since", type=moment, help="export again what has changed since then, ISO 8601")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def moment(text: str) -> datetime:
@@ -54,34 +53,22 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def check(settings: Settings) -> Bucket:
-    """Check what can be checked without Spark: settings, tables, and the bucket, which it opens.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export with these options, on the Spark that this process has been prepared for, which starts when it is needed.
 
     Raises:
-        FinproError: something is missing or does not answer; says what to do.
+        FinproError: something is missing, refuses or does not answer; says what to do.
     """
-    dsn = settings.require("postgres_dsn")
-    with explained(dsn), connect(dsn, application_name="finpro export") as connection, connection.cursor() as cursor:
-        for table in TABLES:
-            cursor.execute(f"select from {table} limit 1")
-    return open_bucket(settings)
+    options, settings = parsed(arguments), load_settings()
+    with ExitStack() as at_the_end:
 
+        def start_spark() -> SparkContext:
+            spark = SparkContext.getOrCreate()
+            at_the_end.callback(spark.stop)
+            return spark
 
-def start_spark() -> SparkContext:
-    """The Spark that spark-submit has prepared."""
-    return SparkSession.builder.getOrCreate().sparkContext
-
-
-def main() -> None:
-    options, settings = arguments(), load_settings()
-    try:
         say = partial(print, flush=True)
-        manifest = export(start_spark, settings, options.run_id, full=options.full, since=options.since, say=say)
-    finally:
-        session = SparkSession.getActiveSession()
-        if session:
-            session.stop()
-    print(summary(manifest))
+        say(summary(export(start_spark, settings, options.run_id, full=options.full, since=options.since, say=say)))
 
 
 if __name__ == "__main__":

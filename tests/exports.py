@@ -29,12 +29,17 @@ class _Tasks:
     def map(self, task: Callable[[Any], Any]) -> "_Tasks":
         return _Tasks(self._parts, task)
 
+    def foreach(self, task: Callable[[Any], Any]) -> None:
+        self.map(task).collect()
+
     def collect(self) -> list[Any]:
         return [self._task(part) for part in self._parts]
 
 
 class _OneProcess:
     """As much of a SparkContext as the export asks for: its tasks run here, one after another."""
+
+    defaultParallelism = 1  # noqa: N815  Spark's name
 
     def accumulator(self, value: int) -> _Accumulator:
         return _Accumulator(value)
@@ -90,6 +95,13 @@ def insert_orders(settings: Settings, first: int, last: int) -> None:
         first,
         last,
     )
+
+
+def make_room_for_spark(settings: Settings) -> None:
+    """Make the file of raw_orders so long that a full export has slices enough for Spark: of rows that are deleted again."""
+    execute(settings, "alter table raw_orders set (autovacuum_enabled = false)")
+    insert_orders(settings, 1_000_001, 1_450_000)
+    execute(settings, "delete from raw_orders where order_id ~ '^O1[0-9]{6}$'")
 
 
 def postgres_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from jobs.local.jars import spark_jars
 from jobs.spark_submit import cloud_storage_properties, environment, package
 from tests import screening_runs as runs
 from tests.archive_runs import assert_lakehouse_agrees, run_finpro
-from tests.exports import export_run, fill
+from tests.exports import export_run, fill, make_room_for_spark
 from tests.spark_cluster import SparkCluster, python_without_finpro
 from tests.spark_events import event_log, tasks_by_executor
 
@@ -139,6 +139,7 @@ def test_an_export_by_plain_spark_submit_with_the_wheel_exports_what_one_process
     settings: Settings, cluster: SparkCluster, workers_python: Path, wheel: Path, tmp_path: Path
 ) -> None:
     fill(settings, orders=500)
+    make_room_for_spark(settings)
     python = {"PYSPARK_PYTHON": str(workers_python), "PYSPARK_DRIVER_PYTHON": str(workers_python), "PYTHONPATH": ""}
     variables = environment("export_raw", master=cluster.url) | python
     command = [str(Path(variables["SPARK_HOME"], "bin", "spark-submit")), "--master", cluster.url]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,7 +28,6 @@ from batch.export import export
 from batch.google_cloud import open_bucket
 from batch.manifest import (
     TABLES,
-    ExportedFile,
     Manifest,
     TableExport,
     find_manifest,
@@ -37,7 +37,8 @@ from batch.manifest import (
     write_manifest,
 )
 from batch.postgres import connect
-from batch.slices import Slice, export_slice
+from batch.profile import TableProfile, source_profile
+from batch.slices import ExportedSlice, Slice, export_slice
 from batch.snapshot import Snapshot, held_snapshot, reader
 from conf.errors import ExportError, PostgresError
 from conf.settings import Settings
@@ -83,6 +84,16 @@ def user(number: int) -> str:
     """A statement that inserts one user."""
     values = f"{number}, 'User {number}', 'u{number}@example.com', '+62', '2026-01-01', 'web'"
     return f"insert into raw_users (user_id, name, email, phone_number, created_date, source) values ({values})"
+
+
+def profile(dsn: str, export: TableExport) -> TableProfile:
+    """What Postgres says of the whole table."""
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        return source_profile(cursor, export.table, export.columns)
+
+
+def never() -> SparkContext:
+    raise AssertionError("Spark was started")
 
 
 def of(manifest: Manifest, table: str) -> TableExport:
@@ -233,6 +244,60 @@ def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str,
     assert [types[name] for name in ("amount_numeric", "event_ts", "reasons", "change_xid", "due", "fee")] == [
         *("INT64", "TIMESTAMP", "ARRAY<STRING>", "INT64", "DATE", "NUMERIC")
     ]
+    read = of(manifest, "raw_orders")
+    assert TableProfile(read.source_rows, read.source_profile) == profile(dsn, read)
+
+
+def test_what_readers_profile_is_what_postgres_says_of_the_table_also_where_it_is_empty(
+    spark: Start, settings: Settings, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch.export, "_SLICE_BYTES", 2**18)
+    execute(dsn, f"{orders(1, 6_000)}; update raw_orders set reasons = '{{night_amount}}', status = 'Fraud' where quantity = 1")
+    execute(dsn, f"delete from raw_orders where amount_numeric between 1000 and 5000; {user(1)}")
+    manifest = export(spark, settings, "profiled")
+    assert of(manifest, "raw_orders").source_rows == 1_999
+    for table in manifest.tables:
+        assert TableProfile(table.source_rows, table.source_profile) == profile(dsn, table)
+
+
+def test_a_full_run_whose_readers_miss_a_row_counts_for_nothing(
+    spark: Start, settings: Settings, dsn: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(dsn, orders(1, 100))
+
+    def misses_one(part: Slice, **given: Any) -> ExportedSlice:
+        return export_slice(replace(part, condition=f"{part.condition} and change_xid is not null limit 99"), **given)
+
+    monkeypatch.setattr(batch.export, "export_slice", misses_one)
+    with pytest.raises(ExportError, match="raw_orders has 100 rows in the snapshot, of which 99 were read"):
+        export(spark, settings, "short")
+    assert newest_manifest(bucket) is None
+
+
+def test_little_is_exported_sooner_than_spark_would_have_started(settings: Settings, dsn: str, bucket: Bucket) -> None:
+    execute(dsn, f"{orders(1, 100)}; {user(1)}")
+    manifest = export(never, settings, "little")
+    assert (len(keys(bucket, manifest)), keys(bucket, manifest, "raw_users")) == (100, [1])
+
+
+def test_much_is_exported_by_this_process_until_spark_has_started_and_then_by_spark(
+    spark: Start, settings: Settings, dsn: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch.export, "_SLICE_BYTES", 2**18)
+    execute(dsn, orders(1, 20_000))
+
+    def noted(part: Slice, **given: Any) -> ExportedSlice:
+        done = export_slice(part, **given)
+        (tmp_path / f"{part.table}-{part.number}-{os.getpid()}").touch()
+        return done
+
+    monkeypatch.setattr(batch.export, "export_slice", noted)
+    manifest = export(spark, settings, "much")
+    assert keys(bucket, manifest) == sorted(f"o{number}" for number in range(1, 20_001))
+    done = [path.name.rsplit("-", 1) for path in tmp_path.glob("raw_*")]
+    assert len({part for part, _ in done}) == len(done) > 5
+    assert str(os.getpid()) in {process for _, process in done}
+    assert len({process for _, process in done}) > 1
 
 
 def test_a_new_column_brings_every_row_again_since_no_transaction_wrote_its_default(
@@ -279,12 +344,12 @@ def test_a_task_that_fails_after_its_upload_is_tried_again_and_counts_once(
 ) -> None:
     execute(dsn, f"{orders(1, 100)}; {user(1)}")
 
-    def fails_once(part: Slice, **given: Any) -> ExportedFile | None:
-        file = export_slice(part, **given)
+    def fails_once(part: Slice, **given: Any) -> ExportedSlice:
+        done = export_slice(part, **given)
         if not (tmp_path / part.table).exists():
             (tmp_path / part.table).touch()
             raise ConnectionError(f"lost after the upload of {part.table}")
-        return file
+        return done
 
     monkeypatch.setattr(batch.export, "export_slice", fails_once)
     manifest = export(spark, settings, "retried")
@@ -308,7 +373,7 @@ def test_what_stops_a_task_for_good_is_the_error_of_the_run(
 def test_a_killed_export_counts_for_nothing_and_the_same_run_again_is_complete(
     settings: Settings, dsn: str, bucket: Bucket
 ) -> None:
-    execute(dsn, f"{user(1)}; {orders(1, 200_000)}")
+    execute(dsn, f"{user(1)}; {orders(1, 450_000)}")  # enough for Spark
     one_at_a_time = [*COMMAND, "--run-id", "night", "--master", "local[1,2]"]
     with subprocess.Popen(one_at_a_time, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_for(lambda: objects(bucket, "night"), process)
@@ -322,7 +387,7 @@ def test_a_killed_export_counts_for_nothing_and_the_same_run_again_is_complete(
     again = subprocess.run(one_at_a_time, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
     manifest = read_manifest(bucket)
-    assert keys(bucket, manifest) == sorted(f"o{number}" for number in range(1, 200_001))
+    assert keys(bucket, manifest) == sorted(f"o{number}" for number in range(1, 450_001))
     assert keys(bucket, manifest, "raw_users") == [1]
     listed = {file.name for table in manifest.tables for file in table.files}
     assert objects(bucket, "night") == {"raw/manifests/night.json", *listed}

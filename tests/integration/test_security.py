@@ -38,6 +38,7 @@ from streaming.kafka import (
 )
 from streaming.producer import produce
 from tests import screening_runs as runs
+from tests.exports import make_room_for_spark
 from tests.secured_servers import BROKER_PASSWORD, BROKER_USER, Authority, SecuredBroker, SecuredPostgres
 from tests.spark_events import event_log
 
@@ -338,6 +339,7 @@ def test_an_export_reads_over_tls_with_few_rights_and_no_secret_shows(
     secured: Secured, platform: Platform, home: Path, tmp_path: Path, watched: set[str]
 ) -> None:
     generate(secured.settings.require("postgres_dsn"), user_count=200, product_count=50, seed=1)
+    make_room_for_spark(secured.settings)
     events = tmp_path / "events"
     cloud = {name: platform.settings().get(name) for name in ("gcp_project", "gcs_bucket", "storage_emulator_host")}
     with environment_of(secured.as_user("finpro_export").model_copy(update=cloud)):
@@ -347,7 +349,8 @@ def test_an_export_reads_over_tls_with_few_rights_and_no_secret_shows(
 
     assert done.returncode == 0, done.stderr
     assert "raw_users: 200 of 200 rows" in done.stdout
-    assert any("export_raw.py" in line for line in watched)
+    assert any("finpro export_raw" in line for line in watched)
+    assert any(path.is_relative_to(events) for path in files_below(events))
     assert_secret(done.stdout, done.stderr, watched, files_below(events, home / "logs"))
 
 

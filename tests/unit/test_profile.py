@@ -3,12 +3,13 @@
 from decimal import Decimal
 from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 from google.cloud import bigquery
 from psycopg2.extensions import cursor as Cursor
 
 from batch.manifest import Column
-from batch.profile import TEXTS, Profile, TableProfile, destination_profile, differences, source_profile
+from batch.profile import TEXTS, Profile, RowsRead, TableProfile, destination_profile, differences, source_profile, together
 from tests.googlesql import GoogleSql
 
 COLUMNS = [
@@ -75,6 +76,56 @@ def test_an_empty_table_has_a_profile_of_nothing() -> None:
     empty = Recorder((0, *[None] * 13))
     nothing: Profile = {name: dict.fromkeys(figures) for name, figures in FIGURES.items()}
     assert source_profile(cast("Cursor", empty), "raw_orders", COLUMNS) == TableProfile(0, nothing)
+
+
+def batch(*rows: tuple[Any, ...]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else [()] * 9
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values, kind) for values, kind in zip(columns, READ.types, strict=True)], schema=READ
+    )
+
+
+READ = pa.schema(
+    [
+        *[("order_id", pa.string()), ("amount_numeric", pa.int64()), ("event_ts", pa.timestamp("us", "UTC"))],
+        *[("day", pa.date32()), ("is_member", pa.bool_()), ("reasons", pa.list_(pa.string())), ("ratio", pa.float64())],
+        *[("change_xid", pa.int64()), (TEXTS, pa.int64())],
+    ]
+)
+ROWS = (
+    ("a", 2**63 - 1, 1_735_689_600_000_001, 20454, True, ["x"], 0.5, 5, 2**32 - 1),
+    ("b", 2**63 - 1, 2, None, None, [], None, 7, 0),
+    ("c", -5, -1, 0, False, [], None, None, 1),
+)
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_rows_have_the_same_profile_however_they_are_cut_into_batches_and_parts(cut: int) -> None:
+    parts = []
+    for rows in (ROWS[:cut], ROWS[cut:]):
+        part = RowsRead(COLUMNS)
+        for row in rows:
+            part.add(batch(row))
+        part.add(batch())
+        parts.append(part.profile)
+    assert together(parts) == TableProfile(
+        3,
+        {
+            "amount_numeric": {"sum": "18446744073709551609", "min": -5, "max": 2**63 - 1},
+            "event_ts": {"sum": "1735689600000002", "min": -1, "max": 1_735_689_600_000_001},
+            "day": {"sum": "20454", "min": 0, "max": 20454},
+            "change_xid": {"sum": "12", "min": 5, "max": 7},
+            TEXTS: {"fingerprint": str(2**32)},
+        },
+    )
+    whole = RowsRead(COLUMNS)
+    whole.add(batch(*ROWS))
+    assert whole.profile == together(parts)
+
+
+def test_no_rows_have_the_profile_of_an_empty_table() -> None:
+    nothing: Profile = {name: dict.fromkeys(figures) for name, figures in FIGURES.items()}
+    assert RowsRead(COLUMNS).profile == TableProfile(0, nothing)
 
 
 def test_bigquery_accepts_the_query_and_sums_beyond_64_bits() -> None:
