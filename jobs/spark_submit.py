@@ -50,7 +50,8 @@ def spark_submit(
     command = [str(spark_home() / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
     if _is_local(master):
-        command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join(from_archive())}"]
+        # A heap that grows in steps is collected whole before each, which holds up whatever is at work.
+        command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join([*from_archive(), f'-Xms{memory}'])}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
     else:
         command += ["--jars", ",".join(map(str, spark_jars()))]

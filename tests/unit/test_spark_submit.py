@@ -1,11 +1,13 @@
 """How jobs are submitted: what a local driver gets, and what one of a cluster."""
 
+import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 import jobs.spark_submit
-from jobs.spark_submit import environment, spark_submit
+from jobs.spark_submit import become_driver, environment, spark_submit
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,24 @@ def test_a_cluster_gets_the_jars_sent_and_no_path_of_this_machine() -> None:
 
     assert command[command.index("--jars") + 1] == "/jars/one.jar"
     assert environment("screen_orders", master="yarn")["SPARK_DIST_CLASSPATH"] == "/mine/*"
+
+
+def test_a_local_driver_has_its_whole_heap_from_the_start() -> None:
+    command = spark_submit("screen_orders", [], master="local[2]", memory="700m", conf=[])
+
+    assert command[command.index("--driver-memory") + 1] == "700m"
+    (options,) = (part for part in command if part.startswith("spark.driver.defaultJavaOptions="))
+    assert options.split()[-1].endswith("-Xms700m")
+
+
+def test_a_process_that_becomes_a_driver_starts_spark_as_spark_submit_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment("export_raw", master="local[2]"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that all of it ends with the test
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", "")
+    submitted = spark_submit("export_raw", [], master="local[2]", memory="1g", conf=["spark.app.id=a b"])
+    prepared = environment("export_raw", master="local[2]")
+
+    become_driver("export_raw", master="local[2]", memory="1g", conf=["spark.app.id=a b"])
+
+    assert shlex.split(os.environ["PYSPARK_SUBMIT_ARGS"]) == [*submitted[1:-1], "pyspark-shell"]
+    assert {name: os.environ[name] for name in prepared} == prepared
