@@ -20,6 +20,7 @@ from typing import cast
 
 from google.cloud.storage import Bucket
 from psycopg2.extensions import cursor as Cursor
+from py4j.protocol import Py4JJavaError
 from pyspark import Accumulator, SparkContext
 from pyspark.errors import PySparkException
 
@@ -236,10 +237,10 @@ def _export_slices(
     sooner than that. What fails here is left to Spark, which tries again.
     """
     waiting, exported, rows = deque(slices), list[ExportedSlice](), _Rows()
-    has_started = threading.Event()
+    enough = threading.Event()
 
     def export_here() -> None:
-        while not has_started.is_set() and (part := _next(waiting)):
+        while not enough.is_set() and (part := _next(waiting)):
             try:
                 exported.append(write(part))
                 rows.here += _rows_in(exported[-1])
@@ -253,10 +254,11 @@ def _export_slices(
         if len(slices) <= _FEW_SLICES:
             here.result()
         if waiting:
-            spark = start_spark()
+            try:
+                spark = _with_workers(start_spark)
+            finally:
+                enough.set()
             rows.in_tasks = spark.accumulator(0)
-            spark.parallelize(range(spark.defaultParallelism), spark.defaultParallelism).foreach(get_ready)
-            has_started.set()
             exported += _export_in_tasks(spark, waiting, write, rows.in_tasks)
             here.result()
             exported += _export_in_tasks(spark, waiting, write, rows.in_tasks)
@@ -264,6 +266,16 @@ def _export_slices(
     for done in exported:
         by_table[done.table].append(done)
     return by_table
+
+
+def _with_workers(start_spark: Callable[[], SparkContext]) -> SparkContext:
+    """Spark, once its workers have started."""
+    try:
+        spark = start_spark()
+        spark.parallelize(range(spark.defaultParallelism), spark.defaultParallelism).foreach(get_ready)
+    except (PySparkException, Py4JJavaError) as error:
+        raise _cause(error) from error
+    return spark
 
 
 def _export_in_tasks(
@@ -325,7 +337,7 @@ def _progress(rows: _Rows, say: Callable[[str], None]) -> Iterator[None]:
         watcher.join()
 
 
-def _cause(error: PySparkException) -> FinproError:
+def _cause(error: PySparkException | Py4JJavaError) -> FinproError:
     text = str(error)
     last_line = re.findall(r"^(?:Caused by: )?[\w.]+(?:Error|Exception)\b.*", text, re.MULTILINE)
     return raised_elsewhere(text) or ExportError(

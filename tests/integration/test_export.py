@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from google.cloud.storage import Bucket
 from pyspark import SparkContext
+from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
 import batch.export
@@ -274,6 +275,21 @@ def test_a_full_run_whose_readers_miss_a_row_counts_for_nothing(
     assert newest_manifest(bucket) is None
 
 
+def test_a_spark_that_does_not_start_ends_the_run_at_once(
+    settings: Settings, dsn: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch.export, "_SLICE_BYTES", 2**16)
+    execute(dsn, orders(1, 20_000))
+
+    def broken() -> SparkContext:
+        raise PySparkRuntimeError("[JAVA_GATEWAY_EXITED] Java gateway process exited before sending its port number.")
+
+    with pytest.raises(ExportError, match=r"left nothing that counts: .*JAVA_GATEWAY_EXITED"):
+        export(broken, settings, "broken")
+    assert newest_manifest(bucket) is None
+    assert len(objects(bucket, "broken")) < 10
+
+
 def test_little_is_exported_sooner_than_spark_would_have_started(settings: Settings, dsn: str, bucket: Bucket) -> None:
     execute(dsn, f"{orders(1, 100)}; {user(1)}")
     manifest = export(never, settings, "little")
@@ -285,10 +301,13 @@ def test_much_is_exported_by_this_process_until_spark_has_started_and_then_by_sp
 ) -> None:
     monkeypatch.setattr(batch.export, "_SLICE_BYTES", 2**18)
     execute(dsn, orders(1, 20_000))
+    here = os.getpid()
 
     def noted(part: Slice, **given: Any) -> ExportedSlice:
         done = export_slice(part, **given)
         (tmp_path / f"{part.table}-{part.number}-{os.getpid()}").touch()
+        if os.getpid() == here:
+            time.sleep(1)  # so that Spark has started long before it could take all
         return done
 
     monkeypatch.setattr(batch.export, "export_slice", noted)
@@ -296,7 +315,7 @@ def test_much_is_exported_by_this_process_until_spark_has_started_and_then_by_sp
     assert keys(bucket, manifest) == sorted(f"o{number}" for number in range(1, 20_001))
     done = [path.name.rsplit("-", 1) for path in tmp_path.glob("raw_*")]
     assert len({part for part, _ in done}) == len(done) > 5
-    assert str(os.getpid()) in {process for _, process in done}
+    assert str(here) in {process for _, process in done}
     assert len({process for _, process in done}) > 1
 
 

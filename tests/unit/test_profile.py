@@ -92,7 +92,7 @@ READ = pa.schema(
         *[("change_xid", pa.int64()), (TEXTS, pa.int64())],
     ]
 )
-ROWS = (
+ROWS: tuple[tuple[Any, ...], ...] = (
     ("a", 2**63 - 1, 1_735_689_600_000_001, 20454, True, ["x"], 0.5, 5, 2**32 - 1),
     ("b", 2**63 - 1, 2, None, None, [], None, 7, 0),
     ("c", -5, -1, 0, False, [], None, None, 1),
