@@ -15,7 +15,7 @@ from conf.errors import FinproError
 from conf.settings import load_settings
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -23,7 +23,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--full", action="store_true", help="export every row, not only what changed since the run before")
     parser.add_argument("--since", type=moment, help="export again what has changed since then, ISO 8601")
-    return parser.parse_args(arguments)
+    return parser.parse_args(given)
 
 
 def moment(text: str) -> datetime:
@@ -53,13 +53,13 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Export with these options, on the Spark that this process has been prepared for, which starts when it is needed.
 
     Raises:
         FinproError: something is missing, refuses or does not answer; says what to do.
     """
-    options, settings = parsed(arguments), load_settings()
+    options, settings = arguments(given), load_settings()
     with ExitStack() as at_the_end:
 
         def start_spark() -> SparkContext:
