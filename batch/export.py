@@ -97,6 +97,10 @@ def export(
     """
     check_run_id(run_id)
     bucket = open_bucket(settings)
+    with explained(settings):
+        finished = find_manifest(bucket, run_id)
+    if finished:
+        return finished  # without a wait for whatever export is running
     with explained(settings), held_snapshot(settings.require("postgres_dsn"), TABLES) as (snapshot, cursor):
         finished = find_manifest(bucket, run_id)
         if finished:
@@ -253,7 +257,7 @@ def _export_slices(
         here = beside.submit(export_here)
         if len(slices) <= _FEW_SLICES:
             here.result()
-        if waiting:
+        if waiting or len(slices) > _FEW_SLICES:  # what is in this process's hands now may yet be left to Spark
             try:
                 spark = _with_workers(start_spark)
             finally:

@@ -141,14 +141,14 @@ def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: st
 
 def _read(cursor: Cursor, schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
     """The batches of a slice, each of some rows, as they are to be written."""
-    for batch in cursor.fetch_record_batch():
-        if not batch.num_rows:
-            continue
-        rows = batch.select(schema.names).cast(schema)
-        if rows_read:
-            hashes = {TEXTS: batch.column(TEXTS)} if TEXTS in batch.schema.names else {}
-            rows_read.add(pa.RecordBatch.from_pydict({**dict(zip(schema.names, rows.columns, strict=True)), **hashes}))
-        yield rows
+    batches = cursor.fetch_record_batch()
+    read = schema.append(pa.field(TEXTS, pa.int64())) if TEXTS in batches.schema.names else schema
+    for batch in batches:
+        if batch.num_rows:
+            rows = batch.cast(read)
+            if rows_read:
+                rows_read.add(rows)
+            yield rows.select(schema.names)
 
 
 def _write(batches: Iterator[pa.RecordBatch], bucket: Bucket, name: str, schema: pa.Schema) -> ExportedFile | None:

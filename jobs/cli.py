@@ -289,8 +289,7 @@ def export_raw(
     arguments = ["--full"] if full else []
     arguments += ["--since", since.isoformat()] if since else []
     arguments += ["--run-id", run_id] if run_id else []
-    become_driver("export_raw", master=master, memory=memory, conf=conf or [])
-    job.main(arguments)
+    job.main(arguments, partial(become_driver, "export_raw", master=master, memory=memory, conf=conf or []))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -53,8 +53,8 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Export with these options, on the Spark that this process has been prepared for, which starts when it is needed.
+def main(given: Sequence[str] | None = None, prepare: Callable[[], None] = lambda: None) -> None:
+    """Export with these options. Spark starts when it is needed, and `prepare` is called before that.
 
     Raises:
         FinproError: something is missing, refuses or does not answer; says what to do.
@@ -63,6 +63,7 @@ def main(given: Sequence[str] | None = None) -> None:
     with ExitStack() as at_the_end:
 
         def start_spark() -> SparkContext:
+            prepare()
             spark = SparkContext.getOrCreate()
             at_the_end.callback(spark.stop)
             return spark
