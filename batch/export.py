@@ -36,10 +36,11 @@ from batch.manifest import (
     write_manifest,
 )
 from batch.profile import TableProfile, source_profile, together
-from batch.slices import ExportedSlice, Slice, SourceColumn, described, export_slice, folder, get_ready
+from batch.slices import ExportedSlice, Slice, SourceColumn, described, export_slice, folder
 from batch.snapshot import Snapshot, held_snapshot
 from conf.errors import ExportError, FinproError, raised_elsewhere
 from conf.settings import Settings
+from conf.workers import spare_imports
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
@@ -276,10 +277,15 @@ def _with_workers(start_spark: Callable[[], SparkContext]) -> SparkContext:
     """Spark, once its workers have started."""
     try:
         spark = start_spark()
-        spark.parallelize(range(spark.defaultParallelism), spark.defaultParallelism).foreach(get_ready)
+        spark.parallelize(range(spark.defaultParallelism), spark.defaultParallelism).foreach(_get_ready)
     except (PySparkException, Py4JJavaError) as error:
         raise _cause(error) from error
     return spark
+
+
+def _get_ready(_task: int) -> None:
+    """For a first task of each worker: it has started, and has imported what the next ones need."""
+    spare_imports()
 
 
 def _export_in_tasks(
@@ -289,6 +295,7 @@ def _export_in_tasks(
     slices = [part for _ in range(len(waiting)) if (part := _next(waiting))]
 
     def task(part: Slice) -> ExportedSlice:
+        spare_imports()
         done = write(part)
         rows.add(_rows_in(done))
         return done

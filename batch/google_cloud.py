@@ -1,20 +1,25 @@
-"""Cloud Storage and BigQuery: clients of the real services, or of emulators where the settings name them; clear errors."""
+"""Cloud Storage and BigQuery: clients of the real services, or of emulators where the settings name them; clear errors.
+
+BigQuery's library is imported by who asks for a client of it: half a second, which the export has no use for.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-from google.cloud import bigquery
 from google.cloud.storage import Bucket
 from google.cloud.storage import Client as StorageClient
 from google.cloud.storage.retry import DEFAULT_RETRY as STORAGE_RETRY
 
 from conf.errors import GoogleCloudError
 from conf.settings import Settings
+
+if TYPE_CHECKING:
+    from google.cloud import bigquery
 
 _FIRST_ANSWER_SECONDS = 5
 
@@ -30,7 +35,7 @@ def storage_client(settings: Settings) -> StorageClient:
         return StorageClient(settings.require("gcp_project"), **_reach(settings.storage_emulator_host))
 
 
-def bigquery_client(settings: Settings) -> bigquery.Client:
+def bigquery_client(settings: Settings) -> "bigquery.Client":
     """A BigQuery client: with application default credentials, or with none for an emulator.
 
     Its default dataset is not set: every name in a query says its dataset.
@@ -39,6 +44,8 @@ def bigquery_client(settings: Settings) -> bigquery.Client:
         SettingsError: no project is set.
         GoogleCloudError: there are no credentials.
     """
+    from google.cloud import bigquery
+
     with explained(settings):
         project, location = settings.require("gcp_project"), settings.bigquery_location
         return bigquery.Client(project, location=location, **_reach(settings.bigquery_emulator_host))
@@ -60,12 +67,14 @@ def open_bucket(settings: Settings) -> Bucket:
     return client.bucket(name)
 
 
-def open_dataset(settings: Settings, client: bigquery.Client) -> bigquery.Dataset:
+def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dataset":
     """The dataset of the settings, which is there.
 
     Raises:
         GoogleCloudError: it is not there, not ours to read, or BigQuery does not answer; says what to do.
     """
+    from google.cloud import bigquery
+
     with explained(settings):
         retry = bigquery.DEFAULT_RETRY.with_timeout(_FIRST_ANSWER_SECONDS)
         return client.get_dataset(f"{client.project}.{settings.bigquery_dataset}", retry=retry)

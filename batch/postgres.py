@@ -1,17 +1,14 @@
-"""Postgres access that everything shares: connections with clear errors, bulk copies, and numbered migrations."""
+"""Postgres access that everything shares: connections with clear errors, and numbered migrations."""
 
-import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import polars as pl
 import psycopg2
 import tenacity
 from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import cursor as Cursor
 
 from conf.errors import PostgresError, PostgresUnavailable
 from conf.settings import CONF_DIR
@@ -88,22 +85,6 @@ def explained(dsn: str) -> Iterator[None]:
         raise PostgresUnavailable(f"Postgres at {describe(dsn)} does not answer: {str(error).strip()}") from error
     except psycopg2.Error as error:
         raise PostgresError(f"Postgres at {describe(dsn)}: {str(error).strip()}") from error
-
-
-def copy_frame(cursor: Cursor, table: str, frame: pl.DataFrame) -> None:
-    """COPY a frame's rows into the columns of `table` that have its columns' names."""
-    rows = io.BytesIO()
-    frame.write_csv(rows, include_header=False, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
-    rows.seek(0)
-    cursor.copy_expert(f"copy {table} ({', '.join(frame.columns)}) from stdin (format csv)", rows)
-
-
-def read_frame(cursor: Cursor, query: str, schema: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
-    """The rows of a query, through COPY; `schema` names its columns in order and types them."""
-    rows = io.BytesIO()
-    cursor.copy_expert(f"copy ({query}) to stdout (format csv)", rows)
-    rows.seek(0)
-    return pl.read_csv(rows, has_header=False, schema=schema) if rows.getbuffer().nbytes else pl.DataFrame(schema=schema)
 
 
 _Result = TypeVar("_Result")

@@ -9,17 +9,20 @@ depends on the order of rows, and all of it is exact. FLOAT64 and NUMERIC column
 exact, and the raw tables keep money as INT64.
 """
 
+from binascii import unhexlify
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from google.cloud import bigquery
 from psycopg2.extensions import cursor as Cursor
 
 from batch.manifest import Column
+
+if TYPE_CHECKING:
+    from google.cloud import bigquery
 
 Profile = dict[str, dict[str, int | str | None]]
 
@@ -45,7 +48,8 @@ class _Dialect:
     extreme: Mapping[str, str]  # by column or type: the least or greatest value, as an integer
     text: Mapping[str, str]  # by type: a value as text, never null
     concatenated: Callable[[Iterable[str]], str]
-    hash: str  # of a text, as an integer of 32 bits
+    md5: str  # of a text, as 32 hexadecimal digits
+    first_bits: str  # of such digits: the first 32, as an integer
 
     def figures(self, column: Column) -> list[str]:
         """Sum, least and greatest value of an integer or time column."""
@@ -53,10 +57,10 @@ class _Dialect:
         extreme = self.extreme[kind]
         return [self.sum[kind].format(name), extreme.format(f"min({name})"), extreme.format(f"max({name})")]
 
-    def row_hash(self, columns: Sequence[Column]) -> str:
-        """The hash of a row's texts, which a control character sets apart."""
+    def row_md5(self, columns: Sequence[Column]) -> str:
+        """The MD5 of a row's texts, which a control character sets apart."""
         texts = [self.text[column.type].format(self.quote.format(column.name)) for column in columns]
-        return self.hash.format(self.concatenated(texts))
+        return self.md5.format(self.concatenated(texts))
 
     def query(self, table: str, columns: Sequence[Column]) -> str:
         """One scan of `table`, one row: the number of rows, the figures of each column, the fingerprint."""
@@ -64,7 +68,7 @@ class _Dialect:
         for column in _ordered(columns):
             expressions += self.figures(column)
         if texts := _texts(columns):
-            expressions.append(f"sum({self.row_hash(texts)})")
+            expressions.append(f"sum({self.first_bits.format(self.row_md5(texts))})")
         named = (f"{expression} as f{position}" for position, expression in enumerate(expressions))
         return f"select {', '.join(named)} from {table}"
 
@@ -87,10 +91,11 @@ _POSTGRES = _Dialect(
         "STRING": "coalesce({}, chr(30))",
         "BOOL": "coalesce({}::text, chr(30))",
         # Most arrays are empty, and that is seen in a third of the time that it takes to join one.
-        "ARRAY<STRING>": "case when {0} = '{{}}' then '' else coalesce(array_to_string({0}, ','), '') end",
+        "ARRAY<STRING>": "case when cardinality({0}) > 0 then array_to_string({0}, ',') else '' end",
     },
     concatenated=lambda texts: " || chr(31) || ".join(texts),
-    hash="('x' || left(md5({}), 8))::bit(32)::bigint",
+    md5="md5({})",
+    first_bits="('x' || left({}, 8))::bit(32)::bigint",
 )
 _BIGQUERY = _Dialect(
     quote="`{}`",
@@ -106,7 +111,8 @@ _BIGQUERY = _Dialect(
         "ARRAY<STRING>": "coalesce(array_to_string({}, ','), '')",
     },
     concatenated=lambda texts: f"concat({', chr(31), '.join(texts)})",
-    hash="cast(concat('0x', substr(to_hex(md5({})), 1, 8)) as int64)",
+    md5="to_hex(md5({}))",
+    first_bits="cast(concat('0x', substr({}, 1, 8)) as int64)",
 )
 
 
@@ -122,21 +128,26 @@ def source_profile(cursor: Cursor, table: str, columns: Sequence[Column]) -> Tab
     return _profile(row, columns)
 
 
-def destination_profile(client: bigquery.Client, table: str, columns: Sequence[Column]) -> TableProfile:
+def destination_profile(client: "bigquery.Client", table: str, columns: Sequence[Column]) -> TableProfile:
     """The profile of a BigQuery table, given as `project.dataset.table`: one scan, never from the query cache.
 
     Raises:
         google.api_core.exceptions.GoogleAPICallError: BigQuery refuses.
     """
+    from google.cloud import bigquery  # half a second, which the export has no use for
+
     uncached = bigquery.QueryJobConfig(use_query_cache=False)
     (row,) = client.query(_BIGQUERY.query(f"`{table}`", columns), job_config=uncached).result()
     return _profile(row.values(), columns)
 
 
-def row_hash(columns: Sequence[Column]) -> str | None:
-    """The SQL expression for the hash of a row of a Postgres table, which its fingerprint sums; None where no text is in it."""
+def row_md5(columns: Sequence[Column]) -> str | None:
+    """The SQL expression for the MD5 of a Postgres row's texts, 32 hexadecimal digits; None where no text is in it.
+
+    Its first bits are what the fingerprint sums. Postgres needs longer to make a number of them than to send them all.
+    """
     texts = _texts(columns)
-    return _POSTGRES.row_hash(texts) if texts else None
+    return _POSTGRES.row_md5(texts) if texts else None
 
 
 class RowsRead:
@@ -147,10 +158,10 @@ class RowsRead:
         self.profile = _profile((0, *[None] * (3 * len(columns) + 1)), columns)  # as of an empty table
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Count these rows too: columns by name, and where there are texts their `row_hash` as TEXTS."""
+        """Count these rows too: columns by name, and where there are texts their `row_md5` as TEXTS."""
         figures: Profile = {column.name: _figures(batch.column(column.name)) for column in _ordered(self._columns)}
         if _texts(self._columns):
-            figures[TEXTS] = {"fingerprint": _figures(batch.column(TEXTS))["sum"]}
+            figures[TEXTS] = {"fingerprint": _fingerprint(batch.column(TEXTS))}
         self.profile = together([self.profile, TableProfile(batch.num_rows, figures)])
 
 
@@ -180,6 +191,15 @@ def _figures(values: pa.Array) -> dict[str, int | str | None]:
     high, low = numbers >> 32, numbers & 0xFFFFFFFF
     total = (int(high.sum(dtype=np.int64)) << 32) + int(low.sum(dtype=np.int64))
     return {"sum": str(total), "min": int(numbers.min()), "max": int(numbers.max())}
+
+
+def _fingerprint(md5s: pa.StringArray) -> str | None:
+    """The sum of the first 32 bits of each; nothing of no rows."""
+    if not len(md5s):
+        return None
+    first, *_, end = np.frombuffer(md5s.buffers()[1], np.int32)[md5s.offset : md5s.offset + len(md5s) + 1]
+    bits = np.frombuffer(unhexlify(md5s.buffers()[2][first:end]), ">u4")[::4]
+    return str(bits.sum(dtype=np.int64))
 
 
 def _joined(one: TableProfile, other: TableProfile) -> TableProfile:

@@ -12,7 +12,8 @@ from faker import Faker
 from psycopg2.errors import UniqueViolation
 from psycopg2.extensions import cursor as Cursor
 
-from batch.postgres import connect, copy_frame, explained
+from batch.frames import copy_frame
+from batch.postgres import connect, explained
 from conf.errors import PostgresError
 
 _BLOCK = 50_000  # ids that share one random stream: a whole block is always drawn, so the count changes nothing in it

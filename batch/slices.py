@@ -9,21 +9,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from adbc_driver_postgresql.dbapi import Cursor
 from google.cloud.storage import Bucket
 
 from batch.google_cloud import explained, storage_client
 from batch.manifest import Column, ExportedFile
-from batch.profile import TEXTS, RowsRead, TableProfile, row_hash
+from batch.profile import TEXTS, RowsRead, TableProfile, row_md5
 from batch.snapshot import Snapshot, reader
 from conf.errors import ExportError
 from conf.settings import Settings
 
 _UPLOAD_CHUNK_BYTES = 16 * 2**20  # most slices are one request; a longer one is sent as it grows
 # Ids and amounts hardly repeat: their dictionaries are given up early, which saves a third of the writing and of the size.
-_PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 2**16}
+# Whoever loads a file reads all of it: statistics would let nothing be skipped.
+_PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 2**14, "write_statistics": False}
 
 
 class _Type(NamedTuple):
@@ -40,7 +41,7 @@ _TYPES = {
     "bigint": _Type("INT64", "{}", pa.int64()),
     "integer": _INTEGER,
     "smallint": _INTEGER,
-    "xid8": _Type("INT64", "{}::text::bigint", pa.int64()),  # there is no cast from a transaction id to a number
+    "xid8": _Type("INT64", "xid8send({})", pa.int64()),  # its eight bytes: Postgres has no cast to a number
     "double precision": _FLOAT,
     "real": _FLOAT,
     "numeric": _Type("NUMERIC", "{}::text", pa.decimal128(38, 9)),  # Arrow has no type for one without precision
@@ -75,10 +76,10 @@ class Slice:
 
     @property
     def query(self) -> str:
-        """What reads the rows, and for their profile the hash of each."""
+        """What reads the rows, and for their profile the MD5 of each one's texts."""
         expressions = [_selected(f'"{column.name}"', column.type) for column in self.columns]
-        hashed = row_hash(self.described) if self.profiled else None
-        expressions += [f'{hashed} as "{TEXTS}"'] if hashed else []
+        md5 = row_md5(self.described) if self.profiled else None
+        expressions += [f'{md5} as "{TEXTS}"'] if md5 else []
         return f"select {', '.join(expressions)} from {self.table} where {self.condition}"
 
     @property
@@ -117,10 +118,6 @@ def folder(table: str, run_id: str) -> str:
     return f"raw/{table}/{run_id}/"
 
 
-def get_ready(_task: int) -> None:
-    """For a first task of each worker: it has started, and has imported this module."""
-
-
 def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: str) -> ExportedSlice:
     """Write a slice's rows of the snapshot to one new Parquet object, if there is a row.
 
@@ -132,23 +129,32 @@ def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: st
     """
     name = f"{folder(part.table, run_id)}part-{part.number:05d}-{uuid.uuid4().hex[:12]}.parquet"
     rows_read = RowsRead(part.described) if part.profiled else None
-    with explained(settings), reader(snapshot) as cursor:
-        cursor.execute(part.query)
+    with explained(settings), reader(snapshot) as read:
         bucket = storage_client(settings).bucket(settings.require("gcs_bucket"))
-        file = _write(_read(cursor, part.schema, rows_read), bucket, name, part.schema)
+        file = _write(_as_written(read(part.query), part.schema, rows_read), bucket, name, part.schema)
     return ExportedSlice(part.table, file, rows_read.profile if rows_read else None)
 
 
-def _read(cursor: Cursor, schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
+def _as_written(batches: pa.RecordBatchReader, schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
     """The batches of a slice, each of some rows, as they are to be written."""
-    batches = cursor.fetch_record_batch()
-    read = schema.append(pa.field(TEXTS, pa.int64())) if TEXTS in batches.schema.names else schema
+    read = schema.append(pa.field(TEXTS, pa.string())) if TEXTS in batches.schema.names else schema
     for batch in batches:
         if batch.num_rows:
-            rows = batch.cast(read)
+            columns = [_as(field.type, column) for field, column in zip(read, batch.columns, strict=True)]
+            rows = pa.RecordBatch.from_arrays(columns, schema=read)
             if rows_read:
                 rows_read.add(rows)
             yield rows.select(schema.names)
+
+
+def _as(type_: pa.DataType, column: pa.Array) -> pa.Array:
+    """A column as COPY gives it, as it is to be written: bytes are an integer's, the most significant one first."""
+    if not pa.types.is_binary(column.type):
+        return column.cast(type_)
+    bytes_ = column.cast(pa.binary(8))
+    valid, values = bytes_.buffers()
+    numbers = np.frombuffer(values, ">i8").astype(np.int64)
+    return pa.Array.from_buffers(type_, len(column), [valid, pa.py_buffer(numbers)])
 
 
 def _write(batches: Iterator[pa.RecordBatch], bucket: Bucket, name: str, schema: pa.Schema) -> ExportedFile | None:

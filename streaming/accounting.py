@@ -11,7 +11,8 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 
-from batch.postgres import connect, explained, read_frame
+from batch.frames import read_frame
+from batch.postgres import connect, explained
 from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.contract import CONTENT, UTC_MICROSECONDS, read_messages

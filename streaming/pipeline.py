@@ -10,7 +10,7 @@ the state: what fails is done again, and doing it again changes nothing (see `si
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,11 +22,14 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 
 from conf.rules import FraudRules
+from conf.workers import spare_imports
 from streaming.chunks import (
     Arrivals,
     PartitionRead,
@@ -51,7 +54,6 @@ from streaming.recent import NOTHING_RECENT, Recent, recalled, remembered
 from streaming.rules import REASONS
 from streaming.screening import Frontier, advance, oldest_needed, screen
 from streaming.sinks import KafkaSink, announce, store, stored_orders
-from streaming.workers import spare_imports
 
 CHUNK = "bucket int, event_time timestamp, payload binary"
 RECENT = "payload binary"
@@ -145,7 +147,12 @@ def screened(messages: DataFrame, screening: Screening, lateness: timedelta) -> 
 def warm_up(spark: SparkSession, workers: int) -> None:
     """Start Python workers and their imports now, beside the planning of the query that will use them."""
     job = spark.range(0, workers, 1, workers).mapInArrow(_unchanged, "id long").agg(F.count("id"))
-    threading.Thread(target=job.collect, name="warm-up", daemon=True).start()
+
+    def start() -> None:
+        with suppress(PySparkException, Py4JError):  # such as a session that ends sooner; what matters fails in the query too
+            job.collect()
+
+    threading.Thread(target=start, name="warm-up", daemon=True).start()
 
 
 def _unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -16,7 +16,8 @@ import polars as pl
 from kafka import KafkaProducer
 from kafka.producer.future import FutureRecordMetadata
 
-from batch.postgres import connect, explained, read_frame
+from batch.frames import read_frame
+from batch.postgres import connect, explained
 from conf.errors import KafkaError, SettingsError
 from conf.rules import load_rules
 from conf.settings import Settings

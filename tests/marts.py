@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from batch.frames import copy_frame
 from batch.google_cloud import bigquery_client
-from batch.postgres import connect, copy_frame
+from batch.postgres import connect
 from batch.reference_data import generate, products, users
 from conf.rules import load_rules
 from conf.settings import CONF_DIR, Settings

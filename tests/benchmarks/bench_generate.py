@@ -10,7 +10,8 @@ from psycopg2.extensions import connection as Connection
 from rich.console import Console
 from rich.table import Table
 
-from batch.postgres import copy_frame, open_connection
+from batch.frames import copy_frame
+from batch.postgres import open_connection
 from batch.reference_data import USERS, load, users
 from tests.benchmarks.arena import arena
 

@@ -18,8 +18,8 @@ from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from conf.settings import Settings, load_settings
+from conf.workers import spare_imports
 from streaming.kafka import ORDERS, PROCESSED_ORDERS, SOURCE_TUNING, librdkafka_config, spark_config
-from streaming.workers import spare_imports
 
 ORDER = pl.Struct(
     {

@@ -425,10 +425,8 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 
 def read(snapshot: Snapshot, query: str) -> list[tuple[Any, ...]]:
-    with reader(snapshot) as cursor:
-        cursor.execute(query)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
+    with reader(snapshot) as rows:
+        return [tuple(row.values()) for row in rows(query).read_all().to_pylist()]
 
 
 def test_a_lost_holder_is_an_error_that_says_so_and_not_other_data(settings: Settings, dsn: str) -> None:

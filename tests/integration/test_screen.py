@@ -70,6 +70,7 @@ def test_good_bad_and_mutated_messages_end_as_the_brute_force_says_and_a_second_
     before = end_offsets(settings), last_changes(settings)
     second = runs.run_screen("--available-now", FINPRO_RULES=str(path))
     assert second.returncode == 0, second.stderr
+    assert "Traceback" not in second.stderr + second.stdout, "it ends before its workers have started"
     assert (end_offsets(settings), last_changes(settings)) == before
 
 

@@ -69,6 +69,22 @@ def test_without_a_usable_java_the_one_from_pypi_runs(fake_java: FakeJava, monke
     assert "said = two words" in done.stderr
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_only_sparks_launcher_knows_its_home_where_python_is_to_import_the_installed_pyspark(
+    fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(fake_java("named", "21")))
+    (java.java_home() / "bin" / "java").write_text('#!/bin/sh\necho "$SPARK_HOME"\n')
+    launcher = java.spark_java_home(installed_pyspark=installed) / "bin" / "java"
+
+    def home_seen_by(main: str) -> str:
+        run = [str(launcher), "-cp", "/jars/*", main, "--master", "local[2]"]
+        return subprocess.run(run, capture_output=True, text=True, check=True, env={"SPARK_HOME": "/spark"}).stdout.strip()
+
+    assert home_seen_by("org.apache.spark.launcher.Main") == "/spark"
+    assert home_seen_by("org.apache.spark.deploy.SparkSubmit") == ("" if installed else "/spark")
+
+
 def test_another_job_can_run_the_launcher_at_any_time(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java("named", "21")))
     launcher = java.spark_java_home() / "bin" / "java"

@@ -85,17 +85,21 @@ def batch(*rows: tuple[Any, ...]) -> pa.RecordBatch:
     )
 
 
+def md5(first_bits: int) -> str:
+    return f"{first_bits:08x}{'7' * 24}"
+
+
 READ = pa.schema(
     [
         *[("order_id", pa.string()), ("amount_numeric", pa.int64()), ("event_ts", pa.timestamp("us", "UTC"))],
         *[("day", pa.date32()), ("is_member", pa.bool_()), ("reasons", pa.list_(pa.string())), ("ratio", pa.float64())],
-        *[("change_xid", pa.int64()), (TEXTS, pa.int64())],
+        *[("change_xid", pa.int64()), (TEXTS, pa.string())],
     ]
 )
 ROWS: tuple[tuple[Any, ...], ...] = (
-    ("a", 2**63 - 1, 1_735_689_600_000_001, 20454, True, ["x"], 0.5, 5, 2**32 - 1),
-    ("b", 2**63 - 1, 2, None, None, [], None, 7, 0),
-    ("c", -5, -1, 0, False, [], None, None, 1),
+    ("a", 2**63 - 1, 1_735_689_600_000_001, 20454, True, ["x"], 0.5, 5, md5(2**32 - 1)),
+    ("b", 2**63 - 1, 2, None, None, [], None, 7, md5(0)),
+    ("c", -5, -1, 0, False, [], None, None, md5(1)),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import jobs.spark_submit
+from jobs.local.java import spark_java_home
 from jobs.spark_submit import become_driver, environment, spark_submit
 
 
@@ -27,6 +28,16 @@ def test_a_cluster_gets_the_jars_sent_and_no_path_of_this_machine() -> None:
 
     assert command[command.index("--jars") + 1] == "/jars/one.jar"
     assert environment("screen_orders", master="yarn")["SPARK_DIST_CLASSPATH"] == "/mine/*"
+
+
+def test_python_imports_the_installed_pyspark_where_it_is_surely_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYSPARK_PYTHON", raising=False)
+    installed = str(spark_java_home(installed_pyspark=True))
+    assert environment("screen_orders", master="local[2]")["JAVA_HOME"] == installed
+    assert environment("screen_orders", master="yarn")["JAVA_HOME"] != installed
+
+    monkeypatch.setenv("PYSPARK_PYTHON", "/usr/bin/another-python")
+    assert environment("screen_orders", master="local[2]")["JAVA_HOME"] != installed
 
 
 def test_a_local_driver_has_its_whole_heap_from_the_start() -> None:

@@ -22,3 +22,11 @@ def test_after_its_first_task_a_worker_collects_no_garbage_among_its_imports() -
     assert imported > 50_000, "the worker has imported pandas, polars and PySpark"
     assert spared >= imported
     assert looked_through < imported / 100
+
+
+def test_a_worker_of_the_export_imports_nothing_that_it_has_no_use_for() -> None:
+    unused = "{'pandas', 'polars', 'google.cloud.bigquery'}"
+    run = f"import sys, batch.export; print(*({unused} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "", "half a second for each worker"
