@@ -5,7 +5,7 @@ watermark from) and a payload. Everything else in `streaming` sees tables of ord
 """
 
 import io
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mmh3
 import msgspec
@@ -56,12 +56,12 @@ def unpack(value: bytes, kind: type[_Payload]) -> _Payload:
     return msgspec.msgpack.decode(value, type=kind)
 
 
-def pack_table(table: pl.DataFrame) -> bytes:
+def pack_table(table: pl.DataFrame, compression: Literal["lz4", "zstd"] = "zstd") -> bytes:
     """A table as a compressed Arrow IPC stream; nothing for an empty one."""
     if table.is_empty():
         return b""
     buffer = io.BytesIO()
-    table.write_ipc_stream(buffer, compression="zstd")
+    table.write_ipc_stream(buffer, compression=compression)
     return buffer.getvalue()
 
 

@@ -7,6 +7,7 @@ many at once lets malformed neighbours cancel each other out; every further chec
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -151,6 +152,8 @@ def clashes_among(orders: pl.DataFrame, stored: Callable[[Sequence[str]], pl.Dat
         orders: as read.
         stored: order ids → what is stored under them, columns `order_id` and CONTENT. Called only where ids clash.
     """
+    if orders["order_id"].n_unique() == len(orders):  # so nearly always, and seen in a fifth of the time
+        return NO_CLASHES
     contents = orders.unique(["order_id", *CONTENT])["order_id"]
     used_twice = contents.filter(contents.is_duplicated()).unique()
     if used_twice.is_empty():
@@ -198,7 +201,7 @@ def _why(value: bytes | None, error: Exception) -> str:
 def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict[int, str]) -> pl.DataFrame:
     """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be)."""
     parsed = decoded.values()
-    texts = {name: [getattr(message, name) for message in parsed] for name in _FIELDS if name not in ("user_id", "product_id")}
+    texts = {name: list(map(attrgetter(name), parsed)) for name in _FIELDS if name not in ("user_id", "product_id")}
     fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
         user_id=_ids("user_id", [message.user_id for message in parsed]),
         product_id=_ids("product_id", [message.product_id for message in parsed]),
@@ -206,13 +209,15 @@ def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict
     )
     if broken:
         messages = messages.take(pa.array(list(decoded), pa.int64()))
+    event_ts = _timestamps(fields["event_ts"])
+    created_at_once = fields["created_date"].equals(fields["event_ts"])  # as nearly all orders are
     return fields.with_columns(
         amount_value=pl.col("amount")
         .str.extract(_AMOUNT_TEXT)
         .str.replace_all(".", "", literal=True)
         .cast(pl.Int64, strict=False),
-        created_date=_timestamps(fields["created_date"]),
-        event_ts=_timestamps(fields["event_ts"]),
+        created_date=event_ts if created_at_once else _timestamps(fields["created_date"]),
+        event_ts=event_ts,
         partition=pl.Series(messages.column("partition")).cast(pl.Int32),
         offset=pl.Series(messages.column("offset")).cast(pl.Int64),
         received_at=pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS),

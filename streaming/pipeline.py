@@ -193,8 +193,10 @@ def read_arrivals(
     letters = pl.concat([contents.dead_letters, clash_letters(messages, clashes)])
     reads = _reads(messages, orders)
     shares = [orders.filter(pl.col("product_id") % buckets == bucket) for bucket in range(buckets)]
+    # What is read once, by the next stage, is not worth more than a quick compression.
     return [
-        Arrivals(reads, pack_table(share), pack_table(letters) if bucket == 0 else b"") for bucket, share in enumerate(shares)
+        Arrivals(reads, pack_table(share, "lz4"), pack_table(letters, "lz4") if bucket == 0 else b"")
+        for bucket, share in enumerate(shares)
     ]
 
 

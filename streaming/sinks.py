@@ -330,7 +330,7 @@ class _Sender:
         self._refused: list[str] = []
 
     def send(self, topic: str, keys: pl.Series, values: pl.Series) -> None:
-        records = [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+        records = [{"key": key, "value": value} for key, value in zip(keys.to_list(), values.to_list(), strict=True)]
         while records:
             self._producer.produce_batch(topic, records, on_delivery=self._delivered)
             records = [record for record in records if "_error" in record]
