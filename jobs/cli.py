@@ -155,7 +155,7 @@ def produce(
 def screen(
     available_now: Annotated[bool, typer.Option("--available-now", help="Screen what is there, then end.")] = False,
     trigger: Annotated[str, typer.Option(help='How often a micro-batch starts, such as "1 second".')] = "0 seconds",
-    max_offsets_per_trigger: Annotated[int, typer.Option(min=1, help="Most messages in a micro-batch.")] = 100_000,
+    max_offsets_per_trigger: Annotated[int, typer.Option(min=1, help="Most messages in a micro-batch.")] = 150_000,
     starting_offsets: Annotated[
         str, typer.Option(help="earliest, latest, or Spark's JSON of offsets; counts only without a checkpoint.")
     ] = "earliest",

@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--available-now", action="store_true", help="screen what is there, then end")
     parser.add_argument("--trigger", default="0 seconds", help='how often a micro-batch starts, such as "1 second"')
-    parser.add_argument("--max-offsets-per-trigger", type=int, default=100_000, help="most messages in a micro-batch")
+    parser.add_argument("--max-offsets-per-trigger", type=int, default=150_000, help="most messages in a micro-batch")
     parser.add_argument("--starting-offsets", default="earliest", help="earliest, latest, or JSON; only without a checkpoint")
     parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side; fixed by the checkpoint")
     return parser.parse_args()

@@ -9,7 +9,7 @@ from jobs.spark_submit import environment, spark_submit
 
 MASTER = "local[2,4]"
 MEMORY = "1g"
-MAX_OFFSETS_PER_TRIGGER = 100_000
+MAX_OFFSETS_PER_TRIGGER = 150_000
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def pass_on(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def main(
     available_now: Annotated[bool, typer.Option("--available-now")] = False,
-    max_offsets_per_trigger: Annotated[int, typer.Option()] = 100_000,
+    max_offsets_per_trigger: Annotated[int, typer.Option()] = 150_000,
 ) -> None:
     """Pass on what the orders topic holds, then end; or without --available-now go on until stopped."""
     spark = SparkSession.builder.getOrCreate()
