@@ -135,11 +135,11 @@ def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: st
     return ExportedSlice(part.table, file, rows_read.profile if rows_read else None)
 
 
-def _as_written(batches: pa.RecordBatchReader, schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
+def _as_written(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:
     """The batches of a slice, each of some rows, as they are to be written."""
-    read = schema.append(pa.field(TEXTS, pa.string())) if TEXTS in batches.schema.names else schema
     for batch in batches:
         if batch.num_rows:
+            read = schema.append(pa.field(TEXTS, pa.string())) if TEXTS in batch.schema.names else schema
             columns = [_as(field.type, column) for field, column in zip(read, batch.columns, strict=True)]
             rows = pa.RecordBatch.from_arrays(columns, schema=read)
             if rows_read:

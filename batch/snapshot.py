@@ -91,7 +91,7 @@ def _taken(dsn: str, cursor: Cursor) -> Snapshot:
 
 
 @contextmanager
-def reader(snapshot: Snapshot) -> Iterator[Callable[[str], pa.RecordBatchReader]]:
+def reader(snapshot: Snapshot) -> Iterator[Callable[[str], Iterator[pa.RecordBatch]]]:
     """What gives the rows of a query as Arrow batches of the snapshot, on a connection of its own; one query at a time.
 
     It goes by ADBC's own interface, not by its DB-API, which imports pandas and polars: a third of a second for each process.
@@ -111,10 +111,15 @@ def reader(snapshot: Snapshot) -> Iterator[Callable[[str], pa.RecordBatchReader]
                 statement.set_sql_query(command)
                 statement.execute_update()
 
-            def read(query: str) -> pa.RecordBatchReader:
+            def read(query: str) -> Iterator[pa.RecordBatch]:
                 statement.set_sql_query(query)
                 stream, _rows = statement.execute_query()
-                return pa.RecordBatchReader.from_stream(stream)
+                try:
+                    yield from pa.RecordBatchReader.from_stream(stream)
+                except (OSError, pa.ArrowException) as error:  # what ADBC reports between batches, as Arrow passes it on
+                    kind = PostgresUnavailable if isinstance(error, OSError) else PostgresError
+                    why = str(error).strip().splitlines()[0]
+                    raise kind(f"Postgres at {describe(snapshot.dsn)} stopped the reading: {why}. Export again.") from error
 
             yield read
     except adbc_driver_manager.Error as error:

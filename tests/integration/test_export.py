@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,7 +42,7 @@ from batch.postgres import connect
 from batch.profile import TableProfile, source_profile
 from batch.slices import ExportedSlice, Slice, export_slice
 from batch.snapshot import Snapshot, held_snapshot, reader
-from conf.errors import ExportError, PostgresError
+from conf.errors import ExportError, PostgresError, PostgresUnavailable
 from conf.settings import Settings
 
 Start = Callable[[], SparkContext]
@@ -426,7 +427,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 def read(snapshot: Snapshot, query: str) -> list[tuple[Any, ...]]:
     with reader(snapshot) as rows:
-        return [tuple(row.values()) for row in rows(query).read_all().to_pylist()]
+        return [tuple(row.values()) for batch in rows(query) for row in batch.to_pylist()]
 
 
 def test_a_lost_holder_is_an_error_that_says_so_and_not_other_data(settings: Settings, dsn: str) -> None:
@@ -437,6 +438,15 @@ def test_a_lost_holder_is_an_error_that_says_so_and_not_other_data(settings: Set
         assert execute(dsn, f"select pg_terminate_backend(pid, 5000) {holders}") == [(True,)]
         with pytest.raises(PostgresError, match="snapshot is gone"):
             read(snapshot, "select count(*) from raw_orders")
+
+
+def test_a_reader_that_is_cut_off_between_two_batches_says_so(settings: Settings, dsn: str) -> None:
+    with held_snapshot(dsn, TABLES) as (snapshot, _), reader(snapshot) as rows:
+        batches = rows("select pg_backend_pid() as pid, number from generate_series(1, 10000000) as number")
+        pid = next(batches).column("pid")[0].as_py()
+        execute(dsn, f"select pg_terminate_backend({pid}, 5000)")
+        with pytest.raises(PostgresUnavailable, match=r"^Postgres at \S+ stopped the reading: .+\. Export again\.$"):
+            deque(batches, maxlen=0)
 
 
 def test_a_reader_does_not_wait_for_ever_for_who_waits_for_its_holder(
