@@ -103,13 +103,15 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     jars = spark_jars() if _is_local(master) else []
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
+    # A local cluster starts executors as any cluster does, and they must know Spark's home.
+    installed_pyspark = _is_local(master) and not master.startswith("local-cluster") and python == sys.executable
     options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
     return {
         **os.environ,
         # On a cluster the driver imports the package that its workers get, which lies elsewhere and holds no plain files.
         "FINPRO_HOME": str(finpro_home()),
         "FINPRO_RULES": str(load_settings().rules),
-        "JAVA_HOME": str(spark_java_home(installed_pyspark=_is_local(master) and python == sys.executable)),
+        "JAVA_HOME": str(spark_java_home(installed_pyspark=installed_pyspark)),
         "SPARK_HOME": str(spark_home()),
         "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, jars), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": python,

@@ -34,7 +34,8 @@ def test_python_imports_the_installed_pyspark_where_it_is_surely_this_one(monkey
     monkeypatch.delenv("PYSPARK_PYTHON", raising=False)
     installed = str(spark_java_home(installed_pyspark=True))
     assert environment("screen_orders", master="local[2]")["JAVA_HOME"] == installed
-    assert environment("screen_orders", master="yarn")["JAVA_HOME"] != installed
+    for cluster in ("yarn", "local-cluster[2,1,1024]"):
+        assert environment("screen_orders", master=cluster)["JAVA_HOME"] != installed
 
     monkeypatch.setenv("PYSPARK_PYTHON", "/usr/bin/another-python")
     assert environment("screen_orders", master="local[2]")["JAVA_HOME"] != installed
