@@ -117,9 +117,7 @@ def reader(snapshot: Snapshot) -> Iterator[Callable[[str], Iterator[pa.RecordBat
                 try:
                     yield from pa.RecordBatchReader.from_stream(stream)
                 except (OSError, pa.ArrowException) as error:  # what ADBC reports between batches, as Arrow passes it on
-                    kind = PostgresUnavailable if isinstance(error, OSError) else PostgresError
-                    why = str(error).strip().splitlines()[0]
-                    raise kind(f"Postgres at {describe(snapshot.dsn)} stopped the reading: {why}. Export again.") from error
+                    raise _stopped(snapshot, str(error).strip().splitlines()[0], is_away=isinstance(error, OSError)) from error
 
             yield read
     except adbc_driver_manager.Error as error:
@@ -128,5 +126,9 @@ def reader(snapshot: Snapshot) -> Iterator[Callable[[str], Iterator[pa.RecordBat
             raise PostgresError(f"{where}: the export's snapshot is gone, its holder was cut off. Export again.") from error
         if "lock timeout" in str(error):
             raise PostgresError(f"{where}: someone waits to alter the table. Export again when that is done.") from error
-        kind = PostgresUnavailable if isinstance(error, adbc_driver_manager.OperationalError) else PostgresError
-        raise kind(f"{where} stopped the reading: {error}. Export again.") from error
+        raise _stopped(snapshot, str(error), is_away=isinstance(error, adbc_driver_manager.OperationalError)) from error
+
+
+def _stopped(snapshot: Snapshot, why: str, *, is_away: bool) -> PostgresError:
+    kind = PostgresUnavailable if is_away else PostgresError
+    return kind(f"Postgres at {describe(snapshot.dsn)} stopped the reading: {why}. Export again.")

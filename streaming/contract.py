@@ -152,7 +152,7 @@ def clashes_among(orders: pl.DataFrame, stored: Callable[[Sequence[str]], pl.Dat
         orders: as read.
         stored: order ids → what is stored under them, columns `order_id` and CONTENT. Called only where ids clash.
     """
-    if orders["order_id"].n_unique() == len(orders):  # so nearly always, and seen in a fifth of the time
+    if orders["order_id"].n_unique() == len(orders):  # so nearly always, and seen in a tenth of the time
         return NO_CLASHES
     contents = orders.unique(["order_id", *CONTENT])["order_id"]
     used_twice = contents.filter(contents.is_duplicated()).unique()
@@ -210,7 +210,7 @@ def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict
     if broken:
         messages = messages.take(pa.array(list(decoded), pa.int64()))
     event_ts = _timestamps(fields["event_ts"])
-    created_at_once = fields["created_date"].equals(fields["event_ts"])  # as nearly all orders are
+    created_at_once = fields["created_date"].equals(fields["event_ts"])  # most orders are
     return fields.with_columns(
         amount_value=pl.col("amount")
         .str.extract(_AMOUNT_TEXT)

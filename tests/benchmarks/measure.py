@@ -96,7 +96,7 @@ def running(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
 
     Its output goes to `log`.
     """
-    usage, done = Usage(), Event()
+    usage, done, started = Usage(), Event(), time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
     watcher = Thread(target=_watch, args=(process.pid, usage, done), daemon=True)
@@ -104,6 +104,7 @@ def running(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
     try:
         yield process, usage
     finally:
+        usage.seconds = time.monotonic() - started  # to the end of the block, and not to the last sample
         tree = _tree(process.pid)
         done.set()
         watcher.join()
@@ -134,7 +135,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _watch(pid: int, usage: Usage, done: Event) -> None:
-    started, cpu_by_pid = time.monotonic(), {}
+    cpu_by_pid: dict[int, float] = {}
     while not done.is_set() and (tree := _tree(pid)):
         rss = 0
         for process in tree:
@@ -142,7 +143,7 @@ def _watch(pid: int, usage: Usage, done: Event) -> None:
                 rss += process.memory_info().rss
                 times = process.cpu_times()
                 cpu_by_pid[process.pid] = times.user + times.system
-        usage.seconds, usage.cpu_seconds = time.monotonic() - started, sum(cpu_by_pid.values())
+        usage.cpu_seconds = sum(cpu_by_pid.values())
         if rss:  # none is left of a process that has ended and was not yet waited for
             usage.rss_mib.append(rss >> 20)
         done.wait(SAMPLE_SECONDS)

@@ -87,9 +87,9 @@ def run_backlog(contestant: Contestant, stage: Stage, orders: int) -> BacklogRun
     before = stage.messages(PROCESSED_ORDERS)
     with _started(contestant, contestant.backlog, stage) as (process, usage):
         output = finish(process, stage.log, timeout_seconds=BACKLOG_TIMEOUT_SECONDS)
-        stored, published = stage.stored(), stage.messages(PROCESSED_ORDERS) - before
-        if stored["orders"] != orders or published < orders:
-            raise BenchmarkError(f"{stored['orders']} orders in Postgres, {published} verdicts in Kafka, {orders} were sent")
+    stored, published = stage.stored(), stage.messages(PROCESSED_ORDERS) - before
+    if stored["orders"] != orders or published < orders:
+        raise BenchmarkError(f"{stored['orders']} orders in Postgres, {published} verdicts in Kafka, {orders} were sent")
     seconds, steady_rate = _times(contestant, stage, output)
     return BacklogRun(contestant.name, orders, seconds, steady_rate, stored["frauds"], usage)
 
