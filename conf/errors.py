@@ -56,6 +56,10 @@ class StreamingError(FinproError):
     exit_code = 7
 
 
+class TopicNotKeyed(StreamingError):
+    """An order lies in another partition than the others of its product: orders have to be shuffled."""
+
+
 class ReconciliationError(FinproError):
     """Two counts that must agree do not."""
 

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
+from pyspark.sql.streaming import DataStreamWriter
 
-from conf.errors import FinproError
+from conf.errors import FinproError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.running_job import made_known
 from jobs.streaming_job import Query, Reporter, run_until_stopped
+from streaming.continuation import Checkpoint
+from streaming.division import By, Division
 from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
 from streaming.live_rules import LiveRules
 from streaming.metrics import QueryMetrics, ScreeningMetrics
@@ -20,6 +23,7 @@ from streaming.pipeline import Screening, receipts_to, screened, warm_up
 from streaming.progress import Progress
 from streaming.rules_history import record
 from streaming.sinks import KafkaSink, require_tables
+from streaming.state import require_state
 
 QUERY_NAME = "screen_orders"
 
@@ -30,29 +34,47 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trigger", default="0 seconds", help='how often a micro-batch starts, such as "1 second"')
     parser.add_argument("--max-offsets-per-trigger", type=int, default=150_000, help="most messages in a micro-batch")
     parser.add_argument("--starting-offsets", default="earliest", help="earliest, latest, or JSON; only without a checkpoint")
-    parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side; fixed by the checkpoint")
+    parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side")
     return parser.parse_args()
 
 
 def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
     """What every part of the query needs to know."""
     return Screening(
-        buckets=options.buckets,
+        tasks=options.buckets,
         backlog_offsets=options.max_offsets_per_trigger,
         dsn=settings.require("postgres_dsn"),
         kafka=KafkaSink(librdkafka_config(settings), {name: settings.topic(name) for name in TOPICS}),
     )
 
 
-def check(settings: Settings) -> None:
-    """Check what can be checked without Spark: settings, rules, topics, tables.
+def check(settings: Settings) -> Division:
+    """Check what can be checked without Spark: settings, rules, topics, tables. How products are divided by the partitions.
 
     Raises:
         FinproError: something is missing or does not answer; says what to do.
     """
     load_rules(settings.rules)
-    require_topics(settings)
+    partitions = require_topics(settings)[ORDERS]
     require_tables(settings.require("postgres_dsn"))
+    return Division(By.PARTITION, partitions)
+
+
+def require_checkpoint(checkpoint: Checkpoint, dsn: str) -> None:
+    """Check that what a checkpoint goes on from is there.
+
+    Raises:
+        StreamingError: it is not.
+        PostgresError: Postgres does not answer, or refuses.
+    """
+    planned, committed = checkpoint.planned(), checkpoint.committed()
+    if checkpoint.has_state_of_sparks():
+        raise StreamingError(
+            f"The checkpoint {checkpoint.folder} was made by an older version of finpro, which kept its state there. Move it"
+            " away and start anew, as docs/runbook.md says (upgrade): nothing is lost or doubled."
+        )
+    if planned is not None and committed is not None:
+        require_state(dsn, checkpoint.query_id(), committed, planned.batch)
 
 
 class _WatchingRules(NamedTuple):
@@ -70,9 +92,11 @@ class _WatchingRules(NamedTuple):
 def main() -> None:
     options, settings = arguments(), load_settings()
     screening = screening_of(settings, options)
-    check(settings)
+    by_partition = check(settings)
 
     spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
+    checkpoint = f"{settings.checkpoints}/{QUERY_NAME}"
+    require_checkpoint(Checkpoint(spark, checkpoint), screening.dsn)
     messages = (
         spark.readStream.format("kafka")
         .options(**spark_config(settings))
@@ -86,16 +110,27 @@ def main() -> None:
     registry = CollectorRegistry()
     progress, metrics = Progress(), ScreeningMetrics(registry)
     rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
-    writer = (
-        screened(messages, screening, rules.start.lateness)
-        .writeStream.queryName(QUERY_NAME)
-        .foreachBatch(receipts_to([progress.settled, metrics.settled], rules))
-        .option("checkpointLocation", f"{settings.checkpoints}/{QUERY_NAME}")
-    )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
+
+    def query(division: Division) -> DataStreamWriter:
+        return (
+            screened(messages, screening, division, rules.start.lateness)
+            .writeStream.queryName(QUERY_NAME)
+            .foreachBatch(receipts_to([progress.settled, metrics.settled], rules, spark))
+            .option("checkpointLocation", checkpoint)
+            .trigger(**trigger)
+        )
+
+    def shuffled(error: FinproError) -> DataStreamWriter | None:
+        """The query for a topic that is not keyed by product, where it failed because of that."""
+        if not isinstance(error, TopicNotKeyed):
+            return None
+        progress.shuffles(str(error))
+        return query(Division(By.PRODUCT, options.buckets))
+
     with made_known("screen", registry, settings):
-        query = Query(writer.trigger(**trigger), _WatchingRules(rules, progress))
-        run_until_stopped(spark, [query], QueryMetrics(registry))
+        screen = Query(query(by_partition), _WatchingRules(rules, progress), shuffled)
+        run_until_stopped(spark, [screen], QueryMetrics(registry))
 
 
 if __name__ == "__main__":

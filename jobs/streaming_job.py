@@ -6,7 +6,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from py4j.java_gateway import JavaObject
@@ -92,10 +93,17 @@ class Reporter(Protocol):
 
 
 class Query(NamedTuple):
-    """A query to be started, and who tells of it."""
+    """A query to be started, and who tells of it.
+
+    Attributes:
+        writer: the query.
+        reporter: is told how it fares.
+        instead: gives another one to be started where this one fails with an error that it knows what to do about.
+    """
 
     writer: DataStreamWriter
     reporter: Reporter
+    instead: Callable[[FinproError], DataStreamWriter | None] = lambda error: None
 
 
 def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics) -> None:
@@ -114,28 +122,45 @@ def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: Qu
     stop = _StopRequest(spark)
     _tell(metrics, spark)
     try:
-        running = [(query.writer.start(), query.reporter) for query in queries]
+        running = [_Running(query, query.writer.start()) for query in queries]
         _report_until_the_end(running, stop.event)
-        _stop_between_batches([started for started, _ in running])
-        for started, reporter in running:
-            started.awaitTermination()
-            reporter.show(started.lastProgress, finished=True)
+        _stop_between_batches([one.started for one in running])
+        for one in running:
+            one.started.awaitTermination()
+            one.query.reporter.show(one.started.lastProgress, finished=True)
     except StreamingQueryException as error:
         raise _cause(error) from error
     finally:
         spark.stop()
 
 
-def _report_until_the_end(running: Sequence[tuple[StreamingQuery, Reporter]], stop: threading.Event) -> None:
+@dataclass
+class _Running:
+    query: Query
+    started: StreamingQuery
+
+    def has_failed(self) -> bool:
+        """Whether it has failed for good: else, if there is another query to take its place, that one is started."""
+        error = None if self.started.isActive else self.started.exception()
+        if error is None:
+            return False
+        writer = self.query.instead(_cause(error))
+        if writer is None:
+            return True
+        self.started = writer.start()
+        return False
+
+
+def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) -> None:
     """Report every second until all queries have ended, one has failed, or `stop` is set."""
     reported_at = time.monotonic()
-    while any(query.isActive for query, _ in running) and not stop.wait(_POLL_SECONDS):
-        if any(not query.isActive and query.exception() for query, _ in running):
+    while not any(one.has_failed() for one in running) and any(one.started.isActive for one in running):
+        if stop.wait(_POLL_SECONDS):
             break
         if time.monotonic() - reported_at >= _REPORT_SECONDS:
             reported_at = time.monotonic()
-            for query, reporter in running:
-                reporter.show(query.lastProgress)
+            for one in running:
+                one.query.reporter.show(one.started.lastProgress)
 
 
 def _stop_between_batches(queries: Sequence[StreamingQuery]) -> None:

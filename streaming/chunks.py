@@ -1,15 +1,17 @@
-"""How orders travel through Spark: whole tables as one binary value, never a row an order.
+"""How orders are shuffled: whole tables as one binary value, never a row an order.
 
-A chunk is one Spark row: a few columns that Spark itself needs (the key to shuffle by, the event time to derive a
-watermark from) and a payload. Everything else in `streaming` sees tables of orders.
+A chunk is one Spark row: a key to shuffle by, and a bucket's share of what one task read. Everything else in `streaming`
+sees tables of orders.
 """
 
 import io
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import mmh3
 import msgspec
 import polars as pl
+
+from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA
 
 # Spark's own hash seed: see HashPartitioning, pmod(Murmur3Hash(key, 42), numPartitions).
 _SPARK_HASH_SEED = 42
@@ -30,30 +32,39 @@ class PartitionRead(msgspec.Struct, frozen=True):
     newest_us: int | None
 
 
-class Arrivals(msgspec.Struct, frozen=True):
-    """From parsing to a bucket's state: the bucket's share of what one task read, from one Kafka partition or several.
+class Arrivals(NamedTuple):
+    """What one task read, or a bucket's share of it.
 
     Every bucket hears of every partition read, also where none of the orders are its own: that is how all buckets
     agree on the watermark without talking to each other.
+
+    Attributes:
+        reads: of each partition.
+        orders: ORDER_SCHEMA.
+        dead_letters: DEAD_LETTER_SCHEMA.
     """
 
+    reads: list[PartitionRead]
+    orders: pl.DataFrame
+    dead_letters: pl.DataFrame
+
+
+class _Chunk(msgspec.Struct, frozen=True):
     reads: list[PartitionRead]
     orders: bytes
     dead_letters: bytes
 
 
-_Payload = TypeVar("_Payload", bound=msgspec.Struct)
-_encoder = msgspec.msgpack.Encoder()
+def pack_arrivals(arrivals: Arrivals) -> bytes:
+    """As one binary value: read once, by the next stage, so it is not worth more than a quick compression."""
+    chunk = _Chunk(arrivals.reads, pack_table(arrivals.orders, "lz4"), pack_table(arrivals.dead_letters, "lz4"))
+    return msgspec.msgpack.encode(chunk)
 
 
-def pack(payload: msgspec.Struct) -> bytes:
-    """A payload as one binary value."""
-    return _encoder.encode(payload)
-
-
-def unpack(value: bytes, kind: type[_Payload]) -> _Payload:
-    """A payload back from its binary value."""
-    return msgspec.msgpack.decode(value, type=kind)
+def unpack_arrivals(value: bytes) -> Arrivals:
+    """Back from its binary value."""
+    chunk = msgspec.msgpack.decode(value, type=_Chunk)
+    return Arrivals(chunk.reads, unpack_table(chunk.orders, ORDER_SCHEMA), unpack_table(chunk.dead_letters, DEAD_LETTER_SCHEMA))
 
 
 def pack_table(table: pl.DataFrame, compression: Literal["lz4", "zstd"] = "zstd") -> bytes:

@@ -51,6 +51,14 @@ class Checkpoint:
         (partitions,) = offsets.values()
         return Planned(newest, {int(partition): end for partition, end in partitions.items()})
 
+    def committed(self) -> int | None:
+        """The newest micro-batch that is complete; None before the first."""
+        return max((int(name) for name in self._files.names("commits") if name.isdigit()), default=None)
+
+    def has_state_of_sparks(self) -> bool:
+        """Whether Spark kept the state of an operator in it."""
+        return bool(self._files.names("state"))
+
     def query_id(self) -> str:
         """The id of the query that it was made by."""
         return str(json.loads(self._files.read("metadata"))["id"])

@@ -215,8 +215,8 @@ def topic_id(settings: Settings, name: str) -> str:
         raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
 
 
-def existing_topics(settings: Settings) -> set[str]:
-    """The names of the topics that this user can see.
+def existing_topics(settings: Settings) -> dict[str, int]:
+    """The topics that this user can see, by name: how many partitions each has.
 
     Raises:
         KafkaError: no broker answers, its certificate is not trusted, or the login is refused; names the setting.
@@ -235,12 +235,13 @@ def existing_topics(settings: Settings) -> set[str]:
         raise KafkaError(f"Kafka at {servers} {_ADVICE.get(why.code(), _UNREACHABLE)}.\n({why.str()})") from error
 
 
-def _topics(client: AdminClient, seen: list[ClientError]) -> set[str]:
+def _topics(client: AdminClient, seen: list[ClientError]) -> dict[str, int]:
     """The topics that a client is shown, in some attempts, but no more once what is `seen` makes another one useless."""
 
-    def ask() -> set[str]:
+    def ask() -> dict[str, int]:
         try:
-            return set(client.list_topics(timeout=_ATTEMPT_SECONDS).topics)
+            topics = client.list_topics(timeout=_ATTEMPT_SECONDS).topics
+            return {name: len(topic.partitions) for name, topic in topics.items()}
         finally:
             client.poll(0)  # calls back with what went wrong
 
@@ -252,13 +253,15 @@ def _is_clear(error: ClientError) -> bool:
     return error.code() in _ADVICE
 
 
-def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> None:
-    """Check that topics exist.
+def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> dict[str, int]:
+    """Check that topics exist; how many partitions each has.
 
     Raises:
         KafkaError: one is missing, or Kafka does not answer.
     """
-    missing = sorted({settings.topic(name) for name in names} - existing_topics(settings))
+    existing = existing_topics(settings)
+    missing = sorted({settings.topic(name) for name in names} - existing.keys())
     if missing:
         servers = settings.require("kafka_bootstrap_servers")
         raise KafkaError(f"Kafka at {servers} has no topic {', '.join(missing)}. `finpro migrate` creates finpro's topics.")
+    return {name: existing[settings.topic(name)] for name in names}

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from streaming.pipeline import LATENCY_BOUNDS_SECONDS, Receipt
+from streaming.pipeline import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 from streaming.rules import REASONS
 from streaming.screening import FRAUD, GENUINE
 
@@ -52,7 +52,6 @@ class QueryMetrics:
         self._last_batch = gauge("last_batch_timestamp_seconds", "When its last micro-batch ended")
         self._lag = gauge("lag_messages", "Messages in Kafka that were unread when the last micro-batch was planned")
         self._rate = gauge("input_rows_per_second", "Messages a second that came in for the last micro-batch")
-        self._state_bytes = gauge("state_memory_bytes", "Memory of Spark's state store")
         self._batches = counter("batches", "Micro-batches")
         self._rows = counter("input_rows", "Messages read")
         self._phases = counter("phase_seconds", "Time spent in each phase of its micro-batches", "phase")
@@ -87,9 +86,6 @@ class QueryMetrics:
         for phase, milliseconds in phases.items():
             if phase != "triggerExecution":
                 self._phases.labels(name, phase).inc(milliseconds / 1000)
-        operators = progress["stateOperators"]
-        if operators:
-            self._state_bytes.labels(name).set(sum(operator["memoryUsedBytes"] for operator in operators))
         self._last_batch.labels(name).set_to_current_time()
         self._heartbeat.labels(name).set_to_current_time()
 
@@ -145,12 +141,13 @@ class ScreeningMetrics:
         self._refused = gauge("rules_refused", "1 while the rules file cannot be used, and older rules stay in force")
         self._steps = Histogram(
             "finpro_screening_step_seconds",
-            "A bucket's part of a micro-batch: to screen it, store it in Postgres, announce it on Kafka",
+            "A task's part of a micro-batch: to screen it, store it in Postgres, announce it on Kafka",
             ["step"],
             buckets=_STEP_BOUNDS_SECONDS,
             registry=registry,
         )
         self._latency = _Latency(registry)
+        self._buckets: dict[int, BucketState] = {}  # those of a micro-batch are not always all
         self._version: str | None = None
         for status in (GENUINE, FRAUD):
             self._verdicts.labels(status)
@@ -159,7 +156,7 @@ class ScreeningMetrics:
 
     @_harmless
     def settled(self, receipts: Sequence[Receipt]) -> None:
-        """A micro-batch was settled: the receipts of all its buckets."""
+        """A micro-batch was settled: the receipts of all its tasks."""
         for receipt in receipts:
             self._count(receipt)
             self._steps.labels("screen").observe(receipt.screen_seconds)
@@ -168,9 +165,10 @@ class ScreeningMetrics:
             self._latency.add("event", receipt.event_latency, receipt.event_latency_seconds)
             self._latency.add("kafka", receipt.kafka_latency, receipt.kafka_latency_seconds)
         self._show_rules(receipts[-1].rules_version)
-        self._kept.set(sum(receipt.kept for receipt in receipts))
-        self._kept_bytes.set(sum(receipt.state_bytes for receipt in receipts))
-        watermark_us = min(receipt.watermark_us for receipt in receipts)
+        self._buckets.update({bucket.bucket: bucket for receipt in receipts for bucket in receipt.buckets})
+        self._kept.set(sum(bucket.kept for bucket in self._buckets.values()))
+        self._kept_bytes.set(sum(bucket.bytes for bucket in self._buckets.values()))
+        watermark_us = min(bucket.watermark_us for receipt in receipts for bucket in receipt.buckets)
         if watermark_us > 0:  # before the first order it lies before all times
             self._watermark.set(watermark_us / 1_000_000)
 

@@ -1,10 +1,11 @@
-"""Screening on Spark: Kafka messages → chunks of orders → a bucket's state → verdicts in the sinks.
+"""Screening on Spark: Kafka messages → orders → what is remembered of their products → verdicts in the sinks.
 
-    parse (mapInArrow) ─ shuffle by bucket ─> screen, store, announce (state) ─> receipts (foreachBatch)
+    read, parse, screen, store, announce (mapInArrow) ─> receipts (foreachBatch)
 
-Orders are bucketed by product, because all neighbours of an order share its product. Spark carries one row per task and
-bucket, not one per order: see `chunks`. A bucket settles its part of a micro-batch where it screens it, before Spark commits
-the state: what fails is done again, and doing it again changes nothing (see `sinks`).
+All neighbours of an order share its product, and so its bucket (see `division`). Where the partitions of the topic are the
+buckets, a micro-batch is one stage: the task that reads a partition settles it. Otherwise a task parses what it reads, and
+shuffles a chunk a bucket (see `chunks`) to those that settle it. What is settled is done before Spark commits the micro-batch:
+what fails is done again, and doing it again changes nothing (see `sinks` and `state`).
 """
 
 import threading
@@ -19,24 +20,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import pandas as pd
 import polars as pl
 import pyarrow as pa
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 
 from conf.rules import FraudRules
 from conf.workers import spare_imports
-from streaming.chunks import (
-    Arrivals,
-    PartitionRead,
-    bucket_keys,
-    pack,
-    pack_table,
-    unpack,
-    unpack_table,
-)
+from streaming.chunks import Arrivals, PartitionRead, bucket_keys, pack_arrivals, unpack_arrivals
 from streaming.contract import (
     DEAD_LETTER_SCHEMA,
     MESSAGE_COLUMNS,
@@ -46,16 +38,18 @@ from streaming.contract import (
     clashes_among,
     read_messages,
 )
+from streaming.division import By, Division
 from streaming.kafka import ORDERS, TopicReader, as_messages
 from streaming.live_rules import RULES_PROPERTY, LiveRules, rules_of_micro_batch
-from streaming.recent import NOTHING_RECENT, Recent, recalled, remembered
+from streaming.recent import Recent, near, remembered
 from streaming.rules import REASONS
-from streaming.screening import Frontier, advance, oldest_needed, screen
-from streaming.sinks import KafkaSink, announce, store, stored_orders
+from streaming.screening import advance, oldest_needed, screen
+from streaming.sinks import KafkaSink, announce, in_transaction, store, stored_orders
+from streaming.state import MicroBatch, known_before, remember_after, remembered_now
 
-CHUNK = "bucket int, event_time timestamp, payload binary"
-RECENT = "payload binary"
-RECEIPT = "receipt string"
+CHUNK = "bucket int, payload binary"
+RECEIPT = "receipt string, newest timestamp"
+TIME_PROPERTY = "finpro.time"
 
 
 @dataclass(frozen=True)
@@ -63,13 +57,13 @@ class Screening:
     """What every part of the query needs to know; travels to the workers.
 
     Attributes:
-        buckets: into how many parts products are divided: the most tasks that can screen side by side.
+        tasks: the most that screen side by side.
         backlog_offsets: the query's limit of offsets a micro-batch, None where it has none.
         dsn: of Postgres.
         kafka: the sink.
     """
 
-    buckets: int
+    tasks: int
     backlog_offsets: int | None
     dsn: str
     kafka: KafkaSink
@@ -79,8 +73,24 @@ class Screening:
 LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
+class BucketState(msgspec.Struct, frozen=True):
+    """How a bucket is after a micro-batch.
+
+    Attributes:
+        bucket: which one.
+        kept: orders remembered.
+        bytes: their size in memory.
+        watermark_us: epoch microseconds.
+    """
+
+    bucket: int
+    kept: int
+    bytes: int
+    watermark_us: int
+
+
 class Receipt(msgspec.Struct, frozen=True):
-    """What one bucket made of one micro-batch, in numbers.
+    """What one task made of one micro-batch, in numbers.
 
     Attributes:
         rules_version: what it was screened by.
@@ -92,8 +102,7 @@ class Receipt(msgspec.Struct, frozen=True):
         duplicates: arrivals that were known.
         late: orders behind the watermark.
         dead_letters: messages that broke the contract, or used the id of another order.
-        kept, state_bytes: orders in the state, and their size.
-        watermark_us: of this bucket, epoch microseconds.
+        buckets: how the buckets are that it had orders of.
         screen_seconds, store_seconds, announce_seconds: what these steps took.
         event_latency, kafka_latency: how many new orders were announced so long after their event time, and after Kafka
             received them: a count for each of LATENCY_BOUNDS_SECONDS, not cumulative, and one for what lies beyond.
@@ -110,9 +119,7 @@ class Receipt(msgspec.Struct, frozen=True):
     duplicates: int
     late: int
     dead_letters: int
-    kept: int
-    state_bytes: int
-    watermark_us: int
+    buckets: list[BucketState]
     screen_seconds: float = 0.0
     store_seconds: float = 0.0
     announce_seconds: float = 0.0
@@ -122,24 +129,22 @@ class Receipt(msgspec.Struct, frozen=True):
     kafka_latency_seconds: float = 0.0
 
 
-def screened(messages: DataFrame, screening: Screening, lateness: timedelta) -> DataFrame:
-    """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (RECEIPT) a bucket and micro-batch.
+def screened(messages: DataFrame, screening: Screening, division: Division, lateness: timedelta) -> DataFrame:
+    """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (RECEIPT) a task and micro-batch.
 
-    The watermark that Spark is told trails the newest event of all partitions; the buckets keep their own, which also
-    waits for partitions that a backlog has left behind (`screening.advance`), and evict by that one. Spark therefore
-    must not drop rows by its own: no event-time timeout is set. Its `lateness` is that of the start, for its UI and
-    metrics; what the buckets go by is in the rules, which may change.
+    Fails with `TopicNotKeyed` where a partition is a bucket, and the topic turns out not to be keyed by product.
+
+    Buckets keep watermarks of their own, which also wait for partitions that a backlog has left behind
+    (`screening.advance`), and evict by them. The one that Spark is told is for its UI and metrics, with the `lateness` of
+    the start; what the buckets go by is in the rules, which may change.
     """
-    return (
-        # Spark's current time is that of the micro-batch, the same on a replay.
-        messages.select(*MESSAGE_COLUMNS, F.current_timestamp().alias("batch_time"))
-        .coalesce(screening.buckets)  # a task costs more than a partition
-        .mapInArrow(_parse(screening), CHUNK)
-        .withWatermark("event_time", f"{lateness // timedelta(milliseconds=1)} milliseconds")
-        .select("bucket", "payload")  # where the column goes on, each task compiles a predicate on the watermark anew
-        .groupBy("bucket")
-        .applyInPandasWithState(_screen_bucket(screening), RECEIPT, RECENT, "append", GroupStateTimeout.NoTimeout)
-    )
+    read = messages.select(*MESSAGE_COLUMNS).coalesce(screening.tasks)  # a task costs more than a partition
+    if division.by is By.PARTITION:
+        settled = read.mapInArrow(_settle_partitions(screening, division), RECEIPT)
+    else:
+        chunks = read.mapInArrow(_parse(screening, division), CHUNK).repartition(division.buckets, "bucket")
+        settled = chunks.mapInArrow(_settle_bucket(screening, division), RECEIPT)
+    return settled.withWatermark("newest", f"{lateness // timedelta(milliseconds=1)} milliseconds")
 
 
 def warm_up(spark: SparkSession, workers: int) -> None:
@@ -159,42 +164,97 @@ def _unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     return batches
 
 
-def _parse(screening: Screening) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    keys = pa.array(bucket_keys(screening.buckets), pa.int32())
+Batches = Iterator[pa.RecordBatch]
 
-    def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+
+class _Task(NamedTuple):
+    """What a task knows of its micro-batch.
+
+    Attributes:
+        batch: which one.
+        time: its own, the same on a replay.
+        rules: in force at that time.
+    """
+
+    batch: MicroBatch
+    time: datetime
+    rules: FraudRules
+
+
+def _task(division: Division) -> _Task:
+    properties: Any = TaskContext.get()
+    time = datetime.fromtimestamp(int(properties.getLocalProperty(TIME_PROPERTY)) / 1000, UTC)
+    query_id, number = map(properties.getLocalProperty, ("sql.streaming.queryId", "streaming.sql.batchId"))
+    return _Task(MicroBatch(query_id, division, int(number)), time, rules_of_micro_batch(time))
+
+
+def _settle_partitions(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
+    def settle_partitions(batches: Batches) -> Batches:
         spare_imports()
-        read = list(batches)  # no more than the query's limit of a micro-batch, and at once: see `clashes_among`
-        messages = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
-        for batch in messages:
-            rules = rules_of_micro_batch(batch.column("batch_time")[0].as_py())
-            arrivals = read_arrivals(batch, rules, screening.buckets, partial(stored_orders, screening.dsn))
-            newest = max((read.newest_us for read in arrivals[0].reads if read.newest_us is not None), default=None)
-            event_time = pa.array([newest] * screening.buckets, pa.timestamp("us", "UTC"))
-            payloads = pa.array([pack(share) for share in arrivals], pa.binary())
-            yield pa.record_batch({"bucket": keys, "event_time": event_time, "payload": payloads})
+        messages, task = _in_one_piece(batches), _task(division)
+        arrivals = [read_arrivals(messages, task.rules, partial(stored_orders, screening.dsn))] if messages else []
+        for part in arrivals:
+            division.require_at_home(part.orders)
+        yield _settle(screening, task, arrivals, {read.partition for part in arrivals for read in part.reads})
+
+    return settle_partitions
+
+
+def _parse(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
+    keys = pa.array(bucket_keys(division.buckets), pa.int32())
+
+    def parse(batches: Batches) -> Batches:
+        spare_imports()
+        messages, task = _in_one_piece(batches), _task(division)
+        if messages:
+            arrivals = read_arrivals(messages, task.rules, partial(stored_orders, screening.dsn))
+            payloads = [pack_arrivals(share) for share in divided(arrivals, division)]
+            yield pa.record_batch({"bucket": keys, "payload": pa.array(payloads, pa.binary())})
 
     return parse
 
 
-def read_arrivals(
-    messages: pa.RecordBatch, rules: FraudRules, buckets: int, stored: Callable[[Sequence[str]], pl.DataFrame]
-) -> list[Arrivals]:
-    """Read messages (`contract.MESSAGE_COLUMNS`), and divide the orders by bucket.
+def _settle_bucket(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
+    keys = bucket_keys(division.buckets)
 
-    Dead letters go with the first bucket's share; among them are orders that use the id of another one read here
-    (`contract.clashes_among`, which asks `stored`).
+    def settle_bucket(batches: Batches) -> Batches:
+        spare_imports()
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        arrivals = [unpack_arrivals(row["payload"]) for row in rows]
+        yield _settle(screening, _task(division), arrivals, {keys.index(row["bucket"]) for row in rows})
+
+    return settle_bucket
+
+
+def _in_one_piece(batches: Batches) -> pa.RecordBatch | None:
+    """A task's part of a micro-batch, no more than the query's limit: at once, for the sake of `clashes_among`."""
+    read = list(batches)
+    pieces = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
+    return pieces[0] if pieces else None
+
+
+def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, stored: Callable[[Sequence[str]], pl.DataFrame]) -> Arrivals:
+    """Read messages (`contract.MESSAGE_COLUMNS`).
+
+    Among the dead letters are orders that use the id of another one read here (`contract.clashes_among`, which asks `stored`).
     """
     contents = read_messages(messages, rules.max_future_skew)
     clashes = clashes_among(contents.orders, stored)
     orders = _without(contents.orders, clashes)
     letters = pl.concat([contents.dead_letters, clash_letters(messages, clashes)])
-    reads = _reads(messages, orders)
-    shares = [orders.filter(pl.col("product_id") % buckets == bucket) for bucket in range(buckets)]
-    # What is read once, by the next stage, is not worth more than a quick compression.
+    return Arrivals(_reads(messages, orders), orders, letters)
+
+
+def divided(arrivals: Arrivals, division: Division) -> list[Arrivals]:
+    """Each bucket's share of what a task read. Dead letters go with the first bucket's."""
+    bucket_of = division.bucket_of(arrivals.orders)
     return [
-        Arrivals(reads, pack_table(share, "lz4"), pack_table(letters, "lz4") if bucket == 0 else b"")
-        for bucket, share in enumerate(shares)
+        Arrivals(
+            arrivals.reads,
+            arrivals.orders.filter(bucket_of == bucket),
+            arrivals.dead_letters if bucket == 0 else arrivals.dead_letters.clear(),
+        )
+        for bucket in range(division.buckets)
     ]
 
 
@@ -210,41 +270,39 @@ def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead
     return [PartitionRead(*row) for row in ranges.join(newest, on="partition", how="left").sort("partition").iter_rows()]
 
 
-def _screen_bucket(screening: Screening) -> Callable[[Any, Iterator[pd.DataFrame], GroupState], Iterator[pd.DataFrame]]:
-    def screen_bucket(key: Any, chunks: Iterator[pd.DataFrame], state: GroupState) -> Iterator[pd.DataFrame]:
-        spare_imports()
-        arrivals = [unpack(payload, Arrivals) for chunk in chunks for payload in chunk["payload"]]
-        recent = unpack(state.get[0], Recent) if state.exists else NOTHING_RECENT
-        # The micro-batch's own time, the same on a replay.
-        screened_at = datetime.fromtimestamp(state.getCurrentProcessingTimeMs() / 1000, UTC)
-        outcome = _settle(screening, arrivals, recent, screened_at)
-        state.update((pack(outcome.recent),))
-        yield pd.DataFrame({"receipt": [msgspec.json.encode(outcome.receipt).decode()]})
-
-    return screen_bucket
-
-
-def _settle(screening: Screening, arrivals: list[Arrivals], recent: Recent, screened_at: datetime) -> "BucketOutcome":
-    """Screen, store and announce a bucket's part of a micro-batch: once more without the orders that turn out to clash.
+def _settle(screening: Screening, task: _Task, arrivals: list[Arrivals], buckets: set[int]) -> pa.RecordBatch:
+    """Screen, store and announce a task's part of a micro-batch: once more without the orders that turn out to clash.
 
     An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
     ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
+
+    Returns one row (RECEIPT); none where there was nothing to read.
     """
-    rules, clashes = rules_of_micro_batch(screened_at), NO_CLASHES
+    batch, screened_at, rules = task
+    clashes = NO_CLASHES
     seconds: dict[str, float] = defaultdict(float)
+    with _timed(seconds, "screen_seconds"):
+        known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, buckets))
     while True:
         with _timed(seconds, "screen_seconds"):
-            outcome = screen_arrivals(arrivals, recent, rules, screening.backlog_offsets, clashes)
+            outcome = screen_arrivals(arrivals, known.recents, batch, rules, screening.backlog_offsets, clashes)
+        remember = partial(remember_after, batch=batch, known=known, after=outcome.recents)
         with _timed(seconds, "store_seconds"):
-            stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at)
+            stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at, remember)
         if stored.clashes.is_empty():
             break
         clashes = pl.concat([clashes, stored.clashes])
+    remembered_now(batch, outcome.recents)
     letters = pl.concat([outcome.dead_letters, _read_again(screening.kafka, clashes)])
     with _timed(seconds, "announce_seconds"):
         announce(screening.kafka, stored.verdicts, letters, rules.version, screened_at)
     waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
-    return outcome._replace(receipt=msgspec.structs.replace(outcome.receipt, **seconds, **waited))
+    receipt = msgspec.structs.replace(outcome.receipt, **seconds, **waited)
+    newest = max((read.newest_us for part in arrivals for read in part.reads if read.newest_us is not None), default=None)
+    receipts = [msgspec.json.encode(receipt).decode()] if arrivals else []
+    return pa.record_batch(
+        {"receipt": pa.array(receipts, pa.string()), "newest": pa.array([newest] * len(receipts), pa.timestamp("us", "UTC"))}
+    )
 
 
 @contextmanager
@@ -280,36 +338,58 @@ def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(letters)
 
 
-class BucketOutcome(NamedTuple):
-    """What a bucket makes of a micro-batch: `verdicts` (VERDICT_SCHEMA), `dead_letters`, the next state, and a receipt."""
+class Outcome(NamedTuple):
+    """What a task makes of its part of a micro-batch.
+
+    Attributes:
+        verdicts: VERDICT_SCHEMA.
+        dead_letters: DEAD_LETTER_SCHEMA.
+        recents: bucket → its next state.
+        receipt: in numbers, without what is not known yet.
+    """
 
     verdicts: pl.DataFrame
     dead_letters: pl.DataFrame
-    recent: Recent
+    recents: dict[int, Recent]
     receipt: Receipt
 
 
 def screen_arrivals(
     arrivals: list[Arrivals],
-    recent: Recent,
+    recents: dict[int, Recent],
+    batch: MicroBatch,
     rules: FraudRules,
     backlog_offsets: int | None,
     clashes: pl.DataFrame = NO_CLASHES,
-) -> BucketOutcome:
-    """One bucket's part of a micro-batch, from its shares of what was read. Deterministic, whatever their order.
+) -> Outcome:
+    """Some buckets' part of a micro-batch. Deterministic, whatever the order of `arrivals`.
 
     Orders at the positions of `clashes` (CLASH_SCHEMA) are left out.
+
+    Args:
+        arrivals: what was read of these buckets.
+        recents: bucket → state, of these buckets.
+        batch: which micro-batch it is.
+        rules: in force.
+        backlog_offsets: see `screening.advance`.
+        clashes: orders to leave out.
     """
-    arrivals = sorted(arrivals, key=lambda share: (share.reads[0].partition, share.reads[0].first_offset))
-    orders = _without(_concatenated([share.orders for share in arrivals], ORDER_SCHEMA), clashes)
-    orders = orders.sort("received_at", "partition", "offset")
-    letters = _concatenated([share.dead_letters for share in arrivals], DEAD_LETTER_SCHEMA)
-    before = Frontier(recent.newest_us, recent.watermark_us)
-    after = advance(before, [read for share in arrivals for read in share.reads], rules.lateness, backlog_offsets)
-    outcome = screen(recalled(recent), orders, rules)
-    oldest_us = oldest_needed(after.watermark_us, rules.widest_window)
-    remaining = remembered(recent, after, oldest_us, outcome.recent, outcome.verdicts)
-    verdicts = outcome.verdicts
+    orders = pl.concat([pl.DataFrame(schema=ORDER_SCHEMA), *(part.orders for part in arrivals)])
+    orders = _without(orders, clashes).sort("received_at", "partition", "offset")
+    letters = pl.concat([pl.DataFrame(schema=DEAD_LETTER_SCHEMA), *(part.dead_letters for part in arrivals)])
+    letters = letters.sort("partition", "offset")
+    verdicts, duplicates = screen(near(recents.values(), orders, 2 * rules.widest_window), orders, rules)
+    reads = [read for part in arrivals for read in part.reads]
+    after, late = {}, 0
+    bucket_of_verdict, bucket_of_order = batch.division.bucket_of(verdicts), batch.division.bucket_of(orders)
+    for bucket, recent in recents.items():
+        own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
+        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets)
+        oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
+        changed = verdicts.filter(bucket_of_verdict == bucket)
+        after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.number)
+        is_late = orders["event_ts"].to_physical() < recent.frontier.watermark_us
+        late += int((is_late & (bucket_of_order == bucket)).sum())
     given, gained, revision = verdicts["given"], verdicts["gained"], verdicts["revision"]
     receipt = Receipt(
         rules_version=rules.version,
@@ -319,33 +399,43 @@ def screen_arrivals(
         frauds=int(((gained > 0) & (gained == given)).sum()),
         by_reason=_by_reason(gained),
         shadow_by_reason=_by_reason(verdicts["shadow_gained"]),
-        duplicates=outcome.duplicates,
-        late=int((orders["event_ts"].to_physical() < before.watermark_us).sum()),
+        duplicates=duplicates,
+        late=late,
         dead_letters=len(letters) + len(clashes),
-        kept=remaining.kept,
-        state_bytes=sum(len(segment.orders) for segment in remaining.segments),
-        watermark_us=after.watermark_us,
+        buckets=[
+            BucketState(bucket, recent.kept, recent.bytes, recent.frontier.watermark_us) for bucket, recent in after.items()
+        ],
     )
-    return BucketOutcome(verdicts, letters, remaining, receipt)
+    return Outcome(verdicts, letters, after, receipt)
 
 
 def _by_reason(gained: pl.Series) -> dict[str, int]:
     return {reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)}
 
 
-def _concatenated(tables: list[bytes], schema: pl.Schema) -> pl.DataFrame:
-    return pl.concat([pl.DataFrame(schema=schema), *(unpack_table(table, schema) for table in tables if table)])
-
-
-def receipts_to(reports: Sequence[Callable[[list[Receipt]], None]], rules: LiveRules) -> Callable[[DataFrame, int], None]:
-    """For `foreachBatch`: runs a micro-batch and reports its receipts, a few numbers a bucket; then Spark commits it."""
+def receipts_to(
+    reports: Sequence[Callable[[list[Receipt]], None]], rules: LiveRules, spark: SparkSession
+) -> Callable[[DataFrame, int], None]:
+    """For `foreachBatch` of a query of this session: runs a micro-batch and reports its receipts; then Spark commits it."""
 
     def collect(settled: DataFrame, _batch_id: int) -> None:
-        # This is the thread that runs the micro-batch: its tasks get the property.
-        settled.sparkSession.sparkContext.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
+        # This is the thread that runs the micro-batch: its tasks get the properties.
+        context = spark.sparkContext
+        context.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
+        context.setLocalProperty(TIME_PROPERTY, str(_time_of_micro_batch(spark)))
         if receipts := [msgspec.json.decode(row.receipt, type=Receipt) for row in settled.collect()]:
             for report in reports:
                 report(receipts)
         rules.settled()
 
     return collect
+
+
+def _time_of_micro_batch(spark: SparkSession) -> int:
+    """What Spark noted for the micro-batch that this thread runs, the same on a replay: epoch milliseconds.
+
+    As a column of the query (`current_timestamp`) it would be a literal, for which Spark compiles the plan anew each time.
+    """
+    query_id = spark.sparkContext.getLocalProperty("sql.streaming.queryId")
+    execution: Any = spark._jsparkSession.streams().get(query_id).streamingQuery()
+    return int(execution.lastExecution().offsetSeqMetadata().batchTimestampMs())

@@ -49,7 +49,7 @@ class Progress:
             totals.dead_letters += receipt.dead_letters
             totals.by_reason.update(receipt.by_reason)
             totals.shadow_by_reason.update(receipt.shadow_by_reason)
-        self._watermark_us = min(receipt.watermark_us for receipt in receipts)
+        self._watermark_us = min(bucket.watermark_us for receipt in receipts for bucket in receipt.buckets)
 
     def show(self, progress: Any, *, finished: bool = False) -> None:
         """Print where the query stands, if there is something new; `progress` is Spark's own of the last micro-batch."""
@@ -71,6 +71,10 @@ class Progress:
     def rules_refused(self, version: str, why: str) -> None:
         """A changed rules file cannot be used; this version stays in force."""
         self._errors.print(f"finpro: the changed rules are refused, version {version} stays in force: {why}")
+
+    def shuffles(self, why: str) -> None:
+        """The topic is not keyed by product, so orders are shuffled from now on."""
+        self._console.print(f"orders are shuffled from now on, at some cost in latency: {why}", markup=False)
 
     def _line(self, start: str, rate: float | None, progress: Any) -> str:
         totals = self._totals

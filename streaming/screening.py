@@ -1,4 +1,4 @@
-"""Screening as a state transition: recent orders and arrivals in, verdicts and the next recent orders out.
+"""Screening as a pure function: recent orders and arrivals in, verdicts out.
 
 The verdict on an order is a function of the set of orders, however they were batched: a pattern that completes later
 adds its reason to the earlier members, once, as a revision.
@@ -96,12 +96,10 @@ class Screened(NamedTuple):
 
     Attributes:
         verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason or shadow reason.
-        recent: RECENT_SCHEMA; all orders known so far that were not forgotten before.
         duplicates: how many arrivals were an order that is already known.
     """
 
     verdicts: pl.DataFrame
-    recent: pl.DataFrame
     duplicates: int
 
 
@@ -111,7 +109,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     What a rule in shadow finds is kept apart, and accumulates in the same way: as if the order had two verdicts.
 
     Args:
-        recent: the orders known so far (RECENT_SCHEMA).
+        recent: the orders known so far (RECENT_SCHEMA), at least those of the arrivals' products that are near in time.
         arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
         rules: the thresholds in force.
     """
@@ -133,7 +131,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
         shadow_gained=pl.Series((shadow & ~shadow_before)[changed], dtype=pl.UInt8),
         revision=~is_new.gather(changed),
     )
-    return Screened(verdicts, screened, len(recent) + len(arrivals) - len(known))
+    return Screened(verdicts, len(recent) + len(arrivals) - len(known))
 
 
 def oldest_needed(watermark_us: int, widest_window: timedelta) -> int:

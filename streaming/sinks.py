@@ -69,8 +69,18 @@ class Stored(NamedTuple):
     clashes: pl.DataFrame
 
 
-def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> Stored:
-    """Write a bucket's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
+def _nothing_more(_cursor: adbc.Cursor) -> None:
+    pass
+
+
+def store(
+    dsn: str,
+    verdicts: pl.DataFrame,
+    rules_version: str,
+    screened_at: datetime,
+    and_then: Callable[[adbc.Cursor], None] = _nothing_more,
+) -> Stored:
+    """Write a task's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
 
     Runs on a worker. New orders are copied straight into the table, which refuses them when one of them is known: only
     then (a replay, a duplicate older than the state, a used order_id) is looked closer. Waits while Postgres restarts.
@@ -79,12 +89,11 @@ def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: dat
         dsn: of Postgres.
         verdicts: at most one a stored order.
         rules_version, screened_at: what these verdicts carry.
+        and_then: what else belongs into the transaction, where it is not given up.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
     """
-    if verdicts.is_empty():
-        return Stored(verdicts, NO_CLASHES)
     given = verdicts["given"]
     rows = verdicts.with_columns(
         status=pl.when(given > 0).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
@@ -93,33 +102,39 @@ def store(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: dat
         rules_version=pl.lit(rules_version),
         screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
     ).sort("order_id")  # two workers that meet wait for each other, in one order
-    revised = until_reachable(lambda: _transaction(dsn, lambda cursor: _copy_new(cursor, rows)))
+    revised = in_transaction(dsn, lambda cursor: _copy_new(cursor, rows, and_then))
     if revised is not None:
         return Stored(pl.concat([verdicts.remove("revision"), _as_standing(verdicts, revised)]), NO_CLASHES)
-    clashes, standing = until_reachable(lambda: _transaction(dsn, lambda cursor: _merge_known(cursor, rows)))
+    clashes, standing = in_transaction(dsn, lambda cursor: _merge_known(cursor, rows, and_then))
     return Stored(_as_standing(verdicts, standing), clashes)
 
 
 _STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String()), "shadow_reasons": pl.List(pl.String())})
 
 
-def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
+def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.Cursor], None]) -> pl.DataFrame | None:
     """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
     new, revised = rows.remove("revision"), rows.filter("revision")
+    standing = pl.DataFrame(schema=_STANDING_SCHEMA)
     try:
-        _copy(cursor, "raw_orders", new.select(_STORED))
+        if len(new):
+            _copy(cursor, "raw_orders", new.select(_STORED))
     except adbc_driver_manager.IntegrityError as error:
         if error.sqlstate != _UNIQUE_VIOLATION:
             raise
         return None
-    if revised.is_empty():
-        return pl.DataFrame(schema=_STANDING_SCHEMA)
-    _copy_screened(cursor, revised)
-    standing = _fetched(cursor, f"{_FURTHER_REASONS} returning {_STANDING}", _STANDING_SCHEMA)
-    return standing if len(standing) == len(revised) else None
+    if len(revised):
+        _copy_screened(cursor, revised)
+        standing = _fetched(cursor, f"{_FURTHER_REASONS} returning {_STANDING}", _STANDING_SCHEMA)
+        if len(standing) != len(revised):
+            return None
+    and_then(cursor)
+    return standing
 
 
-def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _merge_known(
+    cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.Cursor], None]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Merge verdicts some of which were stored before: the clashes, or else the reasons that stand of those written now."""
     _copy_screened(cursor, rows)
     clashes = _fetched(cursor, _CLASHES, CLASH_SCHEMA)
@@ -127,7 +142,9 @@ def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame) -> tuple[pl.DataFrame,
         return clashes, pl.DataFrame(schema=_STANDING_SCHEMA)
     cursor.execute(_NEW_ORDERS)
     cursor.execute(_FURTHER_REASONS)
-    return clashes, _fetched(cursor, _WRITTEN_NOW, _STANDING_SCHEMA)
+    standing = _fetched(cursor, _WRITTEN_NOW, _STANDING_SCHEMA)
+    and_then(cursor)
+    return clashes, standing
 
 
 def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
@@ -192,7 +209,7 @@ def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
     columns = ", ".join(_CONTENT_SCHEMA)
     query = f"select {columns} from raw_orders where order_id in (select jsonb_array_elements_text($1::jsonb))"
     values = (json.dumps(order_ids),)
-    return until_reachable(lambda: _transaction(dsn, lambda cursor: _fetched(cursor, query, _CONTENT_SCHEMA, values)))
+    return in_transaction(dsn, lambda cursor: _fetched(cursor, query, _CONTENT_SCHEMA, values))
 
 
 def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
@@ -203,18 +220,18 @@ def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
     """
     query = f"select {_STANDING} from raw_orders as stored where order_id in (select jsonb_array_elements_text($1::jsonb))"
     values = (json.dumps(verdicts["order_id"].to_list()),)
-    rows = until_reachable(lambda: _transaction(dsn, lambda cursor: _fetched(cursor, query, _STANDING_SCHEMA, values)))
+    rows = in_transaction(dsn, lambda cursor: _fetched(cursor, query, _STANDING_SCHEMA, values))
     return _as_standing(verdicts, rows)
 
 
 def require_tables(dsn: str) -> None:
-    """Check that Postgres answers and has the table that screening writes.
+    """Check that Postgres answers and has the tables that screening writes.
 
     Raises:
-        PostgresError: unreachable, refused, or the table is missing.
+        PostgresError: unreachable, refused, or a table is missing.
     """
     with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
-        cursor.execute("select from raw_orders limit 0")
+        cursor.execute("select from raw_orders, screening_state limit 0")
 
 
 def _copy_screened(cursor: adbc.Cursor, rows: pl.DataFrame) -> None:
@@ -232,8 +249,16 @@ def _fetched(cursor: adbc.Cursor, query: str, schema: pl.Schema, values: tuple[A
     return pl.DataFrame(cursor.fetch_arrow_table()).cast(schema)
 
 
+def in_transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
+    """Do `work` in one transaction of this worker process's connection; undone where it returns None or raises.
+
+    Raises:
+        PostgresError: Postgres stays unreachable, or refuses.
+    """
+    return until_reachable(lambda: _transaction(dsn, work))
+
+
 def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
-    """Do `work` in one transaction of this worker process's connection; undone where it returns None or raises."""
     try:
         connection = _worker_connection(dsn)
         with connection.cursor() as cursor:
