@@ -5,13 +5,13 @@ sees tables of orders.
 """
 
 import io
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import mmh3
 import msgspec
 import polars as pl
 
-from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA
+from streaming.contract import NO_DEAD_LETTERS, NO_ORDERS
 
 # Spark's own hash seed: see HashPartitioning, pmod(Murmur3Hash(key, 42), numPartitions).
 _SPARK_HASH_SEED = 42
@@ -64,7 +64,7 @@ def pack_arrivals(arrivals: Arrivals) -> bytes:
 def unpack_arrivals(value: bytes) -> Arrivals:
     """Back from its binary value."""
     chunk = msgspec.msgpack.decode(value, type=_Chunk)
-    return Arrivals(chunk.reads, unpack_table(chunk.orders, ORDER_SCHEMA), unpack_table(chunk.dead_letters, DEAD_LETTER_SCHEMA))
+    return Arrivals(chunk.reads, unpack_table(chunk.orders, NO_ORDERS), unpack_table(chunk.dead_letters, NO_DEAD_LETTERS))
 
 
 def pack_table(table: pl.DataFrame, compression: Literal["lz4", "zstd"] = "zstd") -> bytes:
@@ -76,9 +76,9 @@ def pack_table(table: pl.DataFrame, compression: Literal["lz4", "zstd"] = "zstd"
     return buffer.getvalue()
 
 
-def unpack_table(value: bytes, schema: Any) -> pl.DataFrame:
-    """A table back from its binary value; `schema` is that of an empty one."""
-    return pl.read_ipc_stream(io.BytesIO(value)) if value else pl.DataFrame(schema=schema)
+def unpack_table(value: bytes, empty: pl.DataFrame) -> pl.DataFrame:
+    """A table back from its binary value, or an `empty` one."""
+    return pl.read_ipc_stream(io.BytesIO(value)) if value else empty
 
 
 def bucket_keys(buckets: int) -> list[int]:

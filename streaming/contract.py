@@ -39,6 +39,8 @@ ORDER_SCHEMA = pl.Schema(
     }
 )
 
+NO_ORDERS = pl.DataFrame(schema=ORDER_SCHEMA)
+
 # What makes two messages with one order_id the same order. The text of the amount is presentation, its value is not.
 CONTENT = (
     "user_id",
@@ -61,6 +63,8 @@ DEAD_LETTER_SCHEMA = pl.Schema(
         "reason": pl.String(),
     }
 )
+
+NO_DEAD_LETTERS = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
 
 # Orders whose order_id stands for another order, by the position of their message.
 CLASH_SCHEMA = pl.Schema({"partition": pl.Int32(), "offset": pl.Int64(), "order_id": pl.String()})
@@ -128,6 +132,8 @@ def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta) -> Conte
 
 def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFrame:
     """The messages at these rows as dead letters (DEAD_LETTER_SCHEMA): bytes, position, and why."""
+    if not reasons:
+        return NO_DEAD_LETTERS
     rows = sorted(reasons)
     taken = messages.take(pa.array(rows, pa.int64()))
     columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "value")}
@@ -140,6 +146,8 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
 
 def clash_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
     """Those of the messages that clash (CLASH_SCHEMA) as dead letters (DEAD_LETTER_SCHEMA)."""
+    if clashes.is_empty():
+        return NO_DEAD_LETTERS
     places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("partition", "offset")}).with_row_index("row")
     rows = places.join(clashes, on=["partition", "offset"]).select("row", "order_id").iter_rows()
     return dead_letters(messages, {row: f"order_id {used} is used by another order, received before" for row, used in rows})

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+import numpy as np
 import polars as pl
 from kafka.partitioner.default import murmur2
 
 from conf.errors import TopicNotKeyed
+from streaming.neighbours import Ints, ints
 
 
 class By(StrEnum):
@@ -36,13 +38,13 @@ class Division:
     def __str__(self) -> str:
         return f"{self.by}/{self.buckets}"
 
-    def bucket_of(self, orders: pl.DataFrame) -> pl.Series:
+    def bucket_of(self, orders: pl.DataFrame) -> Ints:
         """The bucket of each order (ORDER_SCHEMA): of its product, wherever it was read."""
         if self.by is By.PRODUCT:
-            return (orders["product_id"] % self.buckets).rename("bucket")
-        products = orders["product_id"].unique()
-        homes = [home(product, self.buckets) for product in products]
-        return orders["product_id"].replace_strict(products, homes, return_dtype=pl.Int64).rename("bucket")
+            return ints(orders["product_id"]) % self.buckets
+        products, row = np.unique(ints(orders["product_id"]), return_inverse=True)
+        homes = np.array([home(int(product), self.buckets) for product in products], np.int64)
+        return homes[row]
 
     def require_at_home(self, orders: pl.DataFrame) -> None:
         """Check that orders (ORDER_SCHEMA) were read where all others of their product are.
@@ -52,11 +54,13 @@ class Division:
         """
         if self.by is By.PRODUCT:
             return
-        for product, partition in orders.select("product_id", "partition").unique().iter_rows():
-            if home(product, self.buckets) != partition:
-                raise TopicNotKeyed(
-                    f"product {product} lies on partition {partition} of orders, where the key {product} would not lead to"
-                )
+        partitions = ints(orders["partition"])
+        strays = np.flatnonzero(self.bucket_of(orders) != partitions)
+        if len(strays):
+            product, partition = orders["product_id"][int(strays[0])], partitions[strays[0]]
+            raise TopicNotKeyed(
+                f"product {product} lies on partition {partition} of orders, where the key {product} would not lead to"
+            )
 
 
 @lru_cache(maxsize=100_000)

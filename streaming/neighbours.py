@@ -7,9 +7,17 @@ thousands of orders or thousands of users in one interval make no loop longer.
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def ints(column: pl.Series) -> Ints:
+    """An integer column without nulls, or one of times (as microseconds), as numpy."""
+    values = column.to_numpy()
+    return values.view(np.int64) if values.dtype.itemsize == 8 else values.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,36 @@ def crowded(keys: list[Ints], ts: Ints, needed: int, width: int) -> Ints:
         is_crowd &= key[first] == key[last]
     starts = np.flatnonzero(is_crowd)
     return np.sort(rows[first_cover(starts, starts + needed, len(rows)) >= 0])
+
+
+@dataclass(frozen=True)
+class Spans:
+    """One stretch of time for each of some groups.
+
+    Attributes:
+        group: ascending.
+        since, until: its stretch, both ends included, microseconds.
+    """
+
+    group: Ints
+    since: Ints
+    until: Ints
+
+    def hold(self, group: Ints, ts: Ints) -> Bools:
+        """Which rows lie in the stretch of their group."""
+        if not len(self.group):
+            return np.zeros(len(group), bool)
+        place = np.minimum(np.searchsorted(self.group, group), len(self.group) - 1)
+        held: Bools = (self.group[place] == group) & (self.since[place] <= ts) & (ts <= self.until[place])
+        return held
+
+
+def spans(group: Ints, ts: Ints, distance: int) -> Spans:
+    """From the first to the last row of each group, and `distance` further at both ends."""
+    rows = np.lexsort([ts, group])
+    groups, firsts = np.unique(group[rows], return_index=True)
+    lasts = np.append(firsts[1:], len(rows))[: len(firsts)] - 1
+    return Spans(groups, ts[rows[firsts]] - distance, ts[rows[lasts]] + distance)
 
 
 def first_of_each(order: TimeOrder, value: Ints, starts: Ints, count: int) -> Ints:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -30,10 +31,10 @@ from conf.rules import FraudRules
 from conf.workers import spare_imports
 from streaming.chunks import Arrivals, PartitionRead, bucket_keys, pack_arrivals, unpack_arrivals
 from streaming.contract import (
-    DEAD_LETTER_SCHEMA,
     MESSAGE_COLUMNS,
     NO_CLASHES,
-    ORDER_SCHEMA,
+    NO_DEAD_LETTERS,
+    NO_ORDERS,
     clash_letters,
     clashes_among,
     read_messages,
@@ -41,6 +42,7 @@ from streaming.contract import (
 from streaming.division import By, Division
 from streaming.kafka import ORDERS, TopicReader, as_messages
 from streaming.live_rules import RULES_PROPERTY, LiveRules, rules_of_micro_batch
+from streaming.neighbours import ints
 from streaming.recent import Recent, near, remembered
 from streaming.rules import REASONS
 from streaming.screening import advance, oldest_needed, screen
@@ -251,7 +253,7 @@ def divided(arrivals: Arrivals, division: Division) -> list[Arrivals]:
     return [
         Arrivals(
             arrivals.reads,
-            arrivals.orders.filter(bucket_of == bucket),
+            arrivals.orders.filter(pl.Series(bucket_of == bucket)),
             arrivals.dead_letters if bucket == 0 else arrivals.dead_letters.clear(),
         )
         for bucket in range(division.buckets)
@@ -264,10 +266,14 @@ def _without(orders: pl.DataFrame, clashes: pl.DataFrame) -> pl.DataFrame:
 
 def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead]:
     """What was read of each Kafka partition."""
-    places = pl.DataFrame({name: pl.Series(messages.column(name)) for name in ("partition", "offset")})
-    ranges = places.group_by("partition").agg(first=pl.col("offset").min(), last=pl.col("offset").max())
-    newest = orders.group_by("partition").agg(newest=pl.col("event_ts").to_physical().max())
-    return [PartitionRead(*row) for row in ranges.join(newest, on="partition", how="left").sort("partition").iter_rows()]
+    partitions, offsets = (messages.column(name).to_numpy() for name in ("partition", "offset"))
+    of_order, events_us = ints(orders["partition"]), ints(orders["event_ts"])
+    reads = []
+    for partition in np.unique(partitions):
+        read, events = offsets[partitions == partition], events_us[of_order == partition]
+        newest_us = int(events.max()) if len(events) else None
+        reads.append(PartitionRead(int(partition), int(read.min()), int(read.max()), newest_us))
+    return reads
 
 
 def _settle(screening: Screening, task: _Task, arrivals: list[Arrivals], buckets: set[int]) -> pa.RecordBatch:
@@ -328,7 +334,7 @@ def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
 
 def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
     """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
-    letters = [pl.DataFrame(schema=DEAD_LETTER_SCHEMA)]
+    letters = [NO_DEAD_LETTERS]
     if clashes.is_empty():
         return letters[0]
     ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
@@ -374,31 +380,32 @@ def screen_arrivals(
         backlog_offsets: see `screening.advance`.
         clashes: orders to leave out.
     """
-    orders = pl.concat([pl.DataFrame(schema=ORDER_SCHEMA), *(part.orders for part in arrivals)])
+    orders = pl.concat([NO_ORDERS, *(part.orders for part in arrivals)])
     orders = _without(orders, clashes).sort("received_at", "partition", "offset")
-    letters = pl.concat([pl.DataFrame(schema=DEAD_LETTER_SCHEMA), *(part.dead_letters for part in arrivals)])
-    letters = letters.sort("partition", "offset")
+    letters = pl.concat([NO_DEAD_LETTERS, *(part.dead_letters for part in arrivals)])
     verdicts, duplicates = screen(near(recents.values(), orders, 2 * rules.widest_window), orders, rules)
     reads = [read for part in arrivals for read in part.reads]
+    bucket_of, events_us = batch.division.bucket_of(orders), ints(orders["event_ts"])
+    bucket_of_verdict = batch.division.bucket_of(verdicts)
     after, late = {}, 0
-    bucket_of_verdict, bucket_of_order = batch.division.bucket_of(verdicts), batch.division.bucket_of(orders)
     for bucket, recent in recents.items():
         own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
         frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets)
         oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
-        changed = verdicts.filter(bucket_of_verdict == bucket)
+        changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
         after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.number)
-        is_late = orders["event_ts"].to_physical() < recent.frontier.watermark_us
-        late += int((is_late & (bucket_of_order == bucket)).sum())
-    given, gained, revision = verdicts["given"], verdicts["gained"], verdicts["revision"]
+        late += _count((bucket_of == bucket) & (events_us < recent.frontier.watermark_us))
+    given, gained, shadow_gained, revision = (
+        verdicts[name].to_numpy() for name in ("given", "gained", "shadow_gained", "revision")
+    )
     receipt = Receipt(
         rules_version=rules.version,
-        orders=int((~revision).sum()),
-        genuine=int((~revision & (given == 0)).sum()),
-        revisions=int(revision.sum()),
-        frauds=int(((gained > 0) & (gained == given)).sum()),
+        orders=_count(~revision),
+        genuine=_count(~revision & (given == 0)),
+        revisions=_count(revision),
+        frauds=_count((gained > 0) & (gained == given)),
         by_reason=_by_reason(gained),
-        shadow_by_reason=_by_reason(verdicts["shadow_gained"]),
+        shadow_by_reason=_by_reason(shadow_gained),
         duplicates=duplicates,
         late=late,
         dead_letters=len(letters) + len(clashes),
@@ -409,8 +416,12 @@ def screen_arrivals(
     return Outcome(verdicts, letters, after, receipt)
 
 
-def _by_reason(gained: pl.Series) -> dict[str, int]:
-    return {reason: int((gained & (1 << bit) > 0).sum()) for bit, reason in enumerate(REASONS)}
+def _count(found: NDArray[Any]) -> int:
+    return int(np.count_nonzero(found))
+
+
+def _by_reason(gained: NDArray[np.uint8]) -> dict[str, int]:
+    return {reason: _count(gained & (1 << bit)) for bit, reason in enumerate(REASONS)}
 
 
 def receipts_to(

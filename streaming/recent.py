@@ -5,19 +5,23 @@ are put together when they are of like size, as in a log-structured merge tree (
 anew a few times while it is remembered, not once a micro-batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
-from streaming.screening import NEVER_US, RECENT_SCHEMA, Frontier
+from streaming.neighbours import Bools, Ints, ints, spans
+from streaming.screening import NEVER_US, NO_RECENT, RECENT_SCHEMA, Frontier
 
-_ALL = pl.lit(value=True)
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Segment:
     """Some recent orders.
 
     Attributes:
@@ -31,6 +35,16 @@ class Segment(NamedTuple):
     newest_us: int
     revises: bool
     orders: pl.DataFrame
+
+    @cached_property
+    def products(self) -> Ints:
+        """The product of each order."""
+        return ints(self.orders["product_id"])
+
+    @cached_property
+    def events_us(self) -> Ints:
+        """The event time of each order, epoch microseconds."""
+        return ints(self.orders["event_ts"])
 
 
 class Recent(NamedTuple):
@@ -49,7 +63,7 @@ class Recent(NamedTuple):
     @property
     def kept(self) -> int:
         """How many orders are not forgotten; one that is in several segments counts in each."""
-        return sum(int((segment.orders["event_ts"].to_physical() >= self.oldest_us).sum()) for segment in self.segments)
+        return sum(int(np.count_nonzero(segment.events_us >= self.oldest_us)) for segment in self.segments)
 
     @property
     def bytes(self) -> int:
@@ -61,19 +75,16 @@ NOTHING_RECENT = Recent()
 
 
 def near(recents: Iterable[Recent], arrivals: pl.DataFrame, distance: timedelta) -> pl.DataFrame:
-    """The orders remembered (RECENT_SCHEMA) that may be neighbours of arrivals, and no more others than is cheap to tell."""
-    if arrivals.is_empty():
-        return pl.DataFrame(schema=RECENT_SCHEMA)
-    events, width_us = arrivals["event_ts"].to_physical(), distance // timedelta(microseconds=1)
-    is_in_time = pl.col("event_ts").to_physical().is_between(events.min() - width_us, events.max() + width_us)  # type: ignore[operator]
-    is_near = is_in_time & pl.col("product_id").is_in(arrivals["product_id"].unique().implode())
-    tables = [_whole(recent.segments, recent.oldest_us, is_near) for recent in recents]
-    return pl.concat([pl.DataFrame(schema=RECENT_SCHEMA), *tables])
+    """The orders remembered (RECENT_SCHEMA) that arrivals may have as neighbours: of their products, and near in time."""
+    widened = spans(ints(arrivals["product_id"]), ints(arrivals["event_ts"]), distance // timedelta(microseconds=1))
+
+    segments = [(segment, recent.oldest_us) for recent in recents for segment in recent.segments]
+    return _taken(segments, lambda segment: widened.hold(segment.products, segment.events_us))
 
 
 def whole(recent: Recent) -> pl.DataFrame:
     """All orders remembered (RECENT_SCHEMA)."""
-    return _whole(recent.segments, recent.oldest_us, _ALL)
+    return _taken([(segment, recent.oldest_us) for segment in recent.segments])
 
 
 def remembered(recent: Recent, after: Frontier, oldest_us: int, changed: pl.DataFrame, batch: int) -> Recent:
@@ -88,15 +99,16 @@ def remembered(recent: Recent, after: Frontier, oldest_us: int, changed: pl.Data
     """
     oldest_us = max(oldest_us, recent.oldest_us)
     segments = [segment for segment in recent.segments if segment.newest_us >= oldest_us]
-    changed = changed.filter(_is_since(oldest_us))
     added = Segment(batch, 0, bool(changed["revision"].any()), changed.select(RECENT_SCHEMA.names()))
-    kept = Recent(after, oldest_us, tuple(segments)).kept + len(changed)
-    first = _first_to_join([len(segment.orders) for segment in segments], len(changed), kept)
+    before = Recent(after, oldest_us, tuple(segments))
+    is_kept = added.events_us >= oldest_us
+    if not is_kept.any() and before.kept:
+        return before
+    first = _first_to_join([len(segment.orders) for segment in segments], len(changed), before.kept + len(changed))
     if any(segment.batch == batch for segment in segments):  # what came from elsewhere with this very micro-batch
         first = 0
-    if first < len(segments) or len(changed):
-        segments[first:] = _joined([*segments[first:], added], oldest_us, is_all=first == 0)
-    return Recent(after, oldest_us, tuple(segments))
+    joined = _joined([*segments[first:], added], oldest_us, is_all=first == 0)
+    return before._replace(segments=(*segments[:first], *joined))
 
 
 def _first_to_join(rows: list[int], added: int, kept: int) -> int:
@@ -112,21 +124,20 @@ def _first_to_join(rows: list[int], added: int, kept: int) -> int:
 
 def _joined(segments: list[Segment], oldest_us: int, *, is_all: bool) -> list[Segment]:
     """Segments as one, made by the last of them: none where nothing is left. `is_all`: there is no earlier segment."""
-    orders = _whole(segments, oldest_us, _ALL).rechunk()
+    orders = _taken([(segment, oldest_us) for segment in segments]).rechunk()
     if orders.is_empty():
         return []
-    newest_us: int = orders["event_ts"].to_physical().max()  # type: ignore[assignment]
     revises = not is_all and any(segment.revises for segment in segments)
-    return [Segment(segments[-1].batch, newest_us, revises, orders)]
+    return [Segment(segments[-1].batch, int(ints(orders["event_ts"]).max()), revises, orders)]
 
 
-def _whole(segments: Iterable[Segment], oldest_us: int, wanted: pl.Expr) -> pl.DataFrame:
-    """What segments hold (RECENT_SCHEMA), each order once: of those wanted, and not forgotten."""
-    tables = [segment.orders.filter(wanted & _is_since(oldest_us)) for segment in segments]
-    orders = pl.concat([pl.DataFrame(schema=RECENT_SCHEMA), *tables])
-    revised = any(segment.revises for segment in segments)
+def _taken(segments: list[tuple[Segment, int]], is_wanted: Callable[[Segment], Bools] | None = None) -> pl.DataFrame:
+    """What segments hold (RECENT_SCHEMA) that is not older than their `oldest_us`, each order once: of those wanted."""
+    if not segments:
+        return NO_RECENT
+    rows = np.concatenate([segment.events_us >= oldest_us for segment, oldest_us in segments])
+    if is_wanted:
+        rows &= np.concatenate([is_wanted(segment) for segment, _ in segments])
+    orders = pl.concat([segment.orders for segment, _ in segments])[np.flatnonzero(rows)]
+    revised = any(segment.revises for segment, _ in segments)
     return orders.unique("order_id", keep="last", maintain_order=True) if revised else orders
-
-
-def _is_since(oldest_us: int) -> pl.Expr:
-    return pl.col("event_ts").to_physical() >= oldest_us

@@ -20,6 +20,7 @@ from streaming.neighbours import (
     distinct_in_intervals,
     first_cover,
     first_of_each,
+    ints,
     time_order,
 )
 
@@ -73,7 +74,7 @@ def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """It belongs to `orders` orders of one user for one product, the first and last at most `within` apart."""
     needed = rules.repeat_purchase.orders
     width = _width(rules.repeat_purchase.within)
-    product, user, ts = (_ints(orders, name) for name in ("product_id", "user_id", "event_ts"))
+    product, user, ts = (ints(orders[name]) for name in ("product_id", "user_id", "event_ts"))
     near = crowded([product, user], ts, needed, width)
     order = time_order([product[near], user[near]], ts[near], width)
     starts = np.flatnonzero(order.end - np.arange(len(near)) >= needed)
@@ -89,7 +90,7 @@ def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
 def sequential_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Same product and quantity: it belongs to orders of `users` users with consecutive ids, all at most `within` apart."""
     needed = rules.sequential_users.users
-    product, quantity, user, ts = (_ints(orders, name) for name in ("product_id", "quantity", "user_id", "event_ts"))
+    product, quantity, user, ts = (ints(orders[name]) for name in ("product_id", "quantity", "user_id", "event_ts"))
     width = _width(rules.sequential_users.within)
     near = crowded([product, quantity], ts, needed, width)
     rows = near[np.lexsort([ts[near], user[near], quantity[near], product[near]])]
@@ -108,7 +109,7 @@ def sequential_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
 def coordinated_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
     """Same product and quantity: it lies in some interval of length `within` with orders of at least `users` users."""
     needed = rules.coordinated_users.users
-    product, quantity, user, ts = (_ints(orders, name) for name in ("product_id", "quantity", "user_id", "event_ts"))
+    product, quantity, user, ts = (ints(orders[name]) for name in ("product_id", "quantity", "user_id", "event_ts"))
     width = _width(rules.coordinated_users.within)
     near = crowded([product, quantity], ts, needed, width)
     order = time_order([product[near], quantity[near]], ts[near], width)
@@ -143,11 +144,6 @@ RULES: dict[str, Rule] = {
 REASONS = tuple(sorted(RULES))
 
 
-def _ints(orders: pl.DataFrame, name: str) -> Ints:
-    """An integer or time column (microseconds) as numpy."""
-    return orders[name].to_physical().to_numpy()
-
-
 def _width(within: timedelta) -> int:
     """A duration in microseconds."""
     return within // timedelta(microseconds=1)
@@ -159,7 +155,7 @@ def _is_night(orders: pl.DataFrame, rules: FraudRules) -> pl.Series:
 
 def _single(found: pl.Series, value: pl.Series, limit: int | str) -> Finding:
     """A rule that looks at one order: the order itself is all the evidence."""
-    rows = found.arg_true().to_numpy().astype(np.int64)
+    rows = np.flatnonzero(found.to_numpy())
     return Finding(rows, rows[:, None], value.gather(rows), limit)
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from conf.rules import FraudRules
 from streaming.chunks import PartitionRead
 from streaming.contract import CONTENT, ORDER_SCHEMA
-from streaming.neighbours import Ints
+from streaming.neighbours import Ints, ints, spans
 from streaming.rules import REASONS, RULES, Finding
 
 GENUINE, FRAUD = "Genuine", "Fraud"
@@ -29,6 +29,7 @@ RECENT_SCHEMA = pl.Schema(
         **{f"evidence_{reason}": pl.String() for reason in REASONS},
     }
 )
+NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
 VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt8(), "shadow_gained": pl.UInt8(), "revision": pl.Boolean()})
 
@@ -114,24 +115,28 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
         rules: the thresholds in force.
     """
     known = _with_arrivals(recent, arrivals)
-    is_new = known["given"].is_null()
-    near = _near_arrivals(known, is_new, 2 * rules.widest_window)
-    near_orders = known[near]
-    findings = {reason: rule(near_orders, rules) for reason, rule in RULES.items()}
+    duplicates = len(recent) + len(arrivals) - len(known)
+    is_new = known["given"].is_null().to_numpy()
+    products, events_us = ints(known["product_id"]), ints(known["event_ts"])
+    # Who shares no product with an arrival, or is too far in time, can share no pattern or evidence with one either.
+    near = spans(products[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(products, events_us)
+    known, is_new = known[np.flatnonzero(near)], is_new[near]
+    findings = {reason: rule(known, rules) for reason, rule in RULES.items()}
     before, shadow_before = (known[name].fill_null(0).to_numpy() for name in ("given", "shadow"))
     given, shadow = before.copy(), shadow_before.copy()
     for bit, (reason, finding) in enumerate(findings.items()):
         reasons = shadow if reason in rules.in_shadow else given
-        reasons[near[finding.rows]] |= np.uint8(1 << bit)
-    changed = (is_new.to_numpy() | (given != before) | (shadow != shadow_before)).nonzero()[0]
-    screened = known.with_columns(given=pl.Series(given, dtype=pl.UInt8), shadow=pl.Series(shadow, dtype=pl.UInt8))
-    screened = screened.with_columns(_evidence(screened, findings, near, changed))
-    verdicts = screened[changed].with_columns(
-        gained=pl.Series((given & ~before)[changed], dtype=pl.UInt8),
-        shadow_gained=pl.Series((shadow & ~shadow_before)[changed], dtype=pl.UInt8),
-        revision=~is_new.gather(changed),
+        reasons[finding.rows] |= np.uint8(1 << bit)
+    changed = (is_new | (given != before) | (shadow != shadow_before)).nonzero()[0]
+    verdicts = known[changed].with_columns(
+        *_evidence(known, findings, changed),
+        given=pl.Series(given[changed]),
+        shadow=pl.Series(shadow[changed]),
+        gained=pl.Series((given & ~before)[changed]),
+        shadow_gained=pl.Series((shadow & ~shadow_before)[changed]),
+        revision=pl.Series(~is_new[changed]),
     )
-    return Screened(verdicts, len(recent) + len(arrivals) - len(known))
+    return Screened(verdicts, duplicates)
 
 
 def oldest_needed(watermark_us: int, widest_window: timedelta) -> int:
@@ -151,35 +156,18 @@ def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame
     return known
 
 
-def _near_arrivals(known: pl.DataFrame, is_new: pl.Series, distance: timedelta) -> Ints:
-    """The rows that can share a pattern, or the evidence of one, with an arrival: same product, close in time."""
-    spans = (
-        known.filter(is_new)
-        .group_by("product_id")
-        .agg(
-            since=pl.col("event_ts").min() - distance,
-            until=pl.col("event_ts").max() + distance,
-        )
-    )
-    span = known.select("product_id", "event_ts").join(spans, on="product_id", how="left", maintain_order="left")
-    is_near = span.select(pl.col("event_ts").is_between("since", "until").fill_null(value=False)).to_series()
-    return is_near.arg_true().to_numpy().astype(np.int64)
-
-
-def _evidence(screened: pl.DataFrame, findings: dict[str, Finding], near: Ints, changed: Ints) -> list[pl.Series]:
-    """The evidence columns, renewed for the orders whose verdict is about to be announced."""
-    is_changed = np.zeros(len(screened), bool)
-    is_changed[changed] = True
+def _evidence(known: pl.DataFrame, findings: dict[str, Finding], changed: Ints) -> list[pl.Series]:
+    """The evidence of the orders whose verdict is about to be announced (`changed`): as it was, or renewed."""
+    place = np.full(len(known), -1)
+    place[changed] = np.arange(len(changed))
     columns = []
     for reason, finding in findings.items():
-        column = screened[f"evidence_{reason}"]
-        rows = near[finding.rows]
-        announced = is_changed[rows].nonzero()[0]
+        announced = np.flatnonzero(place[finding.rows] >= 0)
         if len(announced):
-            ids = screened["order_id"].gather(near[finding.members[announced]].ravel())
+            ids = known["order_id"].gather(finding.members[announced].ravel())
             texts = evidence_texts(ids, finding, announced)
-            column = column.scatter(rows[announced], texts)
-        columns.append(column)
+            before = known[f"evidence_{reason}"].gather(changed)
+            columns.append(before.scatter(place[finding.rows[announced]], texts))
     return columns
 
 

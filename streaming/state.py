@@ -19,8 +19,9 @@ from batch.postgres import connect, explained
 from conf.errors import StreamingError
 from streaming.chunks import pack_table, unpack_table
 from streaming.division import By, Division
+from streaming.neighbours import ints
 from streaming.recent import NOTHING_RECENT, Recent, Segment, whole
-from streaming.screening import RECENT_SCHEMA, Frontier
+from streaming.screening import NO_RECENT, Frontier
 
 _NO_BUCKET = -1  # of a task that had nothing to read: each micro-batch leaves a row
 
@@ -118,31 +119,32 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
             if division.by is By.PRODUCT or partition == bucket:
                 newest_us[partition] = max(reached, newest_us.get(partition, reached))
     orders = pl.concat([whole(state) for state in states]).unique("order_id", keep="last", maintain_order=True)
-    own = orders.filter(division.bucket_of(orders) == bucket)
+    own = orders.filter(pl.Series(division.bucket_of(orders) == bucket))
     frontier = Frontier(newest_us, min(state.frontier.watermark_us for state in states))
     if own.is_empty():
         return Recent(frontier)
-    newest: int = own["event_ts"].to_physical().max()  # type: ignore[assignment]
-    return Recent(frontier, segments=(Segment(batch.number, newest, False, own),))
+    newest = int(ints(own["event_ts"]).max())
+    return Recent(frontier, segments=(Segment(batch.number, newest, revises=False, orders=own),))
 
 
-# Tables of segments that this worker process has met, as long as they are a part of any bucket's state.
-_tables: dict[tuple[str, str, int, int], pl.DataFrame] = {}
+# Segments that this worker process has met, as long as they are a part of any bucket's state.
+_segments: dict[tuple[str, str, int, int], Segment] = {}
 
 
 def _read(cursor: adbc.Cursor, query_id: str, row: _Row) -> Recent:
     place = (query_id, row.division, row.bucket)
-    missing = [segment.batch for segment in row.kept.segments if (*place, segment.batch) not in _tables]
+    kept = {segment.batch: segment for segment in row.kept.segments}
+    missing = [batch for batch in kept if (*place, batch) not in _segments]
     if missing:
         cursor.execute(_ORDERS, (query_id, row.division, str(row.bucket), json.dumps(missing)))
-        _tables.update({(*place, batch): unpack_table(orders, RECENT_SCHEMA) for batch, orders in cursor.fetchall()})
+        for batch, orders in cursor.fetchall():
+            table = unpack_table(orders, NO_RECENT)
+            _segments[(*place, batch)] = Segment(batch, kept[batch].newest_us, kept[batch].revises, table)
     try:
-        segments = [
-            Segment(kept.batch, kept.newest_us, kept.revises, _tables[(*place, kept.batch)]) for kept in row.kept.segments
-        ]
+        segments = tuple(_segments[(*place, batch)] for batch in kept)
     except KeyError as error:
-        raise StreamingError(f"screening_state in Postgres lacks a row of {error}: {_START_ANEW}") from None
-    return Recent(Frontier(row.kept.newest_us, row.kept.watermark_us), row.kept.oldest_us, tuple(segments))
+        raise StreamingError(f"screening_state in Postgres lacks the row {error}: {_START_ANEW}") from None
+    return Recent(Frontier(row.kept.newest_us, row.kept.watermark_us), row.kept.oldest_us, segments)
 
 
 # --- write -----------------------------------------------------------------------------------------------------------
@@ -175,12 +177,12 @@ def _row(batch: int, bucket: int, needed: set[int], recent: Recent) -> tuple[int
 
 
 def remembered_now(batch: MicroBatch, after: dict[int, Recent]) -> None:
-    """After the commit: this worker keeps the tables, and forgets those that these buckets no longer need."""
+    """After the commit: this worker keeps the segments, and forgets those that these buckets no longer need."""
     for bucket, recent in after.items():
         place = (batch.query_id, str(batch.division), bucket)
-        for key in [key for key in _tables if key[:3] == place]:
-            del _tables[key]
-        _tables.update({(*place, segment.batch): segment.orders for segment in recent.segments})
+        for key in [key for key in _segments if key[:3] == place]:
+            del _segments[key]
+        _segments.update({(*place, segment.batch): segment for segment in recent.segments})
 
 
 # --- at the start ----------------------------------------------------------------------------------------------------
