@@ -207,9 +207,9 @@ def _parse(screening: Screening, division: Division) -> Callable[[Batches], Batc
 
     def parse(batches: Batches) -> Batches:
         spare_imports()
-        messages, task = _in_one_piece(batches), _task(division)
+        messages = _in_one_piece(batches)
         if messages:
-            arrivals = read_arrivals(messages, task.rules, partial(stored_orders, screening.dsn))
+            arrivals = read_arrivals(messages, _task(division).rules, partial(stored_orders, screening.dsn))
             payloads = [pack_arrivals(share) for share in divided(arrivals, division)]
             yield pa.record_batch({"bucket": keys, "payload": pa.array(payloads, pa.binary())})
 

@@ -74,7 +74,7 @@ class Progress:
 
     def shuffles(self, why: str) -> None:
         """The topic is not keyed by product, so orders are shuffled from now on."""
-        self._console.print(f"orders are shuffled from now on, at some cost in latency: {why}", markup=False)
+        self._console.print(f"orders are shuffled from now on, which takes longer: {why}", markup=False)
 
     def _line(self, start: str, rate: float | None, progress: Any) -> str:
         totals = self._totals

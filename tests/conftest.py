@@ -155,7 +155,7 @@ def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def _delete_topics(settings: Settings) -> None:
-    ours = {settings.topic(topic) for topic in TOPICS} & existing_topics(settings)
+    ours = {settings.topic(topic) for topic in TOPICS} & existing_topics(settings).keys()
     admin = AdminClient(librdkafka_config(settings))
     for deleted in admin.delete_topics(sorted(ours)).values() if ours else ():
         deleted.result(timeout=20)

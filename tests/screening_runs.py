@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from batch.postgres import connect
 from conf.rules import FraudRules
 from conf.settings import Settings
+from streaming.division import home
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
 from tests.brute_force import Judgement, Message, Order, judge
 from tests.order_sets import spelled
@@ -55,16 +56,18 @@ def dense_orders(count: int, rules: FraudRules, *, seed: int, start: datetime, s
     return orders
 
 
-def repeated(orders: Sequence[Order], *, seed: int) -> list[tuple[bytes | None, int]]:
+def repeated(orders: Sequence[Order], *, seed: int, keyed: bool = False) -> list[tuple[bytes | None, int]]:
     """The orders as values, some of them again a little later, and some of their ids again for other content.
 
-    What has one order_id lies in one partition, so that which came first is beyond doubt.
+    What has one order_id lies in one partition, so that which came first is beyond doubt. So some products lie in several
+    partitions, unless the topic is to be keyed by product: then an id is used again for the same product only.
     """
     choose = random.Random(seed)
     sent = by_product(orders)
     for place in sorted(choose.sample(range(len(orders)), len(orders) // 20), reverse=True):
         order, partition = orders[place], sent[place][1]
-        other = choose.choice((replace(order, quantity=order.quantity + 1), replace(order, product_id=order.product_id + 1)))
+        others = [replace(order, quantity=order.quantity + 1), replace(order, product_id=order.product_id + 1)]
+        other = choose.choice(others[:1] if keyed else others)
         sent.insert(place + choose.randint(1, 60), (spelled(choose.choice((order, other)), place % 6), partition))
     return sent
 
@@ -78,8 +81,8 @@ def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None
 
 
 def by_product(orders: Sequence[Order], partitions: int = 4) -> list[tuple[bytes | None, int]]:
-    """Orders as values, spelled in various ways, in the partition of their product."""
-    return [(spelled(order, number % 6), order.product_id % partitions) for number, order in enumerate(orders)]
+    """Orders as values, spelled in various ways, in the partition that the key `product_id` leads to."""
+    return [(spelled(order, number % 6), home(order.product_id, partitions)) for number, order in enumerate(orders)]
 
 
 def screen_command(*options: str) -> list[str]:

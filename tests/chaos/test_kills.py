@@ -14,7 +14,7 @@ from conf.settings import Settings
 from jobs.local.platform import Platform, up
 from tests import screening_runs as runs
 
-KILLS = 10
+KILLS = {"keyed": 10, "shuffled": 5}
 
 
 @pytest.fixture
@@ -34,17 +34,20 @@ def wait_for_batches(settings: Settings, more_than: int, seconds: float = 90) ->
         time.sleep(0.02)
 
 
-def backlog(settings: Settings, rules: FraudRules, count: int, seed: int) -> None:
+def backlog(settings: Settings, rules: FraudRules, count: int, seed: int, *, keyed: bool = True) -> None:
     start = datetime.now(UTC) - timedelta(hours=2)
     orders = runs.dense_orders(count, rules, seed=seed, start=start, step=timedelta(milliseconds=400))
-    runs.send(settings, runs.repeated(orders, seed=seed))
+    runs.send(settings, runs.repeated(orders, seed=seed, keyed=keyed))
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_random_points_and_finished_it_ends_as_the_brute_force_says(settings: Settings, rules: FraudRules) -> None:
-    backlog(settings, rules, 12_000, seed=11)
+@pytest.mark.parametrize("topic", KILLS)
+def test_killed_at_random_points_and_finished_it_ends_as_the_brute_force_says(
+    settings: Settings, rules: FraudRules, topic: str
+) -> None:
+    backlog(settings, rules, 12_000, seed=11, keyed=topic == "keyed")
     choose = random.Random(11)
-    for _ in range(KILLS):
+    for _ in range(KILLS[topic]):
         planned = planned_batches(settings)
         process = runs.start_screen("--trigger", "0 seconds")
         try:

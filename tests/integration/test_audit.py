@@ -284,7 +284,7 @@ def forget(settings: Settings) -> None:
     admin = AdminClient(librdkafka_config(settings))
     for deleted in admin.delete_topics([settings.topic(topic) for topic in TOPICS]).values():
         deleted.result(timeout=20)
-    wait_until(lambda: not {settings.topic(topic) for topic in TOPICS} & existing_topics(settings))
+    wait_until(lambda: not {settings.topic(topic) for topic in TOPICS} & existing_topics(settings).keys())
     create_topics(settings, partitions=4)
 
 

@@ -84,6 +84,7 @@ def test_a_backlog_in_partitions_of_ten_to_one_and_not_keyed_by_product_makes_no
     screened = runs.run_screen("--available-now", "--buckets", "3")
     assert screened.returncode == 0, screened.stderr
     runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
+    assert "orders are shuffled from now on" in screened.stdout
     assert "late" not in screened.stdout
 
 

@@ -12,16 +12,16 @@ from prometheus_client import CollectorRegistry
 from conf.settings import Settings
 from jobs.running_job import METRICS_PORTS, find_job, made_known
 from streaming.metrics import QueryMetrics, ScreeningMetrics
-from streaming.pipeline import LATENCY_BOUNDS_SECONDS, Receipt
+from streaming.pipeline import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 
 NONE_MEASURED = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
 
 
 def receipt(**fields: Any) -> Receipt:
     nothing: dict[str, Any] = dict.fromkeys(
-        ("orders", "genuine", "revisions", "frauds", "duplicates", "late", "dead_letters", "kept", "state_bytes"), 0
+        ("orders", "genuine", "revisions", "frauds", "duplicates", "late", "dead_letters"), 0
     )
-    defaults = {"rules_version": "1", "by_reason": {}, "shadow_by_reason": {}, "watermark_us": -1}
+    defaults = {"rules_version": "1", "by_reason": {}, "shadow_by_reason": {}, "buckets": [BucketState(0, 0, 0, -1)]}
     latencies = {"event_latency": NONE_MEASURED, "kafka_latency": NONE_MEASURED}
     return Receipt(**nothing | defaults | latencies | fields)
 
@@ -36,7 +36,6 @@ def progress_of(query: str, *, read: dict[str, int], latest: dict[str, int], **d
             "inputRowsPerSecond": 12.5,
             "durationMs": durations,
             "sources": [source],
-            "stateOperators": [],
         }
     }
 
@@ -60,14 +59,14 @@ def test_receipts_of_all_buckets_and_batches_add_up(registry: CollectorRegistry)
     assert registry.get_sample_value("finpro_late_orders_total") == 1
 
 
-def test_state_is_that_of_the_last_micro_batch_in_all_buckets(registry: CollectorRegistry) -> None:
+def test_state_is_that_of_all_buckets_after_their_last_micro_batch(registry: CollectorRegistry) -> None:
     metrics = ScreeningMetrics(registry)
 
-    metrics.settled([receipt(kept=100, state_bytes=1000, watermark_us=7_000_000)])
-    metrics.settled([receipt(kept=5, state_bytes=50, watermark_us=9_000_000), receipt(kept=6, watermark_us=8_000_000)])
+    metrics.settled([receipt(buckets=[BucketState(0, 100, 1000, 7_000_000), BucketState(1, 1, 10, 7_000_000)])])
+    metrics.settled([receipt(buckets=[BucketState(0, 5, 50, 9_000_000)]), receipt(buckets=[BucketState(2, 6, 0, 8_000_000)])])
 
-    assert registry.get_sample_value("finpro_state_orders") == 11
-    assert registry.get_sample_value("finpro_state_bytes") == 50
+    assert registry.get_sample_value("finpro_state_orders") == 12
+    assert registry.get_sample_value("finpro_state_bytes") == 60
     assert registry.get_sample_value("finpro_watermark_timestamp_seconds") == 8
 
 

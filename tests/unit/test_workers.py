@@ -6,11 +6,13 @@ import sys
 # In a process of its own: what is frozen stays so.
 _WORKER = """
 import gc
+from streaming.division import By, Division
 from streaming.pipeline import Screening, _parse
 from streaming.sinks import KafkaSink
 
 imported = len(gc.get_objects())
-list(_parse(Screening(buckets=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {})))(iter([])))
+screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
+list(_parse(screening, Division(By.PRODUCT, 2))(iter([])))
 print(imported, gc.get_freeze_count(), len(gc.get_objects()))
 """
 
