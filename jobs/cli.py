@@ -159,7 +159,7 @@ def screen(
     starting_offsets: Annotated[
         str, typer.Option(help="earliest, latest, or Spark's JSON of offsets; counts only without a checkpoint.")
     ] = "earliest",
-    buckets: Annotated[int, typer.Option(min=1, help="Tasks that screen side by side; fixed by the checkpoint.")] = 2,
+    buckets: Annotated[int, typer.Option(min=1, help="Tasks that screen side by side.")] = 2,
     from_bronze: Annotated[
         bool, typer.Option("--from-bronze", help="Rebuild Postgres and the topics from the lakehouse, then end.")
     ] = False,

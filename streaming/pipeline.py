@@ -429,11 +429,16 @@ def receipts_to(
 ) -> Callable[[DataFrame, int], None]:
     """For `foreachBatch` of a query of this session: runs a micro-batch and reports its receipts; then Spark commits it."""
 
+    execution: Any = None
+
     def collect(settled: DataFrame, _batch_id: int) -> None:
+        nonlocal execution
+        execution = execution or _execution(spark)
+        # As a column of the query (`current_timestamp`) the time would be a literal, and the plan compiled anew each time.
+        time = execution.lastExecution().offsetSeqMetadata().batchTimestampMs()
         # This is the thread that runs the micro-batch: its tasks get the properties.
-        context = spark.sparkContext
-        context.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
-        context.setLocalProperty(TIME_PROPERTY, str(_time_of_micro_batch(spark)))
+        spark.sparkContext.setLocalProperty(TIME_PROPERTY, str(time))
+        spark.sparkContext.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
         if receipts := [msgspec.json.decode(row.receipt, type=Receipt) for row in settled.collect()]:
             for report in reports:
                 report(receipts)
@@ -442,11 +447,6 @@ def receipts_to(
     return collect
 
 
-def _time_of_micro_batch(spark: SparkSession) -> int:
-    """What Spark noted for the micro-batch that this thread runs, the same on a replay: epoch milliseconds.
-
-    As a column of the query (`current_timestamp`) it would be a literal, for which Spark compiles the plan anew each time.
-    """
-    query_id = spark.sparkContext.getLocalProperty("sql.streaming.queryId")
-    execution: Any = spark._jsparkSession.streams().get(query_id).streamingQuery()
-    return int(execution.lastExecution().offsetSeqMetadata().batchTimestampMs())
+def _execution(spark: SparkSession) -> Any:
+    """Spark's own object for the query that this thread runs."""
+    return spark._jsparkSession.streams().get(spark.sparkContext.getLocalProperty("sql.streaming.queryId")).streamingQuery()

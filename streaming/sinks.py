@@ -104,7 +104,8 @@ def store(
     ).sort("order_id")  # two workers that meet wait for each other, in one order
     revised = in_transaction(dsn, lambda cursor: _copy_new(cursor, rows, and_then))
     if revised is not None:
-        return Stored(pl.concat([verdicts.remove("revision"), _as_standing(verdicts, revised)]), NO_CLASHES)
+        new = verdicts.remove("revision")
+        return Stored(pl.concat([new, _as_standing(verdicts, revised)]) if len(revised) else new, NO_CLASHES)
     clashes, standing = in_transaction(dsn, lambda cursor: _merge_known(cursor, rows, and_then))
     return Stored(_as_standing(verdicts, standing), clashes)
 
@@ -124,8 +125,9 @@ def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.
             raise
         return None
     if len(revised):
-        _copy_screened(cursor, revised)
-        standing = _fetched(cursor, f"{_FURTHER_REASONS} returning {_STANDING}", _STANDING_SCHEMA)
+        standing = _fetched(
+            cursor, f"{_REVISED} {_FURTHER_REASONS} returning {_STANDING}", _STANDING_SCHEMA, (_as_json(revised),)
+        )
         if len(standing) != len(revised):
             return None
     and_then(cursor)
@@ -179,6 +181,21 @@ _FURTHER_REASONS = f"""
     where stored.order_id = screened.order_id
       and not (screened.reasons <@ stored.reasons and screened.shadow_reasons <@ stored.shadow_reasons)
 """
+
+# What a revision brings, in the place of the table above.
+_REVISED = """
+    with screened as (
+        select * from jsonb_to_recordset($1::jsonb) as revised (
+            order_id text, status text, reasons text[], shadow_reasons text[], rules_version text, screened_at timestamptz
+        )
+    )
+"""
+
+
+def _as_json(revised: pl.DataFrame) -> str:
+    columns = ("order_id", "status", "reasons", "shadow_reasons", "rules_version")
+    return revised.select(*columns, pl.col("screened_at").dt.strftime(_ISO_MICROSECONDS)).write_json()
+
 
 _STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons"
 

@@ -54,12 +54,17 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class _Row(NamedTuple):
-    """A row of `screening_state`, and which one."""
+    """The newest row of a bucket."""
 
     division: str
     bucket: int
     batch: int
     kept: _Kept
+
+    @property
+    def needed(self) -> set[int]:
+        """The micro-batches in whose rows this state is."""
+        return {self.batch, *(segment.batch for segment in self.kept.segments)}
 
 
 class Known(NamedTuple):
@@ -82,8 +87,9 @@ _NEWEST = """
     order by division, bucket, batch desc
 """
 _ORDERS = """
-    select batch, orders from screening_state where query_id = $1 and division = $2 and bucket = $3::integer
-    and batch in (select jsonb_array_elements_text($4::jsonb)::bigint)
+    select division, bucket, batch, orders
+    from jsonb_to_recordset($2::jsonb) as wanted (division text, bucket integer, batch bigint)
+    join screening_state using (division, bucket, batch) where query_id = $1
 """
 
 
@@ -98,17 +104,17 @@ def known_before(cursor: adbc.Cursor, batch: MicroBatch, buckets: Iterable[int])
         _Row(division, bucket, number, msgspec.msgpack.decode(kept, type=_Kept))
         for division, bucket, number, kept in cursor.fetchall()
     ]
-    division = str(batch.division)
-    own = {row.bucket: row for row in rows if row.division == division}
-    others = sorted((row for row in rows if row.division != division), key=lambda row: row.batch)
-    recents, needed = {}, {}
-    for bucket in buckets:
-        row = own.get(bucket)
-        newer = [other for other in others if row is None or other.batch > row.batch]
-        states = [_read(cursor, batch.query_id, one) for one in [*([row] if row else []), *newer]]
-        recents[bucket] = _moved(states, batch, bucket) if newer else next(iter(states), NOTHING_RECENT)
-        needed[bucket] = {row.batch, *(segment.batch for segment in row.kept.segments)} if row else set()
-    return Known(recents, needed)
+    own = {row.bucket: row for row in rows if row.division == str(batch.division)}
+    others = sorted((row for row in rows if row.division != str(batch.division)), key=lambda row: row.batch)
+    # A micro-batch may have been begun by the one division, and done again by the other.
+    newer = {bucket: [row for row in others if bucket not in own or row.batch >= own[bucket].batch] for bucket in buckets}
+    sources = {bucket: [*([own[bucket]] if bucket in own else []), *newer[bucket]] for bucket in newer}
+    _meet(cursor, batch.query_id, [row for source in sources.values() for row in source])
+    recents = {}
+    for bucket, source in sources.items():
+        states = [_recent(batch.query_id, row) for row in source]
+        recents[bucket] = _moved(states, batch, bucket) if newer[bucket] else next(iter(states), NOTHING_RECENT)
+    return Known(recents, {bucket: own[bucket].needed if bucket in own else set() for bucket in sources})
 
 
 def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
@@ -127,24 +133,30 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
     return Recent(frontier, segments=(Segment(batch.number, newest, revises=False, orders=own),))
 
 
+_Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-batch
 # Segments that this worker process has met, as long as they are a part of any bucket's state.
-_segments: dict[tuple[str, str, int, int], Segment] = {}
+_segments: dict[_Place, Segment] = {}
 
 
-def _read(cursor: adbc.Cursor, query_id: str, row: _Row) -> Recent:
-    place = (query_id, row.division, row.bucket)
-    kept = {segment.batch: segment for segment in row.kept.segments}
-    missing = [batch for batch in kept if (*place, batch) not in _segments]
+def _meet(cursor: adbc.Cursor, query_id: str, rows: Iterable[_Row]) -> None:
+    """Fetch the segments of these rows that this worker has not met."""
+    kept = {(query_id, row.division, row.bucket, segment.batch): segment for row in rows for segment in row.kept.segments}
+    missing = [dict(zip(("division", "bucket", "batch"), place[1:], strict=True)) for place in kept.keys() - _segments.keys()]
     if missing:
-        cursor.execute(_ORDERS, (query_id, row.division, str(row.bucket), json.dumps(missing)))
-        for batch, orders in cursor.fetchall():
+        cursor.execute(_ORDERS, (query_id, json.dumps(missing)))
+        for *place, orders in cursor.fetchall():
+            segment = kept[query_id, *place]
             table = unpack_table(orders, NO_RECENT)
-            _segments[(*place, batch)] = Segment(batch, kept[batch].newest_us, kept[batch].revises, table)
-    try:
-        segments = tuple(_segments[(*place, batch)] for batch in kept)
-    except KeyError as error:
-        raise StreamingError(f"screening_state in Postgres lacks the row {error}: {_START_ANEW}") from None
-    return Recent(Frontier(row.kept.newest_us, row.kept.watermark_us), row.kept.oldest_us, segments)
+            _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
+
+
+def _recent(query_id: str, row: _Row) -> Recent:
+    places = [(query_id, row.division, row.bucket, segment.batch) for segment in row.kept.segments]
+    gone = [place for place in places if place not in _segments]
+    if gone:
+        raise StreamingError(f"screening_state in Postgres lacks the row {gone[0]}: {_START_ANEW}")
+    frontier = Frontier(row.kept.newest_us, row.kept.watermark_us)
+    return Recent(frontier, row.kept.oldest_us, tuple(_segments[place] for place in places))
 
 
 # --- write -----------------------------------------------------------------------------------------------------------

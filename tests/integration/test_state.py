@@ -37,12 +37,17 @@ def orders(products: Iterable[int], batch: int, given: int = 0) -> pl.DataFrame:
     """One order of each product, placed in the second of the micro-batch's number; `given` makes it a revision of the first."""
     empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
     first = 0 if given else batch
-    rows = [
-        empty
-        | {"order_id": f"{first}-{product}", "product_id": product, "given": given, "event_ts": START.replace(second=first)}
-        for product in products
-    ]
+    common = empty | {"given": given, "event_ts": START.replace(second=first)}
+    rows = [common | {"order_id": f"{first}-{product}", "product_id": product} for product in products]
     return pl.DataFrame(rows, RECENT_SCHEMA).with_columns(revision=pl.lit(value=bool(given)))
+
+
+def write(dsn: str, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
+    def work(cursor: Any) -> bool:
+        remember_after(cursor, batch, known, after)
+        return True
+
+    in_transaction(dsn, work)
 
 
 def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: int = 0) -> dict[int, Recent]:
@@ -56,7 +61,7 @@ def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: in
         bucket: remembered(recent, frontier, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.number)
         for bucket, recent in known.recents.items()
     }
-    in_transaction(dsn, lambda cursor: remember_after(cursor, batch, known, after) or True)
+    write(dsn, batch, known, after)
     remembered_now(batch, after)
     return after
 
@@ -120,6 +125,16 @@ def test_it_moves_with_its_products_when_they_are_divided_otherwise(dsn: str) ->
     assert found(dsn, MicroBatch("q", Division(By.PARTITION, 6), 4)) == revised, "the topic has got more partitions"
 
 
+def test_a_micro_batch_begun_by_one_division_and_done_again_by_the_other_counts_as_that_one_left_it(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1, 2], 0))
+    settle(dsn, MicroBatch("q", BY_PARTITION, 1), orders([1], 1))  # one of its tasks; another one met a stray
+    settle(dsn, MicroBatch("q", BY_PRODUCT, 1), orders([1, 2, 3], 1))
+    state._segments.clear()
+    whole = {f"{batch}-{product}": 0 for batch, product in [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]}
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 2)) == whole
+    assert found(dsn, MicroBatch("q", BY_PRODUCT, 2)) == whole
+
+
 def test_rows_that_no_micro_batch_needs_any_more_go(dsn: str) -> None:
     product = next(product for product in range(1, 99) if home(product, 4) == 2)
     for number in range(59):
@@ -130,8 +145,8 @@ def test_rows_that_no_micro_batch_needs_any_more_go(dsn: str) -> None:
 
 def test_a_task_without_orders_leaves_a_row_too(dsn: str) -> None:
     settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1], 0))
-    in_transaction(dsn, lambda cursor: remember_after(cursor, MicroBatch("q", BY_PARTITION, 1), Known({}, {}), {}) or True)
-    in_transaction(dsn, lambda cursor: remember_after(cursor, MicroBatch("q", BY_PARTITION, 2), Known({}, {}), {}) or True)
+    for number in (1, 2):
+        write(dsn, MicroBatch("q", BY_PARTITION, number), Known({}, {}), {})
     require_state(dsn, "q", committed=2, planned=2)
     assert [row for row in rows(dsn) if row[1] == -1] == [("partition/4", -1, 2)]
     assert found(dsn, MicroBatch("q", BY_PARTITION, 3)) == {"0-1": 0}
