@@ -156,7 +156,7 @@ def _is_night(orders: pl.DataFrame, rules: FraudRules) -> pl.Series:
 def _single(found: pl.Series, value: pl.Series, limit: int | str) -> Finding:
     """A rule that looks at one order: the order itself is all the evidence."""
     rows = np.flatnonzero(found.to_numpy())
-    return Finding(rows, rows[:, None], value.gather(rows), limit)
+    return Finding(rows, rows[:, None], value[rows], limit)
 
 
 def _pattern(rows: Ints, places: Ints, members: Ints, *, value: Ints, limit: int) -> Finding:

@@ -151,7 +151,7 @@ def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame
     where all orders ever received are known, in Postgres.
     """
     known = pl.concat([recent, arrivals], how="diagonal")
-    if known["order_id"].is_duplicated().any():
+    if known["order_id"].n_unique() < len(known):
         known = known.unique(["order_id", *CONTENT], keep="first", maintain_order=True)
     return known
 
@@ -164,9 +164,9 @@ def _evidence(known: pl.DataFrame, findings: dict[str, Finding], changed: Ints) 
     for reason, finding in findings.items():
         announced = np.flatnonzero(place[finding.rows] >= 0)
         if len(announced):
-            ids = known["order_id"].gather(finding.members[announced].ravel())
+            ids = known["order_id"][finding.members[announced].ravel()]
             texts = evidence_texts(ids, finding, announced)
-            before = known[f"evidence_{reason}"].gather(changed)
+            before = known[f"evidence_{reason}"][changed]
             columns.append(before.scatter(place[finding.rows[announced]], texts))
     return columns
 
@@ -174,7 +174,7 @@ def _evidence(known: pl.DataFrame, findings: dict[str, Finding], changed: Ints) 
 def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
     """Evidence as JSON: `ids` are the order ids of the members of these entries, entry after entry."""
     members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list()
-    evidence = pl.DataFrame({"order_ids": members, "value": finding.value.gather(which)}).with_columns(
+    evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]}).with_columns(
         limit=pl.lit(finding.limit)
     )
     return evidence.select(pl.struct("order_ids", "value", "limit").struct.json_encode()).to_series()
