@@ -122,12 +122,11 @@ def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta) -> Conte
     decoded, broken = _decode_each(values, _all_utf8(messages.column("value")))
     orders = _orders(messages, decoded, broken)
     checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew)))
-    failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
-    reasons = broken | dict(failed.iter_rows())
-    return Contents(
-        orders=checked.filter(pl.col("reason").is_null()).select(ORDER_SCHEMA.names()),
-        dead_letters=dead_letters(messages, reasons),
-    )
+    if checked["reason"].null_count() < len(checked):
+        failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
+        broken |= dict(failed.iter_rows())
+        checked = checked.filter(pl.col("reason").is_null())
+    return Contents(orders=checked.select(ORDER_SCHEMA.names()), dead_letters=dead_letters(messages, broken))
 
 
 def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFrame:

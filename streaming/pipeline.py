@@ -439,7 +439,9 @@ def receipts_to(
         # This is the thread that runs the micro-batch: its tasks get the properties.
         spark.sparkContext.setLocalProperty(TIME_PROPERTY, str(time))
         spark.sparkContext.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
-        if receipts := [msgspec.json.decode(row.receipt, type=Receipt) for row in settled.collect()]:
+        # To collect the DataFrame would be, for Spark, a query within the query: with a plan to be described, and events.
+        rows = settled._jdf.queryExecution().toRdd().collect()
+        if receipts := [msgspec.json.decode(row.getString(0), type=Receipt) for row in rows]:
             for report in reports:
                 report(receipts)
         rules.settled()

@@ -150,7 +150,7 @@ def _width(within: timedelta) -> int:
 
 
 def _is_night(orders: pl.DataFrame, rules: FraudRules) -> pl.Series:
-    return orders["event_ts"].dt.convert_time_zone(rules.time_zone).dt.hour() < 4
+    return orders.select(pl.col("event_ts").dt.convert_time_zone(rules.time_zone).dt.hour() < 4).to_series()
 
 
 def _single(found: pl.Series, value: pl.Series, limit: int | str) -> Finding:

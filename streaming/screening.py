@@ -174,10 +174,8 @@ def _evidence(known: pl.DataFrame, findings: dict[str, Finding], changed: Ints) 
 def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
     """Evidence as JSON: `ids` are the order ids of the members of these entries, entry after entry."""
     members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list()
-    evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]}).with_columns(
-        limit=pl.lit(finding.limit)
-    )
-    return evidence.select(pl.struct("order_ids", "value", "limit").struct.json_encode()).to_series()
+    evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]})
+    return evidence.select(pl.struct("order_ids", "value", limit=pl.lit(finding.limit)).struct.json_encode()).to_series()
 
 
 def _microseconds(duration: timedelta) -> int:

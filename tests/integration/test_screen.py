@@ -95,7 +95,9 @@ def test_a_duplicate_or_a_reused_id_is_recognised_long_after_its_order_has_left_
     new = runs.dense_orders(60, rules, seed=4, start=recently(10), step=timedelta(seconds=1))
     runs.send(settings, runs.by_product(old))
     runs.send(settings, runs.by_product(new))
-    assert runs.run_screen("--available-now").returncode == 0
+    first = runs.run_screen("--available-now")
+    assert first.returncode == 0
+    assert "shuffled" not in first.stdout, "the topic is keyed by product"
     before = end_offsets(settings), last_changes(settings)
     runs.send(settings, runs.by_product(old))
     assert runs.run_screen("--available-now").returncode == 0
@@ -151,6 +153,31 @@ def test_what_is_missing_is_said_in_one_message(
     assert all(word in failed.stderr for word in words), failed.stderr
     assert "Traceback" not in failed.stderr
     assert [line for line in failed.stderr.splitlines() if line.startswith("finpro: ")] == failed.stderr.splitlines()[:1]
+
+
+def test_a_checkpoint_of_a_version_with_its_state_in_spark_is_refused(settings: Settings) -> None:
+    Path(settings.checkpoints, "screen_orders", "state", "0").mkdir(parents=True)
+    failed = runs.run_screen("--available-now")
+    assert failed.returncode == 7
+    assert "was made by an older version of finpro" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_checkpoint_without_its_state_in_postgres_is_refused_and_a_new_one_starts(
+    settings: Settings, rules: FraudRules
+) -> None:
+    runs.send(settings, runs.by_product(runs.dense_orders(60, rules, seed=8, start=recently(10), step=timedelta(seconds=1))))
+    assert runs.run_screen("--available-now").returncode == 0
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+        cursor.execute("truncate screening_state")
+    failed = runs.run_screen("--available-now")
+    assert failed.returncode == 7
+    assert "Postgres holds no state: has Postgres, or the checkpoint, been restored from a copy?" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    before = end_offsets(settings), last_changes(settings)
+    Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))
+    assert runs.run_screen("--available-now").returncode == 0
+    assert (end_offsets(settings), last_changes(settings)) == before
 
 
 def test_a_wrong_password_is_said_without_the_password(settings: Settings) -> None:
