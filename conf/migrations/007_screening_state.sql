@@ -15,10 +15,9 @@ alter table screening_state set (autovacuum_vacuum_scale_factor = 0, autovacuum_
 
 do $$
 begin
-    if exists (select from pg_roles where rolname = 'finpro_screen') then
-        grant select, insert, update, delete on screening_state to finpro_screen;
-    end if;
-exception when insufficient_privilege then
-    raise warning 'An administrator has to: grant select, insert, update, delete on screening_state to finpro_screen;';
+    grant select, insert, update, delete on screening_state to finpro_screen;
+exception when undefined_object or insufficient_privilege then
+    raise warning 'finpro_screen may not use screening_state yet: once there is this role (006_roles.sql), '
+        'grant select, insert, update, delete on screening_state to finpro_screen';
 end
 $$;
