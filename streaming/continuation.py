@@ -43,17 +43,19 @@ class Checkpoint:
 
     def planned(self) -> Planned | None:
         """The newest micro-batch, which may not have been written yet; None in a new checkpoint."""
-        names = self._files.names("offsets")
-        if not names:
+        newest = self._newest("offsets")
+        if newest is None:
             return None
-        newest = max(int(name) for name in names if name.isdigit())
         offsets = json.loads(self._files.read(f"offsets/{newest}").splitlines()[-1])
         (partitions,) = offsets.values()
         return Planned(newest, {int(partition): end for partition, end in partitions.items()})
 
     def committed(self) -> int | None:
         """The newest micro-batch that is complete; None before the first."""
-        return max((int(name) for name in self._files.names("commits") if name.isdigit()), default=None)
+        return self._newest("commits")
+
+    def _newest(self, log: str) -> int | None:
+        return max((int(name) for name in self._files.names(log) if name.isdigit()), default=None)
 
     def has_state_of_sparks(self) -> bool:
         """Whether Spark kept the state of an operator in it."""

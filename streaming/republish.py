@@ -13,14 +13,14 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA
+from streaming.contract import DEAD_LETTER_SCHEMA, NO_DEAD_LETTERS, ORDER_SCHEMA
 from streaming.rules import REASONS
 from streaming.screening import VERDICT_SCHEMA, reason_bits
 from streaming.sinks import KafkaSink, announce, standing, store
 
 _EVIDENCE = tuple(f"evidence_{reason}" for reason in REASONS)
 _ORDER_COLUMNS = (*ORDER_SCHEMA.names(), "reasons", "shadow_reasons", "rules_version", *_EVIDENCE)
-_NO_VERDICTS, _NO_LETTERS = pl.DataFrame(schema=VERDICT_SCHEMA), pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
+_NO_VERDICTS = pl.DataFrame(schema=VERDICT_SCHEMA)
 
 Send = Callable[[pl.DataFrame], "Published"]
 
@@ -91,7 +91,7 @@ def _send_verdicts(verdicts: pl.DataFrame, rules_version: str, sinks: Sinks) -> 
     remaining = verdicts.join(stored.clashes, on=["partition", "offset"], how="anti")
     if len(stored.clashes):
         store(sinks.dsn, remaining, rules_version, sinks.screened_at)
-    announce(sinks.kafka, standing(sinks.dsn, remaining), _NO_LETTERS, rules_version, sinks.screened_at)
+    announce(sinks.kafka, standing(sinks.dsn, remaining), NO_DEAD_LETTERS, rules_version, sinks.screened_at)
     return Published(len(remaining), len(stored.clashes))
 
 

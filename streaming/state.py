@@ -134,7 +134,7 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
 
 
 _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-batch
-# Segments that this worker process has met, as long as they are a part of any bucket's state.
+# Segments that this worker process has met, as long as the state of their bucket that it knew last has them.
 _segments: dict[_Place, Segment] = {}
 
 
