@@ -6,7 +6,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conf.settings import finpro_home
+
 _FILE = "gate.json"
+
+
+def data_docs() -> Path:
+    """Where the pages of the last gate lie; `index.html` is the first of them."""
+    return finpro_home() / "data_docs"
 
 
 class Severity(Enum):

@@ -9,10 +9,8 @@ from pyspark.sql import SparkSession
 
 from conf.errors import FinproError
 from conf.settings import Settings, load_settings
-from jobs.running_job import made_known
-from jobs.streaming_job import Query, run_until_stopped
-from streaming.archive import ArchiveProgress, SinkFunction, append_to_bronze, merge_into_quarantine, merge_into_silver
-from streaming.continuation import starting_offsets
+from jobs.spark.running_job import made_known
+from jobs.spark.streaming_job import Query, run_until_stopped
 from streaming.kafka import (
     ORDERS,
     ORDERS_DEAD_LETTER,
@@ -22,8 +20,16 @@ from streaming.kafka import (
     spark_config,
     topic_id,
 )
-from streaming.lakehouse import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, create_tables
-from streaming.metrics import QueryMetrics
+from streaming.lakehouse.archive import (
+    ArchiveProgress,
+    SinkFunction,
+    append_to_bronze,
+    merge_into_quarantine,
+    merge_into_silver,
+)
+from streaming.lakehouse.continuation import starting_offsets
+from streaming.lakehouse.tables import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, create_tables
+from streaming.screening.metrics import QueryMetrics
 
 TOPICS = (ORDERS, PROCESSED_ORDERS, ORDERS_DEAD_LETTER)
 

@@ -10,16 +10,16 @@ from rich.console import Console
 from conf.errors import FinproError, KafkaError, SettingsError, VerdictsUnexplained
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
-from jobs.history_session import history_session
 from jobs.replay import sinks_of
-from streaming.audit import FINDING, Audit, audit
-from streaming.causes import UNEXPLAINED, Reached
-from streaming.differences import Snapshot, snapshot
-from streaming.history import Period, parse_period
+from jobs.spark.history_session import history_session
+from streaming.history.audit import FINDING, Audit, audit
+from streaming.history.causes import UNEXPLAINED, Reached
+from streaming.history.differences import Snapshot, snapshot
+from streaming.history.republish import Published, publish_letters, publish_orders
+from streaming.history.rescreening import Period, parse_period
+from streaming.history.unarchived import reached, with_unarchived_orders
 from streaming.kafka import ORDERS, require_topics
-from streaming.republish import Published, publish_letters, publish_orders
-from streaming.sinks import require_tables
-from streaming.unarchived import reached, with_unarchived_orders
+from streaming.screening.sinks import require_tables
 
 _LISTS = ("streamed", "expected")
 

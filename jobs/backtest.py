@@ -10,15 +10,15 @@ from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 from rich.table import Table
 
-from batch.pages import write_page
+from batch.report.pages import write_page
 from conf.errors import FinproError, LakehouseError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings, finpro_home, load_settings
-from jobs.history_session import history_session
-from streaming.backtest import Backtest, Effect, backtest, groups_of, labels_of, orders_in_force
-from streaming.backtest_page import render_backtest
-from streaming.history import Period, parse_period
-from streaming.lakehouse import bronze_orders, silver_orders
+from jobs.spark.history_session import history_session
+from streaming.history.backtest import Backtest, Effect, backtest, groups_of, labels_of, orders_in_force
+from streaming.history.backtest_page import render_backtest
+from streaming.history.rescreening import Period, parse_period
+from streaming.lakehouse.tables import bronze_orders, silver_orders
 
 
 def arguments() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from conf.settings import finpro_home, load_settings
 from jobs.local.ports import bypass_proxies
 
 if TYPE_CHECKING:
-    from batch.bigquery import LoadedTable
+    from batch.warehouse.bigquery import LoadedTable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of the settings.")
@@ -130,8 +130,8 @@ def produce(
     event_rate: Annotated[float, typer.Option(min=0.001, help="With --rate 0: orders a second of event time.")] = 200.0,
 ) -> None:
     """Send orders of the users and products in Postgres to Kafka, with planted frauds that carry a label in a header."""
-    from jobs.interruption import stop_on_signal
-    from streaming.producer import produce as produce_orders
+    from jobs.spark.interruption import stop_on_signal
+    from streaming.shop.producer import produce as produce_orders
 
     settings = load_settings()
     with stop_on_signal() as stop:
@@ -261,7 +261,7 @@ def maintain(
     conf: Conf = None,
 ) -> None:
     """Compact the lakehouse, order it by time, and delete what it has not needed for longer than the retention."""
-    from streaming.maintenance import require_retention
+    from streaming.lakehouse.maintenance import require_retention
 
     require_retention(load_settings().lakehouse_retention_days, force=force)
     arguments = ["--force"] if force else []
@@ -284,7 +284,7 @@ def export_raw(
 ) -> None:
     """Export the raw tables: Postgres, one snapshot, to Parquet files in Cloud Storage; a finished run is left as it is."""
     from jobs import export_raw as job
-    from jobs.spark_submit import become_driver
+    from jobs.spark.submit import become_driver
 
     arguments = ["--full"] if full else []
     arguments += ["--since", since.isoformat()] if since else []
@@ -297,7 +297,7 @@ def load(
     run_id: Annotated[str | None, typer.Option(help="A finished export; by default the newest.")] = None,
 ) -> None:
     """Load an export, and earlier ones that it builds on, into BigQuery's raw tables; what is loaded already stays."""
-    from batch.bigquery import load as load_run
+    from batch.warehouse.bigquery import load as load_run
 
     def show(loaded: "LoadedTable") -> None:
         typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged")
@@ -315,11 +315,11 @@ def reconcile(
     notify: Notify = False,
 ) -> None:
     """Compare BigQuery's raw tables with the export's snapshot of Postgres; fails when a row or a figure differs."""
-    from batch.monitoring import Finding
-    from batch.reconcile import reconcile as reconcile_run
-    from batch.reconcile import require_consistent
-    from jobs.notices import consistency
-    from jobs.notifications import announced
+    from batch.warehouse.monitoring import Finding
+    from batch.warehouse.reconcile import reconcile as reconcile_run
+    from batch.warehouse.reconcile import require_consistent
+    from jobs.notify.notices import consistency
+    from jobs.notify.notifications import announced
 
     settings = load_settings()
     with announced(settings, "reconcile", wanted=notify) as tell:
@@ -343,8 +343,8 @@ def transform(
     notify: Notify = False,
 ) -> None:
     """Build and test the marts from the raw tables in BigQuery, with dbt, and write their documentation."""
-    from jobs.notices import command_ended
-    from jobs.notifications import announced
+    from jobs.notify.notices import command_ended
+    from jobs.notify.notifications import announced
     from jobs.transform import docs_page
     from jobs.transform import transform as run_dbt
 
@@ -361,8 +361,8 @@ def validate(
     notify: Notify = False,
 ) -> None:
     """Check the raw tables in BigQuery against what they have to be, and publish data docs; the gate before `transform`."""
-    from jobs.notices import command_ended
-    from jobs.notifications import announced
+    from jobs.notify.notices import command_ended
+    from jobs.notify.notifications import announced
     from jobs.validate import validate as check_tables
 
     settings = load_settings()
@@ -376,8 +376,8 @@ def notify_digest(
     hours: Annotated[int, typer.Option(min=1, max=48, help="How many full hours, up to the last one.")] = 1,
 ) -> None:
     """Send orders, frauds and counts by reason of the last full hour: what a scheduler runs once an hour."""
-    from jobs.notices import fraud_digest
-    from jobs.notifications import send
+    from jobs.notify.notices import fraud_digest
+    from jobs.notify.notifications import send
 
     settings = load_settings()
     send(settings, fraud_digest(settings, hours=hours))
@@ -388,8 +388,8 @@ def notify_consistency(
     run_id: Annotated[str | None, typer.Option(help="A reconciled run; by default the newest.")] = None,
 ) -> None:
     """Send what reconciliation found for each table of a run."""
-    from jobs.notices import run_consistency
-    from jobs.notifications import send
+    from jobs.notify.notices import run_consistency
+    from jobs.notify.notifications import send
 
     settings = load_settings()
     send(settings, run_consistency(settings, run_id))
@@ -398,8 +398,8 @@ def notify_consistency(
 @app.command()
 def airflow() -> None:
     """Run Airflow with finpro's DAGs on this machine, over the embedded platform, until Ctrl-C."""
-    from jobs.airflow_server import run_airflow
-    from jobs.interruption import stop_on_signal
+    from jobs.airflow.server import run_airflow
+    from jobs.spark.interruption import stop_on_signal
 
     with stop_on_signal() as stop:
         run_airflow(stop=stop, say=typer.echo)
@@ -426,7 +426,7 @@ def status(
     """Show the health of the whole platform; exit code 1 when something is down."""
     from rich.console import Console
 
-    from jobs import status as platform
+    from jobs.health import status as platform
 
     settings = load_settings()
     if watch:
@@ -444,7 +444,7 @@ def _submit(
     job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False
 ) -> NoReturn:
     """Become the spark-submit that runs `jobs/<job>.py`: signals reach it, and its exit code is the command's."""
-    from jobs.spark_submit import environment, spark_submit
+    from jobs.spark.submit import environment, spark_submit
 
     command = spark_submit(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
     os.execve(command[0], command, environment(job, master=master))

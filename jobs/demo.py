@@ -13,16 +13,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from batch.export import new_run_id
 from batch.postgres import connect
 from batch.reference_data import generate
+from batch.warehouse.export import new_run_id
 from conf.errors import FinproError, ReconciliationError, StreamingError
 from conf.settings import Settings
 from jobs.local.platform import up
-from jobs.spark_submit import log_file
-from streaming.accounting import Account, account, end_offsets
+from jobs.spark.submit import log_file
 from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
-from streaming.producer import ProduceReport, produce
+from streaming.shop.accounting import Account, account, end_offsets
+from streaming.shop.producer import ProduceReport, produce
 
 USERS, PRODUCTS = 20_000, 1_000
 _BROKEN, _DUPLICATES = 0.005, 0.01

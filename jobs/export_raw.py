@@ -9,8 +9,8 @@ from functools import partial
 
 from pyspark import SparkContext
 
-from batch.export import export, new_run_id
-from batch.manifest import Manifest
+from batch.warehouse.export import export, new_run_id
+from batch.warehouse.manifest import Manifest
 from conf.errors import FinproError
 from conf.settings import load_settings
 

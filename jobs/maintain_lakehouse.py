@@ -8,8 +8,8 @@ from pyspark.sql import SparkSession
 
 from conf.errors import FinproError
 from conf.settings import load_settings
-from streaming.lakehouse import TABLES
-from streaming.maintenance import PROPERTIES, maintain, require_retention
+from streaming.lakehouse.maintenance import PROPERTIES, maintain, require_retention
+from streaming.lakehouse.tables import TABLES
 
 
 def arguments() -> argparse.Namespace:

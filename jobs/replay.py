@@ -9,13 +9,13 @@ from rich.console import Console
 
 from conf.errors import FinproError
 from conf.settings import Settings, load_settings
-from jobs.history_session import history_session
-from streaming.differences import snapshot
+from jobs.spark.history_session import history_session
+from streaming.history.differences import snapshot
+from streaming.history.replay import Draft
+from streaming.history.republish import Sinks
+from streaming.history.unarchived import offsets_json
 from streaming.kafka import ORDERS, TOPICS, TopicReader, librdkafka_config, require_topics
-from streaming.replay import Draft
-from streaming.republish import Sinks
-from streaming.sinks import KafkaSink, require_tables
-from streaming.unarchived import offsets_json
+from streaming.screening.sinks import KafkaSink, require_tables
 
 
 def check(settings: Settings) -> None:

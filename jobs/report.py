@@ -6,14 +6,13 @@ from pathlib import Path
 from urllib.request import pathname2url
 
 from batch.google_cloud import bigquery_client, explained, open_dataset
-from batch.marts import read_marts
-from batch.pages import write_page
-from batch.report import Expectation, Gate, Surroundings, render_report
+from batch.report.marts import read_marts
+from batch.report.pages import write_page
+from batch.report.report_page import Expectation, Gate, Surroundings, render_report
 from conf.rules import load_rules
 from conf.settings import Settings, finpro_home
-from expectations.outcome import read_gate_run
+from expectations.outcome import data_docs, read_gate_run
 from jobs.transform import docs_page
-from jobs.validate import data_docs
 
 
 def write_report(settings: Settings, output: Path | None, *, locale: str) -> Path:

@@ -12,18 +12,18 @@ from pyspark.sql.streaming import DataStreamWriter
 from conf.errors import FinproError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
-from jobs.running_job import made_known
-from jobs.streaming_job import Query, Reporter, run_until_stopped
-from streaming.continuation import Checkpoint
-from streaming.division import By, Division
+from jobs.spark.running_job import made_known
+from jobs.spark.streaming_job import Query, Reporter, run_until_stopped
 from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
-from streaming.live_rules import LiveRules
-from streaming.metrics import QueryMetrics, ScreeningMetrics
-from streaming.pipeline import Screening, receipts_to, screened, warm_up
-from streaming.progress import Progress
-from streaming.rules_history import record
-from streaming.sinks import KafkaSink, require_tables
-from streaming.state import require_state
+from streaming.lakehouse.continuation import Checkpoint
+from streaming.rules.live import LiveRules
+from streaming.rules.recorded import record
+from streaming.screening.division import By, Division
+from streaming.screening.metrics import QueryMetrics, ScreeningMetrics
+from streaming.screening.pipeline import Screening, receipts_to, screened, warm_up
+from streaming.screening.progress import Progress
+from streaming.screening.sinks import KafkaSink, require_tables
+from streaming.screening.state import require_state
 
 QUERY_NAME = "screen_orders"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from batch.google_cloud import bigquery_client, explained, open_dataset
-from batch.manifest import check_run_id
-from batch.warehouse import Warehouse
+from batch.warehouse.manifest import check_run_id
+from batch.warehouse.tables import Warehouse
 from conf.errors import TransformError
 from conf.rules import load_rules
 from conf.settings import Settings, finpro_home, project_root, variable

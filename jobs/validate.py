@@ -2,21 +2,15 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from google.cloud import bigquery
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
-from batch.manifest import read_manifest
+from batch.warehouse.manifest import read_manifest
 from conf.errors import ExpectationsFailed
 from conf.rules import load_rules
-from conf.settings import Settings, finpro_home
-from expectations.outcome import Outcome
-
-
-def data_docs() -> Path:
-    """Where the pages of the last gate lie; `index.html` is the first of them."""
-    return finpro_home() / "data_docs"
+from conf.settings import Settings
+from expectations.outcome import Outcome, data_docs
 
 
 def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], None]) -> list[Outcome]:

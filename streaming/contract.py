@@ -17,6 +17,12 @@ import pyarrow as pa
 BIGINT_MAX = 2**63 - 1
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 
+# What a verdict says of an order: Fraud where it has a reason.
+GENUINE, FRAUD = "Genuine", "Fraud"
+
+# The Kafka header in which a planted fraud carries the reasons it was planted for, separated by commas.
+LABEL_HEADER = "label"
+
 # What a message from Kafka must bring: the columns of Spark's Kafka source that are read.
 MESSAGE_COLUMNS = ("topic", "partition", "offset", "timestamp", "value")
 

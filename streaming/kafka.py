@@ -265,3 +265,10 @@ def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> dict[
         servers = settings.require("kafka_bootstrap_servers")
         raise KafkaError(f"Kafka at {servers} has no topic {', '.join(missing)}. `finpro migrate` creates finpro's topics.")
     return {name: existing[settings.topic(name)] for name in names}
+
+
+def unread(progress: Any) -> int | None:
+    """How many messages of the topic were unread when a query planned its last micro-batch; `progress` is Spark's own of it."""
+    metrics = progress["sources"][0].get("metrics") if progress and progress["sources"] else None
+    latest = (metrics or {}).get("maxOffsetsBehindLatest")
+    return int(latest) if latest is not None else None

@@ -24,13 +24,13 @@ from conf.settings import Settings, finpro_home, variable
 from jobs.local.platform import Platform, down, up
 from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
-from jobs.spark_submit import environment, spark_submit
+from jobs.spark.submit import environment, spark_submit
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytest.register_assert_rewrite("tests.screening_runs", "tests.archive_runs")
+pytest.register_assert_rewrite("tests.runs.screening", "tests.runs.archive")
 
 # How long an example takes says nothing on a busy machine. CI tries the same examples every time; elsewhere they are new.
 hypothesis.settings.register_profile(

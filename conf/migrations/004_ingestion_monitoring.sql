@@ -1,5 +1,5 @@
 -- What each reconciliation of an export run found: one row a table, the newest finding stands. A profile is what
--- batch/profile.py computes: sums, least and greatest values, a fingerprint of the texts.
+-- batch/warehouse/profile.py computes: sums, least and greatest values, a fingerprint of the texts.
 create table ingestion_monitoring (
     run_id              text not null,
     dag_id              text not null,

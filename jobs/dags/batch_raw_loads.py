@@ -15,8 +15,8 @@ Backfill: none is needed, a run loads all users and products, whatever its date.
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, task
 
-from jobs.airflow_defaults import DEFAULT_ARGS, RAW_TABLES, TIME_ZONE
-from jobs.dag_notifier import DAG_SUCCEEDED
+from jobs.airflow.defaults import DEFAULT_ARGS, RAW_TABLES, TIME_ZONE
+from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
     dag_id="batch_raw_loads",

@@ -33,8 +33,8 @@ Backfill: a run takes everything since the run before, so the first one after an
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, TriggerRule, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from batch.manifest import TABLES
-from jobs.airflow_defaults import (
+from batch.warehouse.manifest import TABLES
+from jobs.airflow.defaults import (
     DEFAULT_ARGS,
     RAW_TABLES,
     TIME_ZONE,
@@ -43,8 +43,8 @@ from jobs.airflow_defaults import (
     export_run_id,
     this_export,
 )
-from jobs.airflow_spark import FinproSparkOperator
-from jobs.dag_notifier import DAG_SUCCEEDED, RUN_RECONCILED
+from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED
+from jobs.airflow.spark import FinproSparkOperator
 
 with DAG(
     dag_id="bigquery_ingest",
@@ -77,7 +77,7 @@ with DAG(
         @task
         def stage(table: str) -> None:
             """Load one table's files into staging."""
-            from batch.bigquery import stage as stage_table
+            from batch.warehouse.bigquery import stage as stage_table
             from conf.settings import load_settings
 
             print(f"{table}: {stage_table(load_settings(), table, this_export()):,} rows staged")
@@ -85,7 +85,7 @@ with DAG(
         @task(pool=WAREHOUSE_POOL)
         def merge() -> None:
             """Merge the staged rows of all tables into the raw tables."""
-            from batch.bigquery import load as load_run
+            from batch.warehouse.bigquery import load as load_run
             from conf.settings import load_settings
 
             loaded = load_run(load_settings(), this_export(), on_table=print)
@@ -96,8 +96,8 @@ with DAG(
     @task
     def reconcile(table: str) -> None:
         """Compare one table with the export's snapshot of Postgres."""
-        from batch.reconcile import reconcile as reconcile_run
-        from batch.reconcile import require_consistent
+        from batch.warehouse.reconcile import reconcile as reconcile_run
+        from batch.warehouse.reconcile import require_consistent
         from conf.settings import load_settings
 
         found = reconcile_run(load_settings(), this_export(), get_current_context()["dag"].dag_id, [table])
@@ -107,7 +107,7 @@ with DAG(
     @task(trigger_rule=TriggerRule.ALL_DONE, on_success_callback=RUN_RECONCILED)
     def consistency() -> None:
         """Tell what was found for all tables."""
-        from batch.monitoring import findings
+        from batch.warehouse.monitoring import findings
         from conf.settings import load_settings
 
         found = findings(load_settings().require("postgres_dsn"), this_export())

@@ -15,7 +15,7 @@ Backfill: `finpro notify digest --hours 24` sends the last day as one message.
 from airflow.sdk import DAG, CronTriggerTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from jobs.airflow_defaults import DEFAULT_ARGS, TIME_ZONE
+from jobs.airflow.defaults import DEFAULT_ARGS, TIME_ZONE
 
 with DAG(
     dag_id="fraud_digest",
@@ -32,8 +32,8 @@ with DAG(
     def send() -> None:
         """Send the digest of the last full hour."""
         from conf.settings import load_settings
-        from jobs.notices import fraud_digest
-        from jobs.notifications import send as send_notice
+        from jobs.notify.notices import fraud_digest
+        from jobs.notify.notifications import send as send_notice
 
         settings = load_settings()
         if settings.discord_webhook_url is None:

@@ -20,8 +20,8 @@ changed its meaning: `airflow dags trigger transformation_dbt --conf '{"full_ref
 from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from jobs.airflow_defaults import DEFAULT_ARGS, MARTS, VALIDATED_TABLES, WAREHOUSE_POOL, validated_export
-from jobs.dag_notifier import DAG_SUCCEEDED
+from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, VALIDATED_TABLES, WAREHOUSE_POOL, validated_export
+from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
     dag_id="transformation_dbt",

@@ -21,10 +21,10 @@ from tests.benchmarks.arena import RULES, Arena, arena
 from tests.benchmarks.bench_backtest import BacktestRun
 from tests.benchmarks.bench_export import ExportRun
 from tests.benchmarks.bench_generate import LoadRun
-from tests.benchmarks.contestants import Contestant, finpro, floor, peer
 from tests.benchmarks.latency import Pace
 from tests.benchmarks.load import make_orders, send
 from tests.benchmarks.report import Results
+from tests.benchmarks.rivals.contestants import Contestant, finpro, floor, peer
 from tests.benchmarks.runs import BacklogRun, LiveRun, run_backlog, run_live
 
 BACKLOG_RATE = 2_000  # orders a second of event time

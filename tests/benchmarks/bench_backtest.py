@@ -17,8 +17,8 @@ from pyspark.sql import functions as F
 from rich.console import Console
 from rich.table import Table
 
-from jobs.spark_submit import environment, spark_submit
-from streaming.lakehouse import SILVER, SILVER_ORDERS, create_tables, silver_orders
+from jobs.spark.submit import environment, spark_submit
+from streaming.lakehouse.tables import SILVER, SILVER_ORDERS, create_tables, silver_orders
 from tests.benchmarks.arena import RULES
 from tests.benchmarks.measure import finish, running
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.google_cloud import open_bucket
-from batch.manifest import read_manifest
 from batch.postgres import open_connection
+from batch.warehouse.manifest import read_manifest
 from tests.benchmarks.arena import Stage, arena
-from tests.benchmarks.export_peers import PEERS
 from tests.benchmarks.measure import BenchmarkError, Usage, finish, running
+from tests.benchmarks.rivals.export_peers import PEERS
 
 ROWS = 10_000_000
 FULL, ONE_TASK, PROFILE = "finpro", "finpro, one task at a time", "Postgres's profile alone"
@@ -30,7 +30,7 @@ NOTHING, ONE, SOME = "finpro, nothing changed", "finpro, one order changed", "fi
 _INCREMENTAL_RUNS = 5  # in turns: what they differ by is less than a busy moment costs one of them
 _TIMEOUT_SECONDS = 900
 _FINPRO = [str(Path(sys.executable).parent / "finpro"), "export"]
-_PEER = [sys.executable, "-m", "tests.benchmarks.export_peers"]
+_PEER = [sys.executable, "-m", "tests.benchmarks.rivals.export_peers"]
 # Rows first, indexes after: the same table in half the time. Unlogged: nothing here outlives the benchmark.
 _FILL = """
     alter table raw_orders set unlogged;

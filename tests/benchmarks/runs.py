@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from streaming.kafka import PROCESSED_ORDERS
 from tests.benchmarks.arena import Stage
-from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.latency import Latency, Pace, measure_live, percentile
 from tests.benchmarks.measure import BenchmarkError, Usage, finish, running, timeline
+from tests.benchmarks.rivals.contestants import Contestant
 
 BACKLOG_TIMEOUT_SECONDS = 1_800
 STOP_TIMEOUT_SECONDS = 150

@@ -10,10 +10,10 @@ from pyspark.sql import SparkSession
 
 from conf.rules import load_rules
 from conf.settings import Settings
-from streaming.lakehouse import TABLES
-from tests import archive_runs as archive
-from tests import screening_runs as runs
-from tests.bad_messages import BAD
+from streaming.lakehouse.tables import TABLES
+from tests.oracle.bad_messages import BAD
+from tests.runs import archive as archive
+from tests.runs import screening as runs
 
 KILLS = 5
 

@@ -9,13 +9,13 @@ from pyspark.sql import SparkSession
 
 from conf.rules import load_rules
 from conf.settings import Settings
-from streaming.audit import audit
-from streaming.causes import LATE, Reached
-from streaming.differences import REASONS_MISSING, snapshot
-from streaming.history import Period
+from streaming.history.audit import audit
+from streaming.history.causes import LATE, Reached
+from streaming.history.differences import REASONS_MISSING, snapshot
+from streaming.history.rescreening import Period
 from streaming.kafka import ORDERS
-from tests import screening_runs as runs
-from tests.archive_runs import archive_all, start_archive
+from tests.runs import screening as runs
+from tests.runs.archive import archive_all, start_archive
 
 KILLS = 3
 

@@ -12,7 +12,7 @@ import pytest
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from jobs.local.platform import Platform, up
-from tests import screening_runs as runs
+from tests.runs import screening as runs
 
 KILLS = {"keyed": 10, "shuffled": 5}
 

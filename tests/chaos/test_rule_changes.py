@@ -13,9 +13,9 @@ from batch.postgres import connect
 from conf.rules import FraudRules
 from conf.settings import Settings
 from streaming.kafka import PROCESSED_ORDERS
-from streaming.rules_history import RulesInForce, decode_rules, rules_at
-from tests import screening_runs as runs
+from streaming.rules.recorded import RulesInForce, decode_rules, rules_at
 from tests.chaos.test_kills import planned_batches, wait_for_batches
+from tests.runs import screening as runs
 
 KILLS = 3
 

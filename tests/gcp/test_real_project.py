@@ -20,8 +20,8 @@ from google.cloud.bigquery import Dataset
 
 from batch.google_cloud import bigquery_client, storage_client
 from conf.settings import Settings
-from tests.exports import execute
-from tests.marts import fill, in_postgres, marts
+from tests.oracle.marts import fill, in_postgres, marts
+from tests.runs.exports import execute
 
 pytestmark = [pytest.mark.gcp, pytest.mark.timeout(1800)]
 

@@ -1,0 +1,4 @@
+"""What the marts say, as one page that opens offline.
+
+The page's parts serve the backtest's page as well.
+"""

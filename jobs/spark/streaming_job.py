@@ -1,0 +1,202 @@
+"""Running streaming queries as a service: until they end, one fails, or the process is told to stop."""
+
+import json
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from py4j.java_gateway import JavaObject
+from pyspark.errors import StreamingQueryException
+from pyspark.java_gateway import ensure_callback_server_started
+from pyspark.sql import SparkSession
+from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
+
+from conf.errors import FinproError, KafkaError, StreamingError, raised_elsewhere
+from streaming.screening.metrics import QueryMetrics
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_REPORT_SECONDS = 1.0
+_GRACE_SECONDS = 120
+
+
+class _StopRequest:
+    """Set by SIGTERM or SIGINT.
+
+    Under spark-submit the JVM is the process that gets the signal, and would begin to shut down in the middle of a
+    micro-batch: so its handlers are replaced by this object.
+    """
+
+    class Java:
+        implements: ClassVar = ["sun.misc.SignalHandler"]
+
+    def __init__(self, spark: SparkSession) -> None:
+        self.event = threading.Event()
+        gateway: Any = spark.sparkContext._gateway
+        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
+        jvm = gateway.jvm
+        for name in ("TERM", "INT"):
+            jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), self)
+            signal.signal(getattr(signal, f"SIG{name}"), lambda *_: self.event.set())
+
+    def handle(self, _signal: JavaObject) -> None:
+        """Called by the JVM."""
+        self.event.set()
+
+
+class _Events:
+    """Passes Spark's events on to the metrics, as JSON: what PySpark makes of them asks the JVM for each field."""
+
+    class Java:
+        implements: ClassVar = ["org.apache.spark.sql.streaming.PythonStreamingQueryListener"]
+
+    def __init__(self, spark: SparkSession, metrics: QueryMetrics) -> None:
+        self._metrics = metrics
+        gateway: Any = spark.sparkContext._gateway
+        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
+        spark.streams._jsqm.addListener(gateway.jvm.org.apache.spark.sql.streaming.PythonStreamingQueryListenerWrapper(self))
+
+    # Called by the JVM, under these names.
+
+    def onQueryStarted(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.started(json.loads(event.json()))
+
+    def onQueryProgress(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.progressed(json.loads(event.json()))
+
+    def onQueryIdle(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.idle(json.loads(event.json()))
+
+    def onQueryTerminated(self, event: JavaObject) -> None:  # noqa: N802
+        self._metrics.terminated(json.loads(event.json()))
+
+
+def _tell(metrics: QueryMetrics, spark: SparkSession) -> None:
+    """From now on the metrics hear of all queries. That they cannot is no reason to stop."""
+    try:
+        _Events(spark, metrics)
+    except Exception:
+        _log.exception("there are no metrics of the queries")
+
+
+class Reporter(Protocol):
+    """Tells people how a query fares."""
+
+    def show(self, progress: Any, *, finished: bool = False) -> None:
+        """Called every second, and with `finished` at the end; `progress` is Spark's own of the last micro-batch, if any."""
+
+
+class Query(NamedTuple):
+    """A query to be started, and who tells of it.
+
+    Attributes:
+        writer: the query.
+        reporter: is told how it fares.
+        instead: gives another one to be started where this one fails with an error that it knows what to do about.
+    """
+
+    writer: DataStreamWriter
+    reporter: Reporter
+    instead: Callable[[FinproError], DataStreamWriter | None] = lambda error: None
+
+
+def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics) -> None:
+    """Start queries, wait for the end of all, and report. On SIGTERM or SIGINT each finishes its micro-batch first.
+
+    When one fails, the others are stopped in the same way.
+
+    Args:
+        spark: the session of this process; it is stopped at the end.
+        queries: what to run.
+        metrics: hears of all that happens to the queries.
+
+    Raises:
+        FinproError: a query failed; says why and what to do.
+    """
+    stop = _StopRequest(spark)
+    _tell(metrics, spark)
+    try:
+        running = [_Running(query, query.writer.start()) for query in queries]
+        _report_until_the_end(running, stop.event)
+        _stop_between_batches([one.started for one in running])
+        for one in running:
+            one.started.awaitTermination()
+            one.query.reporter.show(one.started.lastProgress, finished=True)
+    except StreamingQueryException as error:
+        raise _cause(error) from error
+    finally:
+        spark.stop()
+
+
+@dataclass
+class _Running:
+    query: Query
+    started: StreamingQuery
+
+    def has_failed(self) -> bool:
+        """Whether it has failed for good: else, if there is another query to take its place, that one is started."""
+        error = None if self.started.isActive else self.started.exception()
+        if error is None:
+            return False
+        writer = self.query.instead(_cause(error))
+        if writer is None:
+            return True
+        self.started = writer.start()
+        return False
+
+
+def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) -> None:
+    """Report every second until all queries have ended, one has failed, or `stop` is set."""
+    reported_at = time.monotonic()
+    while not any(one.has_failed() for one in running) and any(one.started.isActive for one in running):
+        if stop.wait(_POLL_SECONDS):
+            break
+        if time.monotonic() - reported_at >= _REPORT_SECONDS:
+            reported_at = time.monotonic()
+            for one in running:
+                one.query.reporter.show(one.started.lastProgress)
+
+
+def _stop_between_batches(queries: Sequence[StreamingQuery]) -> None:
+    """Stop each query that is active once the micro-batch that it is in has been committed."""
+    busy = {query: _committed(query) for query in queries if query.isActive}
+    give_up = time.monotonic() + _GRACE_SECONDS
+    while busy:
+        for query, batch in list(busy.items()):
+            is_done = not query.isActive or not query.status["isTriggerActive"] or _committed(query) != batch
+            if is_done or time.monotonic() > give_up:
+                query.stop()
+                del busy[query]
+        time.sleep(0.01)
+
+
+def _committed(query: StreamingQuery) -> int | None:
+    """The micro-batch that was committed last."""
+    progress = query.lastProgress
+    return progress["batchId"] if progress else None
+
+
+def _cause(error: StreamingQueryException) -> FinproError:
+    """What a person can do about a failed query."""
+    text = str(error)
+    ours = raised_elsewhere(text)
+    if ours:
+        return ours
+    if "org.apache.kafka" in text:
+        return KafkaError(f"Kafka stopped answering: is it running? Start again, nothing is lost.\n({_last_cause(text)})")
+    return StreamingError(
+        f"The query failed: {_last_cause(text)}\nStart again, nothing is lost; --debug shows where it failed."
+    )
+
+
+def _last_cause(text: str) -> str:
+    """The line of a captured stack trace that names the innermost exception."""
+    described = text.split("=== Streaming Query ===")[0]
+    causes = [line for line in described.splitlines() if re.match(r"(Caused by: )?[\w.$]+(Error|Exception)\b.*: ", line)]
+    return (causes[-1] if causes else described.strip().splitlines()[0]).removeprefix("Caused by: ")

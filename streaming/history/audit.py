@@ -1,0 +1,160 @@
+"""The audit: every verdict given again from bronze, each difference with its cause, and what would repair it."""
+
+from typing import NamedTuple
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from streaming.history.causes import LATE, UNEXPLAINED, Reached, causes
+from streaming.history.differences import (
+    CLASH,
+    DUPLICATE,
+    LETTER_MISSING,
+    ORDER_MISSING,
+    ORDER_UNKNOWN,
+    REASONS_MISSING,
+    STANDING,
+    UNCAUSED,
+    UNREADABLE,
+    Snapshot,
+    compared,
+    expected,
+    judged,
+    letters_compared,
+    read_messages_of,
+    unknown_orders,
+)
+from streaming.history.rescreening import Period
+
+# One row a difference. `streamed` and `expected` are reasons, those of shadow rules so named; null where there are none.
+FINDING = (
+    "wrong",
+    "cause",
+    "why",
+    "order_id",
+    "partition",
+    "offset",
+    "received_at",
+    "event_ts",
+    "rules_version",
+    "streamed",
+    "expected",
+)
+_REPAIRABLE = (LATE, UNEXPLAINED)
+_ANNOUNCED_BY_REPAIR = (ORDER_MISSING, REASONS_MISSING, LETTER_MISSING)
+
+
+class Counts(NamedTuple):
+    """What was audited: orders and duplicates by event time, dead letters by when they were received."""
+
+    orders: int
+    duplicates: int
+    dead_letters: int
+
+    @property
+    def messages(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+class Audit(NamedTuple):
+    """What an audit found.
+
+    Attributes:
+        counts: what was audited.
+        findings: FINDING.
+        found: how many findings there are, by `wrong` and `cause`.
+        orders: those that a repair announces, as `republish.publish_orders` takes them.
+        letters: dead letters that it announces, as `republish.publish_letters` takes them.
+    """
+
+    counts: Counts
+    findings: DataFrame
+    found: dict[tuple[str, str], int]
+    orders: DataFrame
+    letters: DataFrame
+
+    @property
+    def unexplained(self) -> int:
+        """How many findings have no cause."""
+        return sum(count for (_, cause), count in self.found.items() if cause == UNEXPLAINED)
+
+    @property
+    def irreparable(self) -> int:
+        """How many of them a repair cannot mend: it adds what is missing, and takes nothing back."""
+        return sum(
+            count for (wrong, cause), count in self.found.items() if cause == UNEXPLAINED and wrong not in _ANNOUNCED_BY_REPAIR
+        )
+
+
+def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
+    """Give every verdict of a period again, and compare.
+
+    Args:
+        lakehouse: what to look at.
+        period: of event time; a dead letter, which may have none, belongs to when it was received.
+        reached: how far the streams had come, at the latest when the snapshot was taken.
+    """
+    read = read_messages_of(lakehouse.bronze, lakehouse.history, period.since).persist()
+    messages = judged(read, lakehouse.silver, period, lakehouse.history).persist()
+    counts = _counts(messages, period)
+    read.unpersist()
+    orders = expected(messages, period, lakehouse.history).transform(compared, lakehouse.history)
+    orders = orders.where(F.size("wrong") > 0).persist()
+    letters = letters_compared(messages, lakehouse.quarantine, period).persist()
+    unknown = unknown_orders(messages, lakehouse.silver, period)
+    findings = _findings(orders, letters, unknown)
+    if not (orders.isEmpty() and letters.isEmpty()):
+        explained = causes(orders, letters, messages, lakehouse.history, reached)
+        findings = findings.drop("cause", "why").join(explained, ["partition", "offset", "wrong"], "left")
+    findings = _with_default_causes(findings).persist()
+    found = {(row["wrong"], row["cause"]): row["count"] for row in findings.groupBy("wrong", "cause").count().collect()}
+    return Audit(counts, findings, found, _to_announce(orders, findings), _letters_to_announce(lakehouse, letters, findings))
+
+
+def _counts(messages: DataFrame, period: Period) -> Counts:
+    role, moment = F.col("role"), F.col("event_ts")
+    row = messages.agg(
+        F.count_if((role == STANDING) & period.holds(moment)),
+        F.count_if((role == DUPLICATE) & period.holds(moment)),
+        F.count_if(role.isin(CLASH, UNREADABLE) & period.holds(F.col("received_at"))),
+    ).collect()[0]
+    return Counts(*row)
+
+
+def _findings(orders: DataFrame, letters: DataFrame, unknown: DataFrame) -> DataFrame:
+    """Every difference as FINDING, without causes."""
+    version = F.coalesce("held.rules_version", "tag").alias("rules_version")
+    rows = orders.withColumn("wrong", F.explode("wrong")).select("*", version)
+    known = rows.select(*(name for name in FINDING if name not in ("cause", "why")))
+    reasons = F.concat("reasons", "shadow_reasons").alias("streamed")
+    unknown = unknown.select(F.lit(ORDER_UNKNOWN).alias("wrong"), "order_id", "event_ts", "rules_version", reasons)
+    both = known.unionByName(unknown, allowMissingColumns=True).unionByName(letters.drop("reason"), allowMissingColumns=True)
+    return both.withColumns({"cause": F.lit(None).cast("string"), "why": F.lit(None).cast("string")})
+
+
+def _with_default_causes(findings: DataFrame) -> DataFrame:
+    default = F.create_map(*(F.lit(text) for pair in UNCAUSED.items() for text in pair))[F.col("wrong")]
+    caused = {"cause": F.coalesce("cause", F.lit(UNEXPLAINED)), "why": F.coalesce("why", default)}
+    return findings.withColumns(caused).select(*FINDING)
+
+
+def _to_announce(orders: DataFrame, findings: DataFrame) -> DataFrame:
+    """Orders whose verdict a repair completes: the reasons that they have, and those that they lack."""
+    is_ours = F.col("wrong").isin(ORDER_MISSING, REASONS_MISSING) & F.col("cause").isin(*_REPAIRABLE)
+    rows = orders.drop("wrong").join(
+        findings.where(is_ours).select("partition", "offset"), ["partition", "offset"], "left_semi"
+    )
+    united = {
+        name: F.when(F.col("is_held"), F.array_union(name, f"held.{name}")).otherwise(F.col(name))
+        for name in ("reasons", "shadow_reasons")
+    }
+    return rows.withColumns(united).withColumn("rules_version", F.col("tag"))
+
+
+def _letters_to_announce(lakehouse: Snapshot, letters: DataFrame, findings: DataFrame) -> DataFrame:
+    """Dead letters that quarantine lacks, with what bronze has of their messages."""
+    is_ours = (F.col("wrong") == LETTER_MISSING) & (F.col("cause") == UNEXPLAINED)
+    places = findings.where(is_ours).select("partition", "offset")
+    rows = letters.join(places, ["partition", "offset"], "left_semi").select("partition", "offset", "received_at", "reason")
+    return rows.join(lakehouse.bronze.select("topic", "partition", "offset", "value"), ["partition", "offset"])

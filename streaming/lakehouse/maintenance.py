@@ -1,0 +1,119 @@
+"""Upkeep of the lakehouse: the small files of a day become few, ordered by time, and unneeded ones are deleted."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from conf.errors import LakehouseError, SettingsError
+from streaming.lakehouse.tables import Table, commit, snapshot
+
+# A day of a million orders is a file or two: a reader of an hour skips the others by their times.
+TARGET_FILE_BYTES = 128 * 2**20
+
+PROPERTIES: dict[str, bool | float | int | str | None] = {
+    "spark.databricks.delta.optimize.maxFileSize": TARGET_FILE_BYTES,
+    "spark.databricks.io.skipping.mdc.sortWithinFiles": True,
+    # A vacuum lists a table's folders, one a day, and would start ten thousand tasks for it.
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": 16,
+    "spark.sql.shuffle.partitions": 16,
+    # The table's history then says what a vacuum deleted.
+    "spark.databricks.delta.vacuum.logging.enabled": True,
+    # Delta refuses less than a week; what may be too short here is for `require_retention` to say.
+    "spark.databricks.delta.retentionDurationCheck.enabled": False,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many files a table consists of, and their bytes."""
+
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.files:,} files, {self.bytes / 2**20:,.1f} MiB"
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What was done to a table.
+
+    Attributes:
+        table: its name.
+        days: how many of its days were written anew.
+        before, after: its size.
+        deleted: how many files were deleted that it had not needed for longer than the retention.
+    """
+
+    table: str
+    days: int
+    before: Size
+    after: Size
+    deleted: int
+
+
+def require_retention(days: int, *, force: bool) -> None:
+    """Check that files are kept long enough for those who read them now: a backtest or an audit reads the state it found.
+
+    Raises:
+        SettingsError: they are not, and nobody forces it.
+    """
+    if days < 1 and not force:
+        raise SettingsError(
+            "FINPRO_LAKEHOUSE_RETENTION_DAYS=0 would delete files that a running backtest, audit or archive still needs, and"
+            " the way back to earlier versions. Keep at least 1 day; --force when nothing else uses the lakehouse."
+        )
+
+
+def maintain(spark: SparkSession, lakehouse: str, table: Table, retention: timedelta) -> Upkeep:
+    """Compact the days of a table that lie in many files, each ordered by time, and delete files that it no longer needs.
+
+    Safe beside the archive: on a local path they take turns, elsewhere the one that comes second to a day tries again.
+
+    Args:
+        spark: with PROPERTIES.
+        lakehouse: a path, or gs://bucket/folder.
+        table: one of its tables.
+        retention: how long ago a file must have been replaced to be deleted.
+
+    Raises:
+        LakehouseError: the table is not there, or is written by others all the time.
+    """
+    path = table.path(lakehouse)
+    if not DeltaTable.isDeltaTable(spark, path):
+        raise LakehouseError(f"{path} is no table of the lakehouse: `finpro archive` creates them.")
+    delta, before = DeltaTable.forPath(spark, path), _size(spark, path)
+    days = _days_in_pieces(spark, path, table.day)
+    for day in days:
+        ordered = delta.optimize().where(f"{table.day} = '{day}'")
+        commit(lakehouse, table, partial(ordered.executeZOrderBy, table.time))
+    commit(lakehouse, table, partial(delta.vacuum, retention.total_seconds() / 3600))
+    return Upkeep(table.name, len(days), before, _size(spark, path), _deleted(delta))
+
+
+def _files(spark: SparkSession, path: str) -> DataFrame:
+    """The files that a table consists of now, as its log has them."""
+    return DataFrame(snapshot(spark, path).allFiles().toDF(), spark)
+
+
+def _size(spark: SparkSession, path: str) -> Size:
+    count, total = F.count("*"), F.coalesce(F.sum("size"), F.lit(0))
+    return Size(*_files(spark, path).agg(count, total).collect()[0])
+
+
+def _days_in_pieces(spark: SparkSession, path: str, day: str) -> list[str]:
+    """The days that lie in more files than they need. One that was compacted is left alone until something is added."""
+    files = _files(spark, path).groupBy(F.col("partitionValues")[day].alias("day"))
+    sizes = files.agg(F.count("*").alias("files"), F.sum("size").alias("bytes"))
+    in_pieces = F.col("files") > F.floor(F.col("bytes") / TARGET_FILE_BYTES) + 1
+    return [row["day"] for row in sizes.where(in_pieces).orderBy("day").collect()]
+
+
+def _deleted(delta: DeltaTable) -> int:
+    vacuums = delta.history().where(F.col("operation") == "VACUUM END")
+    newest = vacuums.orderBy(F.desc("version")).select("operationMetrics").first()
+    return int(newest["operationMetrics"]["numDeletedFiles"]) if newest else 0

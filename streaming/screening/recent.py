@@ -1,0 +1,143 @@
+"""What a bucket remembers: its recent orders, in segments that are written once.
+
+So that remembering does not cost as much again with every micro-batch, each adds one segment of what it changed, and segments
+are put together when they are of like size, as in a log-structured merge tree (O'Neil et al., 1996): an order is written
+anew a few times while it is remembered, not once a micro-batch.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from streaming.rules.windows import Bools, Ints, ints, spans
+from streaming.screening.verdicts import NEVER_US, NO_RECENT, RECENT_SCHEMA, Frontier
+
+_FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Some recent orders.
+
+    Attributes:
+        batch: the micro-batch that made it, which makes no other in its bucket.
+        newest_us: the newest event time among them, epoch microseconds.
+        revises: whether an earlier segment may hold some of them too, as they were before.
+        orders: RECENT_SCHEMA, with the reasons and evidence given so far.
+    """
+
+    batch: int
+    newest_us: int
+    revises: bool
+    orders: pl.DataFrame
+
+    @cached_property
+    def products(self) -> Ints:
+        """The product of each order."""
+        return ints(self.orders["product_id"])
+
+    @cached_property
+    def events_us(self) -> Ints:
+        """The event time of each order, epoch microseconds."""
+        return ints(self.orders["event_ts"])
+
+
+class Recent(NamedTuple):
+    """A bucket's state: the orders that later ones may still form patterns with.
+
+    Attributes:
+        frontier: how far the bucket has come.
+        oldest_us: orders older than this are forgotten, epoch microseconds.
+        segments: the others; of an order that is in several, the last counts.
+    """
+
+    frontier: Frontier = Frontier()
+    oldest_us: int = NEVER_US
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def kept(self) -> int:
+        """How many orders are not forgotten; one that is in several segments counts in each."""
+        return sum(int(np.count_nonzero(segment.events_us >= self.oldest_us)) for segment in self.segments)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the segments in memory."""
+        return sum(int(segment.orders.estimated_size()) for segment in self.segments)
+
+
+NOTHING_RECENT = Recent()
+
+
+def near(recents: Iterable[Recent], arrivals: pl.DataFrame, distance: timedelta) -> pl.DataFrame:
+    """The orders remembered (RECENT_SCHEMA) that arrivals may have as neighbours: of their products, and near in time."""
+    widened = spans(ints(arrivals["product_id"]), ints(arrivals["event_ts"]), distance // timedelta(microseconds=1))
+
+    segments = [(segment, recent.oldest_us) for recent in recents for segment in recent.segments]
+    return _taken(segments, lambda segment: widened.hold(segment.products, segment.events_us))
+
+
+def whole(recent: Recent) -> pl.DataFrame:
+    """All orders remembered (RECENT_SCHEMA)."""
+    return _taken([(segment, recent.oldest_us) for segment in recent.segments])
+
+
+def remembered(recent: Recent, after: Frontier, oldest_us: int, changed: pl.DataFrame, batch: int) -> Recent:
+    """The state after a micro-batch.
+
+    Args:
+        recent: the state before it.
+        after: how far the bucket has come.
+        oldest_us: orders older than this can form no pattern with an on-time order any more.
+        changed: orders that are new or no longer as they were (RECENT_SCHEMA, and a column `revision`: the latter).
+        batch: the number of the micro-batch.
+    """
+    oldest_us = max(oldest_us, recent.oldest_us)
+    segments = [segment for segment in recent.segments if segment.newest_us >= oldest_us]
+    added = Segment(batch, 0, bool(changed["revision"].any()), changed.select(RECENT_SCHEMA.names()))
+    before = Recent(after, oldest_us, tuple(segments))
+    is_kept = added.events_us >= oldest_us
+    if not is_kept.any() and before.kept:
+        return before
+    first = _first_to_join([len(segment.orders) for segment in segments], len(changed), before.kept + len(changed))
+    if any(segment.batch == batch for segment in segments):  # what came from elsewhere with this very micro-batch
+        first = 0
+    joined = _joined([*segments[first:], added], oldest_us, is_all=first == 0)
+    return before._replace(segments=(*segments[:first], *joined))
+
+
+def _first_to_join(rows: list[int], added: int, kept: int) -> int:
+    """The first of the segments, of so many rows, to be joined by those added: 0 where most of all is to be forgotten."""
+    if sum(rows) + added > 2 * kept + _FEW:
+        return 0
+    first = len(rows)
+    while first and rows[first - 1] < 2 * added:
+        first -= 1
+        added += rows[first]
+    return first
+
+
+def _joined(segments: list[Segment], oldest_us: int, *, is_all: bool) -> list[Segment]:
+    """Segments as one, made by the last of them: none where nothing is left. `is_all`: there is no earlier segment."""
+    orders = _taken([(segment, oldest_us) for segment in segments]).rechunk()
+    if orders.is_empty():
+        return []
+    revises = not is_all and any(segment.revises for segment in segments)
+    return [Segment(segments[-1].batch, int(ints(orders["event_ts"]).max()), revises, orders)]
+
+
+def _taken(segments: list[tuple[Segment, int]], is_wanted: Callable[[Segment], Bools] | None = None) -> pl.DataFrame:
+    """What segments hold (RECENT_SCHEMA) that is not older than their `oldest_us`, each order once: of those wanted."""
+    if not segments:
+        return NO_RECENT
+    rows = np.concatenate([segment.events_us >= oldest_us for segment, oldest_us in segments])
+    if is_wanted:
+        rows &= np.concatenate([is_wanted(segment) for segment, _ in segments])
+    orders = pl.concat([segment.orders for segment, _ in segments])[np.flatnonzero(rows)]
+    revised = any(segment.revises for segment, _ in segments)
+    return orders.unique("order_id", keep="last", maintain_order=True) if revised else orders

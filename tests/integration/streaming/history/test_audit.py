@@ -1,0 +1,292 @@
+"""The audit on lakehouses made by hand, and the whole of it on the real platform: nothing differs without being found."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from pyspark.sql import Row, SparkSession
+
+from batch.postgres import connect
+from conf.rules import CoordinatedUsers, FraudRules, load_rules
+from conf.settings import Settings
+from jobs.replay import sinks_of
+from streaming.history import causes, differences
+from streaming.history.audit import Audit, Counts, audit
+from streaming.history.causes import Reached
+from streaming.history.differences import UNCAUSED, snapshot
+from streaming.history.replay import Draft
+from streaming.history.rescreening import Period
+from streaming.kafka import ORDERS, TOPICS, create_topics, existing_topics, librdkafka_config
+from streaming.lakehouse.tables import silver_orders
+from streaming.rules.recorded import RulesInForce
+from tests.oracle.bad_messages import BAD
+from tests.oracle.brute_force import Judgement
+from tests.oracle.lakes import RECEIVED, START, Lake, in_turn, lake_of, purchase, received
+from tests.oracle.order_sets import spelled
+from tests.runs import screening as screening_runs
+from tests.runs.archive import archive_all, committed, raw_orders, rows, run_finpro, wait_until
+from tests.runs.screening import dense_orders, repeated
+
+RULES = FraudRules(version="1")
+ALWAYS = Period(None, None)
+STEP = timedelta(milliseconds=400)
+
+
+def dense_lake() -> tuple[Lake, Judgement]:
+    """500 orders that hit all rules, some twice, some ids used twice, and bad messages of every kind."""
+    values = repeated(dense_orders(500, RULES, seed=1, start=START, step=STEP), seed=1)
+    for number, message in enumerate(BAD):
+        values.insert(number, (message.value, number % 4))
+    return lake_of(received(values, START + timedelta(seconds=1), STEP), RULES)
+
+
+def found_in(spark: SparkSession, lake: Lake, period: Period = ALWAYS, reached: Reached | None = None) -> Audit:
+    return audit(lake.snapshot(spark), period, reached or Reached())
+
+
+def lines(found: Audit) -> list[Row]:
+    return found.findings.collect()
+
+
+def summary(found: Audit) -> set[tuple[str, str, Any]]:
+    """What is wrong, why, and with which order or message."""
+    return {(row["wrong"], row["cause"], row["order_id"] or (row["partition"], row["offset"])) for row in lines(found)}
+
+
+def unexplained(*findings: tuple[str, Any]) -> set[tuple[str, str, Any]]:
+    return {(wrong, causes.UNEXPLAINED, what) for wrong, what in findings}
+
+
+def test_where_everything_is_as_the_brute_force_says_the_audit_is_empty_and_says_over_how_much(
+    spark_session: SparkSession,
+) -> None:
+    lake, judgement = dense_lake()
+    found = found_in(spark_session, lake)
+    assert summary(found) == set()
+    assert found.counts == Counts(len(judgement.orders), judgement.duplicates, len(judgement.dead_letters))
+    assert found.counts.messages == len(lake.messages)
+
+
+def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: SparkSession) -> None:
+    lake, judgement = dense_lake()
+    having = {
+        reason: [order_id for order_id, verdict in judgement.orders.items() if reason in verdict.reasons]
+        for reason in ("foreign_country", "coordinated_users")
+    }
+    genuine = [order_id for order_id, verdict in judgement.orders.items() if not verdict.reasons]
+    single, pattern = (
+        having["foreign_country"][0],
+        next(one for one in having["coordinated_users"] if one != having["foreign_country"][0]),
+    )
+    for order_id, reason in ((single, "foreign_country"), (pattern, "coordinated_users")):
+        lake.says(order_id, *(one for one in judgement.orders[order_id].reasons if one != reason))
+    lake.says(genuine[0], "repeat_purchase")
+    lake.silver.remove(lake.order(genuine[1]))
+    lake.order(genuine[2])["status"] = "Fraud"
+    lake.silver.append(lake.order(genuine[3]) | {"order_id": "ghost"})
+    lake.silver.append(lake.order(genuine[4]))
+    lake.order(genuine[5])["amount_numeric"] += 1
+    lake.order(genuine[6])["rules_version"] = "never"
+    lake.order(genuine[7])["shadow_reasons"] = ["night_amount"]
+    lost, doubled, *_ = lake.quarantine
+    lake.quarantine.remove(lost)
+    standing = next(
+        message for message in lake.messages if judgement.orders.keys() and message.place not in judgement.dead_letters
+    )
+    lake.quarantine += [doubled, doubled | {"partition": standing.partition, "offset": standing.offset}]
+    assert summary(found_in(spark_session, lake)) == unexplained(
+        (differences.REASONS_MISSING, single),
+        (differences.REASONS_MISSING, pattern),
+        (differences.REASONS_SURPLUS, genuine[0]),
+        (differences.ORDER_MISSING, genuine[1]),
+        (differences.STATUS_WRONG, genuine[2]),
+        (differences.ORDER_UNKNOWN, "ghost"),
+        (differences.ORDER_DOUBLED, genuine[4]),
+        (differences.ORDER_DIFFERS, genuine[5]),
+        (differences.RULES_UNKNOWN, genuine[6]),
+        (differences.REASONS_SURPLUS, genuine[7]),
+        (differences.LETTER_MISSING, (lost["partition"], lost["offset"])),
+        (differences.LETTER_DOUBLED, (doubled["partition"], doubled["offset"])),
+        (differences.LETTER_SURPLUS, (standing.partition, standing.offset)),
+    )
+
+
+def test_a_period_is_audited_with_the_neighbours_around_it_and_nothing_else(spark_session: SparkSession) -> None:
+    lake, judgement = dense_lake()
+    since, until = START + timedelta(seconds=60), START + timedelta(seconds=120)
+    for row in lake.silver[::7]:
+        row["reasons"], row["status"] = [], "Genuine"
+    tampered = {row["order_id"] for row in lake.silver[::7] if judgement.orders[row["order_id"]].reasons}
+    inside = {order_id for order_id in tampered if since <= judgement.orders[order_id].event_ts < until}
+    assert 0 < len(inside) < len(tampered)
+    found = found_in(spark_session, lake, Period(since, until))
+    assert summary(found) == unexplained(*((differences.REASONS_MISSING, order_id) for order_id in inside))
+    assert found.counts.orders == sum(since <= verdict.event_ts < until for verdict in judgement.orders.values())
+
+
+def test_only_what_a_late_order_would_have_completed_is_late(spark_session: SparkSession) -> None:
+    newest = purchase("newest", 99, 100, product=9)
+    on_time = [purchase("a", 1, 0), purchase("b", 7, 1), *(purchase(f"d{user}", user, 0, product=6) for user in (1, 7, 20))]
+    late = [purchase("c", 20, 2), purchase("e", 30, 2, product=6), purchase("f", 40, 3, product=8, country="SG")]
+    lake, judgement = lake_of(in_turn([*on_time, newest, *late]), RULES)
+    assert {order_id for order_id, verdict in judgement.orders.items() if "coordinated_users" in verdict.reasons} == {
+        *("a", "b", "c"),
+        *("d1", "d7", "d20", "e"),
+    }
+    for order_id in ("a", "b", "c", "e", "d7", "f"):
+        lake.says(order_id)
+    found = lines(found_in(spark_session, lake))
+    cause = {row["order_id"]: row["cause"] for row in found}
+    assert cause == dict.fromkeys(("a", "b", "c", "e"), causes.LATE) | dict.fromkeys(("d7", "f"), causes.UNEXPLAINED)
+    why = {row["order_id"]: row["why"] for row in found}
+    late_by = "needs order c, which came 98.0 s behind the newest event time received until then (30.0 s are on time)"
+    assert why["a"] == f"coordinated_users {late_by}"
+    assert why["d7"] == UNCAUSED[differences.REASONS_MISSING]
+
+
+def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_side_is_not(spark_session: SparkSession) -> None:
+    changed = RECEIVED + timedelta(seconds=3.5)  # between the fourth message and the fifth
+    stricter = RULES.model_copy(update={"version": "2", "coordinated_users": CoordinatedUsers(users=4)})
+    before = [
+        purchase("a", 1, 0),
+        purchase("x", 1, 0, product=6),
+        purchase("y", 7, 0, product=6),
+        purchase("z", 20, 0, product=6),
+    ]
+    after = [
+        purchase("c", 20, 2),
+        purchase("b", 7, 1),
+        *(purchase(f"x{number}", 1, 3, product=6, quantity=number) for number in (2, 3)),
+        *(purchase(f"n{user}", user, 4, product=7) for user in (1, 7, 20, 30)),
+    ]
+    lake, _ = lake_of(in_turn([*before, *after]), RULES)
+    lake.history.append(RulesInForce(changed, stricter))
+    for order in after:
+        lake.says(order.order_id, rules_version="2")
+    lake.says("a")  # under the rules of its time three users are enough, but the third came under the others
+    lake.says("x", "coordinated_users", "repeat_purchase", rules_version="2")  # the one by the old rules, the other by the new
+    lake.says("x2", "repeat_purchase", rules_version="2")
+    lake.says("x3", "repeat_purchase", rules_version="2")
+    for user in (1, 7, 20):
+        lake.says(f"n{user}", "coordinated_users", rules_version="2")
+    lake.says("b", "coordinated_users", rules_version="2")  # no rules in force since it was received give it that
+    found = lines(found_in(spark_session, lake))
+    assert {(row["order_id"], row["wrong"], row["cause"]) for row in found} == {
+        ("a", differences.REASONS_MISSING, causes.RULES_CHANGED),
+        ("x", differences.REASONS_SURPLUS, causes.RULES_CHANGED),
+        ("n30", differences.REASONS_MISSING, causes.UNEXPLAINED),
+        ("b", differences.REASONS_SURPLUS, causes.UNEXPLAINED),
+    }
+
+
+@pytest.mark.parametrize(("partition", "cause"), [(1, causes.STORED_FIRST), (0, causes.UNEXPLAINED)])
+def test_of_two_orders_with_one_id_the_first_may_lose_only_to_another_partition(
+    spark_session: SparkSession, partition: int, cause: str
+) -> None:
+    first, second = purchase("o", 1, 0), purchase("o", 2, 0)
+    lake, _ = lake_of(received([(spelled(second), partition)], START, STEP), RULES)
+    lake.messages.append(lake.messages[0].__class__(ORDERS, 0, 5, START - STEP, None, spelled(first)))
+    lake.quarantine.append(
+        {"topic": ORDERS, "partition": 0, "offset": 5, "received_at": START - STEP, "value": spelled(first)}
+        | {"reason": "used", "received_date": START.date()}
+    )
+    assert summary(found_in(spark_session, lake)) == {(differences.NOT_THE_FIRST, cause, "o")}
+
+
+def test_what_has_not_come_so_far_is_no_fault_and_what_should_have_is(spark_session: SparkSession) -> None:
+    lake, _ = lake_of(in_turn([purchase(name, number, 20 * number) for number, name in enumerate("abcd", 1)]), RULES)
+    lake.silver = lake.silver[:1]
+    announced = spark_session.createDataFrame([("b", [])], "order_id string, announced array<string>")
+    assert summary(found_in(spark_session, lake, reached=Reached({0: 3}, announced, None))) == {
+        (differences.ORDER_MISSING, causes.NOT_ARCHIVED, "b"),
+        (differences.ORDER_MISSING, causes.UNEXPLAINED, "c"),
+        (differences.ORDER_MISSING, causes.NOT_SCREENED, "d"),
+    }
+
+
+@pytest.mark.timeout(600)
+def test_late_orders_are_named_repair_mends_their_patterns_and_time_travel_still_shows_the_old_verdicts(
+    spark_session: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    rules = load_rules(settings.rules)
+    orders = dense_orders(600, rules, seed=5, start=datetime.now(UTC) - timedelta(hours=1), step=STEP)
+    late = orders[3::10]
+    screening_runs.send(settings, screening_runs.by_product([order for order in orders if order not in late]))
+    assert screening_runs.run_screen("--available-now").returncode == 0
+    screening_runs.send(settings, screening_runs.by_product(late))
+    assert screening_runs.run_screen("--available-now").returncode == 0
+    archive_all()
+    before = rows(spark_session, silver_orders(settings.lakehouse)).sort("order_id")
+    version = committed(silver_orders(settings.lakehouse)) - 1
+    expected = screening_runs.judged(settings, rules)
+
+    repaired = run_finpro("audit", "--repair", "--output", str(tmp_path / "findings.csv"))
+    assert repaired.returncode == 0, repaired.stderr
+    assert "behind the newest event time received until then" in repaired.stdout
+    found = spark_session.read.option("header", True).csv(str(tmp_path / "findings.csv")).collect()
+    reasons = {row["order_id"]: row["reasons"] for row in before.to_dicts()}
+    lacking = {order_id for order_id, verdict in expected.orders.items() if verdict.reasons != reasons[order_id]}
+    assert lacking
+    assert {row["order_id"] for row in found} == lacking
+    assert {row["cause"] for row in found} == {causes.LATE}
+
+    archive_all()
+    assert audit(snapshot(spark_session, settings.lakehouse, settings.topic(ORDERS)), ALWAYS, Reached()).found == {}
+    screening_runs.assert_agrees(screening_runs.outcome(settings), expected)
+    assert rows(spark_session, silver_orders(settings.lakehouse), version).sort("order_id").equals(before)
+
+    stored = raw_orders(settings)
+    forget(settings)
+    assert raw_orders(settings) == []
+    replayed = run_finpro("screen", "--from-bronze")
+    assert replayed.returncode == 0, replayed.stderr
+    assert without_times(raw_orders(settings)) == without_times(stored)
+    screening_runs.assert_agrees(screening_runs.outcome(settings), expected)
+    assert "--starting-offsets 'earliest'" in replayed.stdout
+
+
+def test_a_replay_goes_on_where_it_was_stopped_and_doubles_nothing(
+    spark_session: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    days = [dense_orders(120, RULES, seed=day, start=START + timedelta(days=day), step=STEP) for day in range(3)]
+    values = [(spelled(order), order.product_id % 4) for orders in days for order in orders] + [(b"{", 0)]
+    lake, judgement = lake_of(received(values, START + timedelta(days=3), STEP), RULES)
+    stripped = next(row for row in lake.silver if row["reasons"])  # a verdict in force stays, right or wrong
+    stripped.update({"reasons": [], "status": "Genuine"})
+    lost = lake.silver.pop()
+    where = sinks_of(settings)
+    draft = Draft(spark_session, str(tmp_path), where.screened_at)
+    draft.write(lake.snapshot(spark_session))
+    stopped = next(draft.publish(where))
+    resumed = Draft.unfinished(spark_session, str(tmp_path))
+    assert resumed is not None
+    rest = list(resumed.publish(sinks_of(settings)))
+    assert sum(day.orders.announced for day in [stopped, *rest]) == len(judgement.orders)
+    assert sum(day.letters.announced for day in [stopped, *rest]) == 1
+    compared = ("order_id", "reasons", "status", "rules_version")
+    expected = {row["order_id"]: tuple(row[name] for name in compared) for row in [*lake.silver, lost]}
+    assert {row["order_id"]: tuple(row[name] for name in compared) for row in raw_orders(settings)} == expected
+    assert {row["screened_at"] for row in raw_orders(settings)} == {where.screened_at}
+    sent = screening_runs.outcome(settings)
+    assert set(sent.verdicts_sent.values()) == {1}
+    assert {order_id: verdict["reasons"] for order_id, verdict in sent.last_verdicts.items()} == {
+        order_id: reasons for order_id, reasons, *_ in expected.values()
+    }
+    assert list(sent.dead_letters_sent.values()) == [1]
+
+
+def forget(settings: Settings) -> None:
+    """Empty Postgres and all topics, as if they had been lost."""
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+        cursor.execute("truncate raw_orders")
+    admin = AdminClient(librdkafka_config(settings))
+    for deleted in admin.delete_topics([settings.topic(topic) for topic in TOPICS]).values():
+        deleted.result(timeout=20)
+    wait_until(lambda: not {settings.topic(topic) for topic in TOPICS} & existing_topics(settings).keys())
+    create_topics(settings, partitions=4)
+
+
+def without_times(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "screened_at"} for row in stored]

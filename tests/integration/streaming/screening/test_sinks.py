@@ -1,0 +1,203 @@
+"""What is stored in `raw_orders` and announced of it, on a real Postgres and Kafka, without Spark."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+
+from batch.postgres import connect
+from conf.settings import Settings
+from streaming.contract import DEAD_LETTER_SCHEMA
+from streaming.kafka import FRAUD_ALERT, PROCESSED_ORDERS, TOPICS, librdkafka_config
+from streaming.screening.sinks import KafkaSink, Stored, announce, store, stored_orders
+from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
+from tests.runs.screening import consume
+
+BATCH_TIME = datetime(2026, 11, 1, 12, 0, 0, 123000, tzinfo=UTC)
+RECEIVED = datetime(2026, 11, 1, 11, 59, tzinfo=UTC)
+
+
+@pytest.fixture
+def dsn(settings: Settings) -> str:
+    return settings.require("postgres_dsn")
+
+
+def verdict(
+    order_id: str, *reasons: str, shadow: Sequence[str] = (), offset: int = 0, revision: bool = False, **changes: Any
+) -> dict[str, Any]:
+    return (
+        {
+            "order_id": order_id,
+            "user_id": 1,
+            "product_id": 1,
+            "quantity": 2,
+            "amount": "Rp.1.000",
+            "amount_numeric": 1000,
+            "country": "ID",
+            "created_date": RECEIVED,
+            "event_ts": RECEIVED,
+            "source": 'it\'s a "test", {of} \\ things',
+            "partition": 0,
+            "offset": offset,
+            "received_at": RECEIVED + timedelta(milliseconds=offset),
+            "given": reason_bits(reasons),
+            "shadow": reason_bits(shadow),
+            "gained": reason_bits(reasons),
+            "shadow_gained": reason_bits(shadow),
+            "revision": revision,
+        }
+        | {f"evidence_{reason}": '{"order_ids":["a"],"value":1,"limit":1}' for reason in (*reasons, *shadow)}
+        | changes
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame([{name: row.get(name) for name in VERDICT_SCHEMA} for row in rows], schema=VERDICT_SCHEMA)
+
+
+def put(dsn: str, *rows: dict[str, Any], at: datetime = BATCH_TIME) -> Stored:
+    return store(dsn, table(rows), "1", at)
+
+
+def clashes_of(dsn: str, rows: Sequence[dict[str, Any]]) -> int:
+    return len(put(dsn, *rows).clashes)
+
+
+def places(outcome: Stored) -> list[tuple[int, int, str]]:
+    return outcome.clashes.rows()
+
+
+def standing(outcome: Stored) -> dict[str, list[str]]:
+    verdicts = outcome.verdicts
+    return dict(zip(verdicts["order_id"], reason_lists(verdicts["given"]).to_list(), strict=True))
+
+
+def stored(dsn: str) -> dict[str, list[Any]]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select order_id, status, reasons, screened_at from raw_orders")
+        return {order_id: rest for order_id, *rest in cursor.fetchall()}
+
+
+def test_a_revision_unites_reasons_and_a_replay_changes_nothing_and_is_announced_again(dsn: str) -> None:
+    first = (verdict("a", "night_amount"), verdict("b", offset=1))
+    assert standing(put(dsn, *first)) == {"a": ["night_amount"], "b": []}
+    later = BATCH_TIME + timedelta(seconds=1)
+    revisions = (verdict("a", "coordinated_users", revision=True), verdict("b", "repeat_purchase", offset=1, revision=True))
+    united = {"a": ["coordinated_users", "night_amount"], "b": ["repeat_purchase"]}
+    assert standing(put(dsn, *revisions, at=later)) == united
+    expected = {order_id: ["Fraud", reasons, later] for order_id, reasons in united.items()}
+    assert stored(dsn) == expected
+    assert standing(put(dsn, *revisions, at=later)) == united
+    assert standing(put(dsn, *first, at=later + timedelta(seconds=1))) == {}
+    assert stored(dsn) == expected
+
+
+def shadow_reasons(dsn: str) -> dict[str, tuple[str, list[str], list[str]]]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select order_id, status, reasons, shadow_reasons from raw_orders")
+        return {order_id: (status, reasons, shadow) for order_id, status, reasons, shadow in cursor.fetchall()}
+
+
+def test_shadow_reasons_accumulate_beside_the_reasons_and_make_no_order_fraud(dsn: str) -> None:
+    put(dsn, verdict("a", "night_amount"), verdict("b", shadow=["night_amount"], offset=1))
+    assert shadow_reasons(dsn) == {"a": ("Fraud", ["night_amount"], []), "b": ("Genuine", [], ["night_amount"])}
+    revisions = (
+        verdict("a", shadow=["repeat_purchase"], revision=True),
+        verdict("b", shadow=["coordinated_users"], offset=1, revision=True),
+    )
+    later = BATCH_TIME + timedelta(seconds=1)
+    expected = {
+        "a": ("Fraud", ["night_amount"], ["repeat_purchase"]),
+        "b": ("Genuine", [], ["coordinated_users", "night_amount"]),
+    }
+    first, replayed = put(dsn, *revisions, at=later), put(dsn, *revisions, at=later)
+    assert shadow_reasons(dsn) == expected
+    for outcome in (first, replayed):
+        shadow = dict(zip(outcome.verdicts["order_id"], reason_lists(outcome.verdicts["shadow"]).to_list(), strict=True))
+        assert shadow == {order_id: found for order_id, (_, _, found) in expected.items()}
+    put(dsn, verdict("b", "night_amount", offset=1, revision=True), at=later + timedelta(seconds=1))
+    assert shadow_reasons(dsn)["b"] == ("Fraud", ["night_amount"], ["coordinated_users", "night_amount"])
+
+
+def test_of_known_orders_only_what_this_batch_wrote_is_announced_as_it_stands(dsn: str) -> None:
+    put(dsn, verdict("old", "night_amount"), verdict("older", "night_amount", offset=1))
+    later = BATCH_TIME + timedelta(seconds=1)
+    outcome = put(dsn, verdict("old", "repeat_purchase"), verdict("older", offset=1), verdict("new", offset=2), at=later)
+    assert standing(outcome) == {"old": ["night_amount", "repeat_purchase"], "new": []}
+
+
+def test_a_replay_of_new_orders_and_a_revision_is_announced_whole(dsn: str) -> None:
+    put(dsn, verdict("a"))
+    later = BATCH_TIME + timedelta(seconds=1)
+    batch = (verdict("a", "repeat_purchase", revision=True), verdict("b", "repeat_purchase", offset=1))
+    first, replayed = put(dsn, *batch, at=later), put(dsn, *batch, at=later)
+    assert standing(first) == standing(replayed) == {"a": ["repeat_purchase"], "b": ["repeat_purchase"]}
+
+
+@pytest.mark.parametrize("changes", [{"product_id": 2}, {"quantity": 3}, {"amount_numeric": 999}, {"event_ts": BATCH_TIME}])
+def test_a_used_order_id_with_other_content_is_a_clash_and_nothing_is_stored(dsn: str, changes: dict[str, Any]) -> None:
+    put(dsn, verdict("a", offset=3))
+    outcome = put(dsn, verdict("b", offset=7), verdict("a", offset=8, **changes))
+    assert places(outcome) == [(0, 8, "a")]
+    assert set(stored(dsn)) == {"a"}
+    assert standing(put(dsn, verdict("b", offset=7))) == {"b": []}
+
+
+def test_of_two_new_orders_with_one_id_the_first_received_stands(dsn: str) -> None:
+    assert places(put(dsn, verdict("a", offset=9, quantity=5), verdict("a", offset=4))) == [(0, 9, "a")]
+
+
+def test_the_same_order_with_its_amount_in_other_words_is_no_clash(dsn: str) -> None:
+    put(dsn, verdict("a"))
+    assert put(dsn, verdict("a", amount="IDR 1000")).clashes.is_empty()
+
+
+def test_what_is_stored_under_an_id_is_found_whatever_the_id_looks_like(dsn: str) -> None:
+    ids = ["plain", 'a"b', "it's", "a,b", "{c}", "back\\slash", "\x1f", "toko é", "NULL"]
+    put(dsn, *(verdict(order_id, offset=offset) for offset, order_id in enumerate(ids)))
+    assert sorted(stored_orders(dsn, [*ids, "unknown"])["order_id"]) == sorted(ids)
+
+
+def test_two_workers_that_meet_the_same_new_ids_end_with_one_order_each_and_the_other_knows(dsn: str) -> None:
+    one = [verdict(str(number), offset=number) for number in range(2_000)]
+    other = [verdict(str(number), offset=number, partition=1, product_id=2) for number in reversed(range(2_000))]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        assert sorted(workers.map(clashes_of, [dsn, dsn], [one, other])) == [0, 2_000]
+    assert len(stored(dsn)) == 2_000
+
+
+def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:
+    return {record.key().decode(): msgspec.json.decode(record.value()) for record in consume(settings, topic)}
+
+
+def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(settings: Settings, dsn: str) -> None:
+    rows = table([verdict("a", "foreign_country", "night_amount", shadow=["repeat_purchase"]), verdict("b", offset=1)])
+    sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
+    announce(sink, rows, pl.DataFrame(schema=DEAD_LETTER_SCHEMA), "v1", BATCH_TIME)
+    verdicts, alerts = announced(settings, PROCESSED_ORDERS), announced(settings, FRAUD_ALERT)
+    assert verdicts["b"] == {
+        "order_id": "b",
+        "user_id": 1,
+        "product_id": 1,
+        "quantity": 2,
+        "amount": "Rp.1.000",
+        "amount_numeric": 1000,
+        "country": "ID",
+        "created_date": "2026-11-01T11:59:00.000000+00:00",
+        "event_ts": "2026-11-01T11:59:00.000000+00:00",
+        "status": "Genuine",
+        "source": 'it\'s a "test", {of} \\ things',
+        "reasons": [],
+        "shadow_reasons": [],
+        "rules_version": "v1",
+        "screened_at": "2026-11-01T12:00:00.123000+00:00",
+    }
+    assert verdicts["a"]["reasons"] == ["foreign_country", "night_amount"]
+    assert verdicts["a"]["shadow_reasons"] == ["repeat_purchase"]
+    evidence = {"order_ids": ["a"], "value": 1, "limit": 1}
+    assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}

@@ -1,0 +1,177 @@
+"""What screening remembers between micro-batches, in a real Postgres: kept, moved, done again, cleared away, and missed."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from batch.postgres import connect
+from conf.errors import StreamingError
+from conf.settings import Settings
+from streaming.screening import state
+from streaming.screening.division import By, Division, home
+from streaming.screening.recent import NOTHING_RECENT, Recent, remembered, whole
+from streaming.screening.sinks import in_transaction
+from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now, require_state
+from streaming.screening.verdicts import RECENT_SCHEMA, Frontier
+
+BY_PARTITION, BY_PRODUCT = Division(By.PARTITION, 4), Division(By.PRODUCT, 2)
+START = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def dsn(settings: Settings) -> str:
+    return settings.require("postgres_dsn")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_worker() -> Iterator[None]:
+    state._segments.clear()
+    yield
+    state._segments.clear()
+
+
+def orders(products: Iterable[int], batch: int, given: int = 0) -> pl.DataFrame:
+    """One order of each product, placed in the second of the micro-batch's number; `given` makes it a revision of the first."""
+    empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
+    first = 0 if given else batch
+    common = empty | {"given": given, "event_ts": START.replace(second=first)}
+    rows = [common | {"order_id": f"{first}-{product}", "product_id": product} for product in products]
+    return pl.DataFrame(rows, RECENT_SCHEMA).with_columns(revision=pl.lit(value=bool(given)))
+
+
+def write(dsn: str, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
+    def work(cursor: Any) -> bool:
+        remember_after(cursor, batch, known, after)
+        return True
+
+    in_transaction(dsn, work)
+
+
+def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: int = 0) -> dict[int, Recent]:
+    """What a task does with the state in a micro-batch that changes these orders."""
+    bucket_of = batch.division.bucket_of(changed)
+    buckets = {int(bucket) for bucket in bucket_of}
+    known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
+    frontier = Frontier({0: batch.number}, batch.number)
+    oldest_us = round(START.replace(second=oldest_second).timestamp()) * 1_000_000
+    after = {
+        bucket: remembered(recent, frontier, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.number)
+        for bucket, recent in known.recents.items()
+    }
+    write(dsn, batch, known, after)
+    remembered_now(batch, after)
+    return after
+
+
+def found(dsn: str, batch: MicroBatch) -> dict[str, int]:
+    """Order → bits of its reasons, as the next micro-batch would find them."""
+    buckets = range(batch.division.buckets)
+    known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
+    tables = {bucket: whole(recent) for bucket, recent in known.recents.items()}
+    for bucket, table in tables.items():
+        assert set(batch.division.bucket_of(table)) <= {bucket}
+    return {order_id: given for table in tables.values() for order_id, given in table.select("order_id", "given").iter_rows()}
+
+
+def rows(dsn: str) -> list[tuple[Any, ...]]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select division, bucket, batch from screening_state order by 1, 2, 3")
+        return cursor.fetchall()
+
+
+@pytest.mark.parametrize("division", [BY_PARTITION, BY_PRODUCT], ids=str)
+def test_what_one_worker_remembered_another_one_finds(dsn: str, division: Division) -> None:
+    after = settle(dsn, MicroBatch("q", division, 0), orders(range(1, 9), 0))
+    after |= settle(dsn, MicroBatch("q", division, 1), orders([2], 1))
+    state._segments.clear()
+    known = in_transaction(dsn, lambda cursor: known_before(cursor, MicroBatch("q", division, 2), range(division.buckets)))
+    for bucket, recent in known.recents.items():
+        kept = after.get(bucket, NOTHING_RECENT)
+        assert recent[:2] == kept[:2]
+        assert [(one.batch, one.newest_us, one.revises) for one in recent.segments] == [
+            (one.batch, one.newest_us, one.revises) for one in kept.segments
+        ]
+        assert whole(recent).equals(whole(kept))
+
+
+def test_a_micro_batch_that_is_done_again_finds_what_it_found_and_ends_in_the_same(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders(range(1, 9), 0))
+    for _ in range(2):
+        settle(dsn, MicroBatch("q", BY_PARTITION, 1), orders([1, 2], 1, given=4))
+        state._segments.clear()
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 2)) == {f"0-{product}": 4 * (product < 3) for product in range(1, 9)}
+    assert set(found(dsn, MicroBatch("q", BY_PARTITION, 1)).values()) == {0}, "a replay of it needs the state before it"
+
+
+def test_another_query_knows_nothing_of_it(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1], 0))
+    assert found(dsn, MicroBatch("another", BY_PARTITION, 1)) == {}
+
+
+def test_it_moves_with_its_products_when_they_are_divided_otherwise(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders(range(1, 9), 0))
+    settle(dsn, MicroBatch("q", BY_PRODUCT, 1), orders([2], 1))  # of the two buckets only one
+    state._segments.clear()
+    of_before = {f"0-{product}": 0 for product in range(1, 9)}
+    assert found(dsn, MicroBatch("q", BY_PRODUCT, 2)) == of_before | {"1-2": 0}
+    settle(dsn, MicroBatch("q", BY_PRODUCT, 2), orders([1, 2], 2, given=4))
+    settle(dsn, MicroBatch("q", BY_PARTITION, 3), orders([3], 3))
+    state._segments.clear()
+    revised = of_before | {"0-1": 4, "0-2": 4, "1-2": 0, "3-3": 0}
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 4)) == revised, "the newest of several states of an order counts"
+    assert found(dsn, MicroBatch("q", Division(By.PARTITION, 6), 4)) == revised, "the topic has got more partitions"
+
+
+def test_a_micro_batch_begun_by_one_division_and_done_again_by_the_other_counts_as_that_one_left_it(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1, 2], 0))
+    settle(dsn, MicroBatch("q", BY_PARTITION, 1), orders([1], 1))  # one of its tasks; another one met a stray
+    settle(dsn, MicroBatch("q", BY_PRODUCT, 1), orders([1, 2, 3], 1))
+    state._segments.clear()
+    whole = {f"{batch}-{product}": 0 for batch, product in [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]}
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 2)) == whole
+    assert found(dsn, MicroBatch("q", BY_PRODUCT, 2)) == whole
+
+
+def test_rows_that_no_micro_batch_needs_any_more_go(dsn: str) -> None:
+    product = next(product for product in range(1, 99) if home(product, 4) == 2)
+    for number in range(59):
+        settle(dsn, MicroBatch("q", BY_PARTITION, number), orders([product] * 3, number), oldest_second=max(0, number - 10))
+        assert len(rows(dsn)) <= 12
+    assert {row[:2] for row in rows(dsn)} == {("partition/4", 2)}
+
+
+def test_a_task_without_orders_leaves_a_row_too(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1], 0))
+    for number in (1, 2):
+        write(dsn, MicroBatch("q", BY_PARTITION, number), Known({}, {}), {})
+    require_state(dsn, "q", committed=2, planned=2)
+    assert [row for row in rows(dsn) if row[1] == -1] == [("partition/4", -1, 2)]
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 3)) == {"0-1": 0}
+
+
+@pytest.mark.parametrize(
+    ("query", "committed", "planned", "words"),
+    [("another", 3, 3, "no state"), ("q", 4, 5, "micro-batch 3"), ("q", 1, 2, "micro-batch 3")],
+    ids=["none", "older", "newer"],
+)
+def test_a_checkpoint_and_a_state_that_do_not_belong_together_are_told(
+    dsn: str, query: str, committed: int, planned: int, words: str
+) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 3), orders([1], 3))
+    require_state(dsn, "q", committed=2, planned=3)
+    require_state(dsn, "q", committed=3, planned=4)
+    with pytest.raises(StreamingError, match=f"Postgres holds .*{words}.*restored from a copy"):
+        require_state(dsn, query, committed, planned)
+
+
+def test_a_row_that_is_gone_is_told(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1] * 9, 0))
+    settle(dsn, MicroBatch("q", BY_PARTITION, 1), orders([1], 1))
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("delete from screening_state where batch = 0")
+    state._segments.clear()
+    with pytest.raises(StreamingError, match="screening_state in Postgres lacks the row"):
+        found(dsn, MicroBatch("q", BY_PARTITION, 2))

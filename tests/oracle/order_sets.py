@@ -1,0 +1,313 @@
+"""Hypothesis strategies for sets of orders where it is close: patterns that just hold and just do not, at awkward times.
+
+Everything is drawn small (a few users, products and quantities), so that patterns are frequent and counterexamples short.
+"""
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from itertools import pairwise
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from hypothesis import strategies as st
+
+from conf.rules import (
+    CoordinatedUsers,
+    ForeignCountry,
+    FraudRules,
+    NightAmount,
+    NightQuantity,
+    RepeatPurchase,
+    SequentialUsers,
+)
+from tests.oracle.brute_force import Message, Order
+
+Item = TypeVar("Item")
+
+ZONES = ("Asia/Jakarta", "UTC", "America/New_York", "Asia/Kathmandu")
+MICROSECOND = timedelta(microseconds=1)
+
+# Two of the days have a change to and from daylight saving time in New York, within the night.
+_DAYS = (date(2026, 10, 15), date(2026, 3, 8), date(2026, 11, 1))
+_CLOCKS = (time(12), time(0), time(4))
+_SOURCES = ("web", "mobile", "it's", 'a"b', "back\\slash", "\\N", "{NULL,x}", "tab\tline\nend\r", "toko é 店 🛒")
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class OrderSet:
+    """Messages in the order in which they are received, and the thresholds they are made for."""
+
+    rules: FraudRules
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class _Purchase:
+    """What the rules look at in an order, before it gets an id and all the rest."""
+
+    user: int
+    product: int
+    quantity: int
+    event_ts: datetime
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn) -> FraudRules:
+    """Thresholds low enough for small sets of orders to cross."""
+    members = st.integers(2, 4)
+    within = st.integers(1, 20).map(lambda seconds: timedelta(seconds=seconds)) | st.sampled_from(
+        (timedelta(0), MICROSECOND, timedelta(milliseconds=500))
+    )
+    return FraudRules(
+        version="drawn",
+        time_zone=draw(st.sampled_from(ZONES)),
+        lateness=timedelta(seconds=draw(st.integers(0, 60))),
+        foreign_country=ForeignCountry(home=draw(st.sampled_from(("ID", "SG")))),
+        night_quantity=NightQuantity(above=draw(st.sampled_from((1, 2, 100)))),
+        night_amount=NightAmount(above=draw(st.sampled_from((1_000, 100_000_000)))),
+        repeat_purchase=RepeatPurchase(orders=draw(members), within=draw(within)),
+        sequential_users=SequentialUsers(users=draw(members), within=draw(within)),
+        coordinated_users=CoordinatedUsers(users=draw(members), within=draw(within)),
+    )
+
+
+# --- orders -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def orders(draw: st.DrawFn, rules: FraudRules, *, max_size: int = 40) -> list[Order]:
+    """Up to `max_size` orders with ids of their own: planted patterns among scattered purchases.
+
+    They begin around noon, midnight or 04:00 of the rules' zone, one microsecond before or after it, or at it.
+    """
+    day, clock = draw(st.sampled_from(_DAYS)), draw(st.sampled_from(_CLOCKS))
+    begin = datetime.combine(day, clock, ZoneInfo(rules.time_zone)).astimezone(UTC)
+    begin += draw(st.sampled_from((timedelta(0), -MICROSECOND, MICROSECOND)))
+    first_user = draw(st.sampled_from((1, 1, 98, _LARGEST - 7)))
+    scene = _scattered(rules, begin, first_user) | _planted(rules, begin, first_user)
+    scenes = draw(st.lists(scene, min_size=1, max_size=6))
+    purchases = [purchase for scene in scenes for purchase in scene][:max_size]
+    names = draw(st.permutations(range(len(purchases))))
+    return [draw(_order(rules, f"o{name}", purchase)) for name, purchase in zip(names, purchases, strict=True)]
+
+
+def _steps(rules: FraudRules) -> st.SearchStrategy[timedelta]:
+    """How far apart two orders are: nothing, next to nothing, just as much as a rule allows, a little more."""
+    limits = [limit.within for limit in (rules.repeat_purchase, rules.sequential_users, rules.coordinated_users)]
+    exact = [limit + nudge for limit in limits for nudge in (timedelta(0), MICROSECOND, -MICROSECOND)]
+    halves = [limit / 2 for limit in limits]
+    near = st.sampled_from([timedelta(0), MICROSECOND, *exact, *halves, rules.lateness])
+    return near | st.integers(0, 25_000).map(lambda milliseconds: timedelta(milliseconds=milliseconds))
+
+
+@st.composite
+def _scattered(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
+    """Purchases of few users, each a step from an earlier one; sometimes all of one hot product."""
+    products = draw(st.sampled_from(((1,), (1, 2), (1, 2, 203))))
+    quantities = (1, 1, 2, rules.night_quantity.above, rules.night_quantity.above + 1)
+    times = [begin]
+    purchases = []
+    for _ in range(draw(st.integers(1, 12))):
+        event_ts = draw(st.sampled_from(times)) + draw(_steps(rules)) * draw(st.sampled_from((1, -1)))
+        times.append(event_ts)
+        user = first_user + draw(st.integers(0, 7))
+        purchases.append(_Purchase(user, draw(st.sampled_from(products)), draw(st.sampled_from(quantities)), event_ts))
+    return purchases
+
+
+@st.composite
+def _planted(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
+    """One pattern whose last order comes just in time, or one microsecond too late."""
+    reason = draw(st.sampled_from(("repeat_purchase", "sequential_users", "coordinated_users")))
+    within = getattr(rules, reason).within
+    users = draw(_pattern_of_users(rules, reason, first_user))
+    span = within + draw(st.sampled_from((timedelta(0), MICROSECOND)))
+    start = begin + draw(_steps(rules)) * draw(st.sampled_from((0, 1, 3, -1)))
+    inner = [start + span * draw(st.sampled_from((0, 0.25, 0.5, 1))) for _ in users[2:]]
+    times = [start, *inner, start + span][: len(users)]
+    product, quantity = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, rules.night_quantity.above + 1)))
+    return [_Purchase(user, product, quantity, event_ts) for user, event_ts in zip(users, times, strict=True)]
+
+
+@st.composite
+def _pattern_of_users(draw: st.DrawFn, rules: FraudRules, reason: str, first_user: int) -> list[int]:
+    """As many users as complete the pattern, or one too few; consecutive ones sometimes with a gap between them."""
+    if reason == "repeat_purchase":
+        return [first_user] * (rules.repeat_purchase.orders - draw(st.sampled_from((0, 0, 1))))
+    if reason == "sequential_users":
+        row = [first_user + i for i in range(rules.sequential_users.users)]
+        gap = draw(st.sampled_from((0, 0, 1)))
+        return draw(st.permutations([*row[:-1], row[-1] + gap]))
+    count = rules.coordinated_users.users - draw(st.sampled_from((0, 0, 1)))
+    return draw(st.lists(st.integers(0, 7).map(lambda i: first_user + i), min_size=count, max_size=count, unique=True))
+
+
+@st.composite
+def _order(draw: st.DrawFn, rules: FraudRules, order_id: str, purchase: _Purchase) -> Order:
+    above = rules.night_amount.above
+    amount_numeric = draw(st.sampled_from((1_250_000, 0, above, above + 1, _LARGEST)))
+    return Order(
+        order_id=order_id,
+        user_id=purchase.user,
+        product_id=purchase.product,
+        quantity=purchase.quantity,
+        amount=str(amount_numeric),
+        amount_numeric=amount_numeric,
+        country=draw(st.sampled_from([rules.foreign_country.home] * 6 + ["ID", "US"])),
+        created_date=purchase.event_ts.replace(microsecond=0),
+        event_ts=purchase.event_ts,
+        source=draw(st.sampled_from(_SOURCES)),
+    )
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def order_sets(draw: st.DrawFn, *, on_time: bool = True, max_size: int = 40, partitions: int = 4) -> OrderSet:
+    """Messages for thresholds of their own: see `rule_sets`, `orders` and `messages`."""
+    rules = draw(rule_sets())
+    content = draw(orders(rules, max_size=max_size))
+    return OrderSet(rules, draw(messages(content, rules, on_time=on_time, partitions=partitions)))
+
+
+@st.composite
+def messages(
+    draw: st.DrawFn, content: Sequence[Order], rules: FraudRules, *, on_time: bool = True, partitions: int = 4
+) -> list[Message]:
+    """The orders as they are received: some twice, in the same or other words; some ids used again for other content.
+
+    `on_time`: every message comes within `lateness` of the newest event time received before it. Otherwise in any order.
+    """
+    sent = list(content)
+    for order in content:
+        sent += draw(_repetitions(order))
+    slack = rules.lateness if on_time else timedelta(days=2)
+    delay = st.sampled_from((timedelta(0), slack)) | st.timedeltas(timedelta(0), slack)
+    # Who is sent at event time + delay, with no delay above the slack, is never further than the slack behind another.
+    delayed = sorted(((order.event_ts + draw(delay), place) for place, order in enumerate(sent)))
+    keyed = draw(st.booleans())
+    received = [sent[place] for _, place in delayed]
+    anywhere = [order.product_id if keyed else draw(st.integers(0, partitions - 1)) for order in received]
+    where = _beyond_doubt(received, anywhere)
+    spellings = [draw(st.integers(0, 5)) for _ in received]
+    return to_messages(received, partitions=[number % partitions for number in where], spellings=spellings)
+
+
+def _beyond_doubt(received: Sequence[Order], places: Sequence[int]) -> list[int]:
+    """The places, but one place for all that use one id for different orders: so which of them came first is beyond doubt."""
+    contents: dict[str, set[Order]] = defaultdict(set)
+    for order in received:
+        contents[order.order_id].add(replace(order, amount=""))
+    first: dict[str, int] = {}
+    clashing = [first.setdefault(order.order_id, place) for order, place in zip(received, places, strict=True)]
+    return [
+        clash if len(contents[order.order_id]) > 1 else place
+        for order, clash, place in zip(received, clashing, places, strict=True)
+    ]
+
+
+@st.composite
+def _repetitions(draw: st.DrawFn, order: Order) -> list[Order]:
+    other_content = (
+        replace(order, quantity=order.quantity + 1),
+        replace(order, product_id=order.product_id + 1),
+        replace(order, event_ts=order.event_ts + MICROSECOND),
+        replace(order, country="MY"),
+    )
+    nothing: st.SearchStrategy[list[Order]] = st.just([])
+    again = st.lists(st.sampled_from((order, order, *other_content)), min_size=1, max_size=2)
+    return draw(st.one_of(nothing, nothing, nothing, again))
+
+
+def to_messages(
+    received: Sequence[Order], *, partitions: Sequence[int] | None = None, spellings: Sequence[int] | None = None
+) -> list[Message]:
+    """One message an order, a millisecond apart, the first of them when the newest order is placed."""
+    places = partitions or [0] * len(received)
+    newest = max((order.event_ts for order in received), default=datetime(2026, 1, 1, tzinfo=UTC))
+    start = newest.replace(microsecond=0) + timedelta(seconds=1)
+    counts: Counter[int] = Counter()
+    result = []
+    for number, (order, partition) in enumerate(zip(received, places, strict=True)):
+        value = spelled(order, spellings[number] if spellings else 0)
+        timestamp = start + timedelta(milliseconds=number)
+        key = str(order.product_id).encode()
+        result.append(Message("orders", partition, counts[partition], timestamp, key, value))
+        counts[partition] += 1
+    return result
+
+
+def spelled(order: Order, spelling: int = 0) -> bytes:
+    """The order as the bytes of a message: each number is another way to say the same, 0 the plainest."""
+    if spelling == 0:
+        return json.dumps(_plain(order)).encode()
+    choose = random.Random(spelling)
+    fields = _plain(order) | {
+        "user_id": choose.choice((order.user_id, f"U{order.user_id}", str(order.user_id))),
+        "product_id": choose.choice((order.product_id, f"P{order.product_id}")),
+        "amount": choose.choice(_amounts(order.amount_numeric)),
+        "created_date": _in_zone(order.created_date, choose),
+        "event_ts": _in_zone(order.event_ts, choose),
+        "status": choose.choice(("Pending", "PENDING", "pending")),
+    }
+    if choose.random() < 0.5:
+        fields["amount_numeric"] = order.amount_numeric
+    if choose.random() < 0.5:
+        fields["campaign"] = {"names": ["unknown to the contract", None], "weight": 1.5}
+    names = choose.sample(sorted(fields), len(fields))
+    indent = choose.choice((None, 1))
+    return json.dumps({name: fields[name] for name in names}, indent=indent, ensure_ascii=choose.random() < 0.5).encode()
+
+
+def _plain(order: Order) -> dict[str, Any]:
+    return {
+        "order_id": order.order_id,
+        "user_id": order.user_id,
+        "product_id": order.product_id,
+        "quantity": order.quantity,
+        "amount": order.amount,
+        "country": order.country,
+        "created_date": order.created_date.isoformat(),
+        "event_ts": order.event_ts.isoformat(),
+        "status": "Pending",
+        "source": order.source,
+    }
+
+
+def _amounts(rupiah: int) -> tuple[str, ...]:
+    dotted = f"{rupiah:,}".replace(",", ".")
+    plain = (str(rupiah), f"IDR {rupiah}", f"Rp{rupiah}")
+    return (*plain, dotted, f"Rp.{dotted}", f"Rp {dotted}", f"Rp. {dotted}", f"rp{dotted}", f"IDR {dotted}")
+
+
+def _in_zone(moment: datetime, choose: random.Random) -> str:
+    offset = timedelta(minutes=choose.choice((0, 420, -300, 345)))
+    text = moment.astimezone(timezone(offset)).isoformat()
+    if offset == timedelta(0):
+        return text.replace("+00:00", choose.choice(("Z", "+00:00", "+00")))
+    return text[:-3] + choose.choice((":", "")) + text[-2:]
+
+
+# --- what may not matter ------------------------------------------------------------------------------------------
+
+
+def shuffles(items: Sequence[Item]) -> st.SearchStrategy[list[Item]]:
+    """The same items in any order."""
+    return st.permutations(list(items))
+
+
+@st.composite
+def micro_batches(draw: st.DrawFn, items: Sequence[Item]) -> list[list[Item]]:
+    """The same items in the same order, cut into micro-batches of at least one."""
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(items) - 1)), max_size=12)))
+    edges = [0, *cuts, len(items)]
+    return [list(items[begin:end]) for begin, end in pairwise(edges) if begin < end]

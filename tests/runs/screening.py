@@ -1,0 +1,213 @@
+"""Running the real `finpro screen` on a real Kafka and Postgres, and reading back what became of the messages."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from batch.postgres import connect
+from conf.rules import FraudRules
+from conf.settings import Settings
+from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
+from streaming.screening.division import home
+from tests.oracle.brute_force import Judgement, Message, Order, judge
+from tests.oracle.order_sets import spelled
+
+COMMAND = [str(Path(sys.executable).parent / "finpro"), "screen"]
+# A few lines of SQL, each column as the brute force has it.
+_STORED = """
+    select order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts, source,
+           status, reasons
+    from raw_orders
+"""
+
+
+def dense_orders(count: int, rules: FraudRules, *, seed: int, start: datetime, step: timedelta) -> list[Order]:
+    """Orders of few users and products, so that all six rules hit often; each a `step` after the one before, or nearly."""
+    choose = random.Random(seed)
+    orders = []
+    for number in range(count):
+        amount = choose.choice((rules.night_amount.above, rules.night_amount.above + 1, 1_250_000))
+        event_ts = start + number * step + choose.choice((timedelta(0), timedelta(0), step, -2 * step))
+        orders.append(
+            Order(
+                order_id=f"o{seed}-{number}",
+                user_id=choose.randint(1, 30),
+                product_id=choose.randint(1, 12),
+                quantity=choose.choice((1, 2, 3, rules.night_quantity.above + 1)),
+                amount=str(amount),
+                amount_numeric=amount,
+                country=choose.choice((rules.foreign_country.home,) * 9 + ("SG",)),
+                created_date=event_ts.replace(microsecond=0),
+                event_ts=event_ts,
+                source=choose.choice(("web", "it's", 'a"b', "toko é 店")),
+            )
+        )
+    return orders
+
+
+def repeated(orders: Sequence[Order], *, seed: int, keyed: bool = False) -> list[tuple[bytes | None, int]]:
+    """The orders as values, some of them again a little later, and some of their ids again for other content.
+
+    What has one order_id lies in one partition, so that which came first is beyond doubt. So some products lie in several
+    partitions, unless the topic is to be keyed by product: then an id is used again for the same product only.
+    """
+    choose = random.Random(seed)
+    sent = by_product(orders)
+    for place in sorted(choose.sample(range(len(orders)), len(orders) // 20), reverse=True):
+        order, partition = orders[place], sent[place][1]
+        others = [replace(order, quantity=order.quantity + 1), replace(order, product_id=order.product_id + 1)]
+        other = choose.choice(others[:1] if keyed else others)
+        sent.insert(place + choose.randint(1, 60), (spelled(choose.choice((order, other)), place % 6), partition))
+    return sent
+
+
+def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None:
+    """Put values on the `orders` topic, each on its partition."""
+    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    for value, partition in values:
+        producer.produce(settings.topic(ORDERS), value, partition=partition)
+    assert producer.flush(60) == 0
+
+
+def by_product(orders: Sequence[Order], partitions: int = 4) -> list[tuple[bytes | None, int]]:
+    """Orders as values, spelled in various ways, in the partition that the key `product_id` leads to."""
+    return [(spelled(order, number % 6), home(order.product_id, partitions)) for number, order in enumerate(orders)]
+
+
+def screen_command(*options: str) -> list[str]:
+    """`finpro screen` with small micro-batches."""
+    return [*COMMAND, "--max-offsets-per-trigger", "400", *options]
+
+
+def run_screen(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `finpro screen` to its end."""
+    return subprocess.run(
+        screen_command(*options), capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
+    )
+
+
+def start_screen(*options: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start `finpro screen` in a process group of its own."""
+    return subprocess.Popen(
+        screen_command(*options), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a started `finpro screen` with all it has started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def consume(settings: Settings, topic: str) -> list[Any]:
+    """Every record of one of finpro's topics, partition after partition."""
+    consumer = Consumer(
+        librdkafka_config(settings) | {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": False}
+    )
+    name = settings.topic(topic)
+    records: list[Any] = []
+    try:
+        partitions = consumer.list_topics(name, timeout=10).topics[name].partitions
+        for partition in sorted(partitions):
+            _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=10)
+            consumer.assign([TopicPartition(name, partition, 0)])
+            read = 0
+            while read < end:
+                more = consumer.consume(end - read, timeout=20)
+                assert more
+                assert all(record.error() is None for record in more)
+                records += more
+                read = (more[-1].offset() or 0) + 1
+    finally:
+        consumer.close()
+    return records
+
+
+def sent_messages(settings: Settings) -> list[Message]:
+    """The `orders` topic as the brute force reads it: with the positions and times that Kafka gave."""
+    return [
+        Message(
+            ORDERS,
+            record.partition(),
+            record.offset(),
+            datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC),
+            record.key(),
+            record.value(),
+        )
+        for record in consume(settings, ORDERS)
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What screening left behind.
+
+    Attributes:
+        stored: `raw_orders`, by order_id, with the columns of `_STORED`.
+        last_verdicts: the last record of each key on `processed_orders`.
+        verdicts_sent: how many records each key has there.
+        alerts: the last record of each key on `fraud_alert`.
+        dead_letters: position → reason.
+        dead_letters_sent: how many records there are for each.
+    """
+
+    stored: dict[str, dict[str, Any]]
+    last_verdicts: dict[str, dict[str, Any]]
+    verdicts_sent: Counter[str]
+    alerts: dict[str, dict[str, Any]]
+    dead_letters: dict[tuple[str, int, int], str]
+    dead_letters_sent: Counter[tuple[str, int, int]]
+
+
+def outcome(settings: Settings) -> Outcome:
+    """Read back everything that screening wrote."""
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+        cursor.execute(_STORED)
+        columns = [column.name for column in cursor.description or ()]
+        rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+    verdicts = list(_decoded(settings, PROCESSED_ORDERS))
+    letters = [({name: value.decode() for name, value in record.headers()}) for record in consume(settings, ORDERS_DEAD_LETTER)]
+    places = [(ORDERS, int(letter["partition"]), int(letter["offset"])) for letter in letters]
+    return Outcome(
+        stored={row["order_id"]: row for row in rows},
+        last_verdicts=dict(verdicts),
+        verdicts_sent=Counter(key for key, _ in verdicts),
+        alerts=dict(_decoded(settings, FRAUD_ALERT)),
+        dead_letters={place: letter["reason"] for place, letter in zip(places, letters, strict=True)},
+        dead_letters_sent=Counter(places),
+    )
+
+
+def _decoded(settings: Settings, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for record in consume(settings, topic):
+        yield record.key().decode(), msgspec.json.decode(record.value())
+
+
+def assert_agrees(found: Outcome, judgement: Judgement) -> None:
+    """`raw_orders`, the last verdicts, the alerts and the dead letters are what the brute force says, and nothing else is."""
+    expected = {order_id: dict(vars(verdict)) for order_id, verdict in judgement.orders.items()}
+    assert found.stored.keys() == expected.keys()
+    assert [(found.stored[order_id], row) for order_id, row in expected.items() if found.stored[order_id] != row] == []
+    assert set(found.dead_letters) == set(judgement.dead_letters)
+    assert all(found.dead_letters.values())
+    last = {order_id: (verdict["status"], verdict["reasons"]) for order_id, verdict in found.last_verdicts.items()}
+    assert last == {order_id: (verdict.status, verdict.reasons) for order_id, verdict in judgement.orders.items()}
+    alerts = {order_id: (alert["reasons"], sorted(alert["evidence"])) for order_id, alert in found.alerts.items()}
+    frauds = {order_id: verdict.reasons for order_id, verdict in judgement.orders.items() if verdict.reasons}
+    assert alerts == {order_id: (reasons, reasons) for order_id, reasons in frauds.items()}
+
+
+def judged(settings: Settings, rules: FraudRules) -> Judgement:
+    """The brute force's verdicts on all that lies on the `orders` topic."""
+    return judge(sent_messages(settings), rules)

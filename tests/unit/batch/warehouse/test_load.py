@@ -1,0 +1,212 @@
+"""The load without BigQuery: jobs that exist already, which runs belong before which, and the statements themselves."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from google.api_core.exceptions import BadRequest, Conflict, NotFound
+from google.cloud import bigquery
+
+from batch.warehouse.bigquery import delete_doubles_statement, merge_statement, missing_runs
+from batch.warehouse.bigquery_jobs import run_once
+from batch.warehouse.manifest import Column, Manifest, TableExport
+from batch.warehouse.tables import LoadedRun
+from conf.errors import LoadError
+from tests.oracle.googlesql import GoogleSql, Refused
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@dataclass
+class FakeJob:
+    """A job of the project's history; one that is running ends when somebody waits for it."""
+
+    job_id: str
+    state: str = "DONE"
+    error_result: dict[str, str] | None = None
+    waited: bool = False
+
+    def result(self) -> None:
+        self.waited, self.state = True, "DONE"
+        if self.error_result:
+            raise BadRequest(self.error_result["message"])  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class FakeProject:
+    """BigQuery's job ids: a second job of one id is a conflict. `hidden` jobs are found only after that."""
+
+    jobs: dict[str, FakeJob] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    submitted: list[str] = field(default_factory=list)
+    failure: dict[str, str] | None = None
+
+    def get_job(self, job_id: str, location: str) -> FakeJob:
+        assert location == "EU"
+        if job_id in self.hidden or job_id not in self.jobs:
+            raise NotFound(job_id)  # type: ignore[no-untyped-call]
+        return self.jobs[job_id]
+
+    def submit(self, job_id: str) -> Any:
+        self.submitted.append(job_id)
+        if job_id in self.jobs:
+            self.hidden.discard(job_id)
+            raise Conflict(job_id)  # type: ignore[no-untyped-call]
+        self.jobs[job_id] = FakeJob(job_id, "RUNNING", self.failure)
+        return self.jobs[job_id]
+
+    def run_once(self, *, counts: bool) -> Any:
+        return run_once(cast("bigquery.Client", self), "EU", "load", self.submit, counts=lambda: counts)
+
+
+def project(*jobs: FakeJob, **state: Any) -> FakeProject:
+    return FakeProject({job.job_id: job for job in jobs}, **state)
+
+
+FAILED = {"reason": "invalid", "message": "no such file"}
+
+
+def test_a_job_that_is_new_is_submitted_under_its_own_name() -> None:
+    new = project()
+    assert new.run_once(counts=True).job_id == "load_1"
+    assert new.jobs["load_1"].waited
+
+
+def test_a_job_that_has_succeeded_is_not_submitted_again() -> None:
+    done = project(FakeJob("load_1"))
+    assert done.run_once(counts=True).job_id == "load_1"
+    assert done.submitted == []
+
+
+def test_a_job_whose_result_is_gone_is_submitted_under_the_next_name() -> None:
+    gone = project(FakeJob("load_1"))
+    assert gone.run_once(counts=False).job_id == "load_2"
+    assert gone.submitted == ["load_2"]
+
+
+def test_a_job_that_runs_is_waited_for() -> None:
+    running = project(FakeJob("load_1", "RUNNING"))
+    assert running.run_once(counts=False).job_id == "load_1"
+    assert running.jobs["load_1"].waited
+    assert running.submitted == []
+
+
+def test_after_a_job_that_failed_the_next_is_submitted() -> None:
+    failed = project(FakeJob("load_1", error_result=FAILED), FakeJob("load_2", "RUNNING", FAILED))
+    assert failed.run_once(counts=True).job_id == "load_3"
+    assert failed.submitted == ["load_3"]
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "DONE"])
+def test_a_conflict_means_that_another_process_has_submitted_the_job(state: str) -> None:
+    overtaken = project(FakeJob("load_1", state), hidden={"load_1"})
+    assert overtaken.run_once(counts=True).job_id == "load_1"
+    assert overtaken.submitted == ["load_1"]
+    assert overtaken.jobs["load_1"].waited
+
+
+def test_a_conflict_with_a_job_that_failed_leads_to_the_next() -> None:
+    overtaken = project(FakeJob("load_1", "RUNNING", FAILED), hidden={"load_1"})
+    assert overtaken.run_once(counts=True).job_id == "load_2"
+
+
+def test_a_job_that_fails_says_what_bigquery_said() -> None:
+    with pytest.raises(LoadError, match="BigQuery job load_1 failed: no such file"):
+        project(failure=FAILED).run_once(counts=True)
+
+
+ORDERS = TableExport(
+    table="raw_orders",
+    key=["order_id"],
+    columns=[Column("order_id", "STRING"), Column("reasons", "ARRAY<STRING>"), Column("change_xid", "INT64")],
+    files=[],
+    rows=0,
+    source_rows=0,
+    source_profile={},
+)
+
+
+def run(number: int, *, since: int | None, xmin: int | None = None, database: str = "a") -> Manifest:
+    """Run `number`, an hour after the one before it; by default its snapshot's oldest transaction is ten times its number."""
+    return Manifest(
+        run_id=f"run{number}",
+        full=since is None,
+        since_xid=since,
+        snapshot="",
+        xmin=xmin or 10 * number,
+        started_at=NOON + timedelta(hours=number),
+        finished_at=NOON + timedelta(hours=number, minutes=1),
+        oldest_transaction_seconds=0,
+        tables=[ORDERS],
+        database=database,
+    )
+
+
+def loaded(manifest: Manifest) -> LoadedRun:
+    return LoadedRun(manifest.run_id, manifest.database, manifest.xmin, manifest.finished_at, complete=True)
+
+
+FULL, SECOND, THIRD = run(1, since=None), run(2, since=10), run(3, since=20)
+
+
+def ids(wanted: Manifest, held: Manifest | None, *earlier: Manifest) -> list[str]:
+    def newest_first() -> Iterator[Manifest]:
+        yield from reversed(earlier)
+
+    return [manifest.run_id for manifest in missing_runs(wanted, loaded(held) if held else None, newest_first)]
+
+
+def test_every_run_back_to_a_full_one_is_loaded_into_an_empty_warehouse() -> None:
+    assert ids(THIRD, None, run(0, since=None), FULL, SECOND) == ["run1", "run2", "run3"]
+
+
+def test_only_the_runs_after_the_newest_loaded_one_are_loaded() -> None:
+    assert ids(THIRD, FULL, FULL, SECOND) == ["run2", "run3"]
+    assert ids(THIRD, SECOND, FULL, SECOND) == ["run3"]
+
+
+def test_a_full_run_needs_none_before_it() -> None:
+    assert ids(run(3, since=None), FULL, FULL, SECOND) == ["run3"]
+
+
+def test_a_run_is_skipped_when_the_next_brings_its_rows_as_well() -> None:
+    held_back = run(2, since=10, xmin=10)  # a transaction stayed open, so run 3 begins where run 2 began
+    assert ids(run(3, since=10), FULL, FULL, held_back) == ["run3"]
+
+
+@pytest.mark.parametrize("wanted", [FULL, SECOND])
+def test_a_run_that_is_held_already_is_not_loaded(wanted: Manifest) -> None:
+    assert ids(wanted, SECOND) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "earlier"),
+    [(FULL, [FULL]), (None, [SECOND]), (None, [])],
+    ids=["the run between is gone", "the full run is gone", "all are gone"],
+)
+def test_a_run_whose_predecessor_is_gone_is_not_loaded(held: Manifest | None, earlier: list[Manifest]) -> None:
+    with pytest.raises(LoadError, match="builds on a run that is neither loaded nor to be found any more"):
+        ids(THIRD, held, *earlier)
+
+
+@pytest.mark.parametrize("wanted", [run(3, since=None, database="b"), run(3, since=None, xmin=9)])
+def test_a_run_of_another_database_or_an_older_copy_is_not_mixed_into_the_tables(wanted: Manifest) -> None:
+    with pytest.raises(LoadError, match="Run run3 comes from another Postgres database than run run1"):
+        ids(wanted, FULL, FULL)
+
+
+def test_bigquery_accepts_the_statements_that_change_a_raw_table() -> None:
+    columns = {column.name: column.type.lower() for column in ORDERS.columns}
+    google_sql = GoogleSql({"raw_orders": columns, "staging": columns})
+    for manifest in (FULL, SECOND):
+        google_sql.check(merge_statement("raw_orders", "staging", manifest, ORDERS))
+    google_sql.check(delete_doubles_statement("raw_orders", ORDERS))
+    with pytest.raises(Refused, match="staged_elsewhere"):
+        google_sql.check(merge_statement("raw_orders", "staged_elsewhere", FULL, ORDERS))
+
+
+def test_only_a_full_run_deletes() -> None:
+    assert "not matched by source and stored.change_xid < 10 then delete" in merge_statement("raw", "staging", FULL, ORDERS)
+    assert "delete" not in merge_statement("raw", "staging", SECOND, ORDERS)

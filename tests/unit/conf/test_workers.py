@@ -1,0 +1,34 @@
+"""What Spark's Python workers do beside their tasks."""
+
+import subprocess
+import sys
+
+# In a process of its own: what is frozen stays so.
+_WORKER = """
+import gc
+from streaming.screening.division import By, Division
+from streaming.screening.pipeline import Screening, _parse
+from streaming.screening.sinks import KafkaSink
+
+imported = len(gc.get_objects())
+screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
+list(_parse(screening, Division(By.PRODUCT, 2))(iter([])))
+print(imported, gc.get_freeze_count(), len(gc.get_objects()))
+"""
+
+
+def test_after_its_first_task_a_worker_collects_no_garbage_among_its_imports() -> None:
+    done = subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, check=True)
+
+    imported, spared, looked_through = map(int, done.stdout.split())
+    assert imported > 50_000, "the worker has imported pandas, polars and PySpark"
+    assert spared >= imported
+    assert looked_through < imported / 100
+
+
+def test_a_worker_of_the_export_imports_nothing_that_it_has_no_use_for() -> None:
+    unused = "{'pandas', 'polars', 'google.cloud.bigquery'}"
+    run = f"import sys, batch.warehouse.export; print(*({unused} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "", "half a second for each worker"

@@ -1,0 +1,139 @@
+"""The dbt project without a warehouse: its SQL before BigQuery's own analyzer, and what it says about itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.rules import load_rules
+from conf.settings import CONF_DIR
+from jobs.transform import PROJECT
+from streaming.rules.rules import REASONS
+from tests.oracle.googlesql import GoogleSql, Refused
+
+# Compiled without a warehouse, dbt cannot look whether the fact exists: the fact is compiled as if it did, a twin as if not.
+_IS_INCREMENTAL = "{% macro is_incremental() %}{{ return(model.name == 'fct_orders') }}{% endmacro %}"
+_TWIN = "fct_orders_at_first"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """dbt's manifest of a copy of the project, compiled offline."""
+    folder = tmp_path_factory.mktemp("dbt")
+    project = Path(shutil.copytree(PROJECT, folder / "project"))
+    (project / "macros" / "is_incremental.sql").write_text(_IS_INCREMENTAL)
+    shutil.copyfile(project / "models/core/fct_orders.sql", project / f"models/core/{_TWIN}.sql")
+    contract = {"models": [{"name": _TWIN, "config": {"contract": {"enforced": False}}}]}
+    (project / f"models/core/{_TWIN}.yml").write_text(json.dumps(contract))
+    variables = {"FINPRO_GCP_PROJECT": "nowhere", "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
+    places = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder, "--log-path", folder]
+    options = ["--no-introspect", "--no-populate-cache", "--no-version-check", *map(str, places)]
+    dbt = Path(sys.executable).with_name("dbt")
+    done = subprocess.run([dbt, "compile", *options], env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def models(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {node["name"]: node for node in manifest["nodes"].values() if node["resource_type"] == "model"}
+
+
+@pytest.fixture(scope="module")
+def google_sql(manifest: dict[str, Any], models: dict[str, dict[str, Any]]) -> GoogleSql:
+    """The analyzer, knowing the raw tables, the models and the snapshots as they are declared."""
+    sources = {source["identifier"]: declared(source) for source in manifest["sources"].values()}
+    built = {node["name"]: declared(node) for node in manifest["nodes"].values() if node["resource_type"] != "test"}
+    return GoogleSql(sources | built)
+
+
+def declared(node: dict[str, Any]) -> dict[str, str]:
+    return {column["name"]: column["data_type"] for column in node["columns"].values()}
+
+
+def test_every_model_gives_the_columns_and_types_it_declares(models: dict[str, dict[str, Any]], google_sql: GoogleSql) -> None:
+    given = {name: google_sql.columns(model["compiled_code"]) for name, model in models.items()}
+    expected = {name: declared(model) for name, model in models.items()} | {_TWIN: declared(models["fct_orders"])}
+    assert {name: list(columns.items()) for name, columns in given.items()} == {
+        name: list(columns.items()) for name, columns in expected.items()
+    }
+    assert "stored" in models["fct_orders"]["compiled_code"]
+    assert "stored" not in models[_TWIN]["compiled_code"]
+
+
+def test_bigquery_accepts_every_test_and_snapshot(manifest: dict[str, Any], google_sql: GoogleSql) -> None:
+    nodes = [node for node in manifest["nodes"].values() if node["resource_type"] != "model"]
+    assert {node["resource_type"] for node in nodes} == {"test", "snapshot"}
+    for node in nodes:
+        assert google_sql.columns(node["compiled_code"]), node["name"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "query"),
+    [
+        ("a table that is not there", "select user_id from raw_customers"),
+        ("a column that is not there", "select user_idd from raw_users"),
+        ("a column of a table that is not joined", "select raw_users.name from raw_orders"),
+        ("an ambiguous column", "select user_id from raw_users cross join raw_orders"),
+        ("a column that is not grouped", "select user_id, count(*) from raw_orders group by product_id"),
+        ("a window in where", "select user_id from raw_orders where row_number() over (order by user_id) = 1"),
+        ("a text that is compared with a number", "select user_id from raw_orders where status = 1"),
+        ("a timestamp that is compared with a date", "select user_id from raw_orders where created_date = current_date()"),
+        ("a sum of texts", "select sum(amount) from raw_orders"),
+        ("a branch of another type", "select if(status = 'Fraud', amount_numeric, 'none') from raw_orders"),
+        ("a union of different types", "select user_id from raw_users union all select name from raw_users"),
+        ("a union without all or distinct", "select user_id from raw_users union select user_id from raw_orders"),
+        ("a cast of Postgres", "select user_id::text from raw_users"),
+        ("a filter of DuckDB", "select count(*) filter (where status = 'Fraud') from raw_orders"),
+        ("date_trunc of Postgres", "select date_trunc('day', created_date) from raw_orders"),
+        ("an interval of Postgres", "select created_date + interval '1 day' from raw_orders"),
+        (
+            "a range of days over a date",
+            "select sum(price) over (order by date(created_date) range 6 preceding) from raw_products",
+        ),
+        ("a function that is not there", "select list_contains(reasons, 'night_amount') from raw_orders"),
+        ("too few arguments", "select date_diff(current_date(), day)"),
+        ("a misplaced comma", "select user_id, from_ from raw_users,"),
+    ],
+)
+def test_the_analyzer_refuses(google_sql: GoogleSql, kind: str, query: str) -> None:
+    with pytest.raises(Refused, match="INVALID_ARGUMENT"):
+        google_sql.columns(query)
+
+
+def test_a_column_of_another_type_than_declared_is_seen(models: dict[str, dict[str, Any]], google_sql: GoogleSql) -> None:
+    mart = models["mart_fraud_daily_saved_amount"]
+    changed = mart["compiled_code"].replace("if(is_fraud, amount_numeric, 0)", "if(is_fraud, amount_numeric, 0.0)")
+    assert changed != mart["compiled_code"]
+    assert google_sql.columns(changed) != declared(mart)
+
+
+def test_every_column_is_described(manifest: dict[str, Any], models: dict[str, dict[str, Any]]) -> None:
+    nodes = [*manifest["sources"].values(), *(model for name, model in models.items() if name != _TWIN)]
+    blank = [
+        f"{node['name']}.{column['name']}" for node in nodes for column in node["columns"].values() if not column["description"]
+    ]
+    assert not blank
+    assert not [node["name"] for node in nodes if not node["description"]]
+
+
+def test_every_mart_and_the_fact_have_unit_tests_and_a_contract(
+    manifest: dict[str, Any], models: dict[str, dict[str, Any]]
+) -> None:
+    tested = {unit_test["model"] for unit_test in manifest["unit_tests"].values()}
+    promised = {name for name, model in models.items() if model["config"]["contract"]["enforced"]}
+    marts = {name for name in models if name.startswith("mart_")}
+    assert len(marts) == 7
+    assert marts | {"fct_orders"} <= tested
+    assert promised == marts | {"fct_orders", "dim_users", "dim_products"}
+
+
+def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str, Any]]) -> None:
+    assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(REASONS) :] == REASONS
+    zone = load_rules(CONF_DIR / "fraud_rules.toml").time_zone
+    assert f"date(created_date, '{zone}') as order_date" in models["stg_orders"]["compiled_code"]

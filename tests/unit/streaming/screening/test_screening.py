@@ -1,0 +1,372 @@
+"""Screening without Spark: micro-batch after micro-batch through parsing, buckets and state, against the brute force."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import TopicNotKeyed
+from conf.rules import FraudRules
+from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, read_messages
+from streaming.rules.rules import REASONS
+from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
+from streaming.screening.division import By, Division, home
+from streaming.screening.pipeline import LATENCY_BOUNDS_SECONDS, Receipt, divided, latencies, read_arrivals, screen_arrivals
+from streaming.screening.recent import NOTHING_RECENT, Recent, whole
+from streaming.screening.state import MicroBatch
+from streaming.screening.verdicts import Frontier, advance, reason_lists
+from tests.oracle.brute_force import Message, judge
+from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
+
+SECOND_US = 1_000_000
+_PLACE = ("partition", "offset")
+_TIME = ORDER_SCHEMA["event_ts"]
+
+
+@dataclass
+class Stream:
+    """The pipeline with dictionaries in place of Postgres: reasons add up, the first content of an order_id stands."""
+
+    rules: FraudRules
+    buckets: int
+    backlog_offsets: int | None = None
+    by: By = By.PRODUCT
+    recent: dict[int, Recent] = field(default_factory=dict)
+    stored: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    reasons: dict[str, set[str]] = field(default_factory=dict)
+    shadow_reasons: dict[str, set[str]] = field(default_factory=dict)
+    announced: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
+    dead: set[tuple[int, int]] = field(default_factory=set)
+    late: int = 0
+    receipts: list[Receipt] = field(default_factory=list)
+    batches: int = 0
+
+    def feed(self, messages: list[Message]) -> None:
+        """One micro-batch, read by two tasks."""
+        division = Division(self.by, self.buckets)
+        tasks = [part for part in ([m for m in messages if m.partition % 2 == task] for task in (1, 0)) if part]
+        read = [read_arrivals(as_batch(part), self.rules, self._stored) for part in tasks]
+        if self.by is By.PARTITION:
+            for arrivals in read:
+                division.require_at_home(arrivals.orders)
+                self._settle_task(division, [arrivals], {partition.partition for partition in arrivals.reads})
+        else:
+            for bucket, shares in enumerate(zip(*(divided(arrivals, division) for arrivals in read), strict=True)):
+                self._settle_task(division, [unpack_arrivals(pack_arrivals(share)) for share in shares], {bucket})
+        self.batches += 1
+
+    def _settle_task(self, division: Division, arrivals: list[Arrivals], buckets: set[int]) -> None:
+        """A task screens again as long as it turns out to hold used order ids with other content."""
+        batch, clashes = MicroBatch("query", division, self.batches), NO_CLASHES
+        recents = {bucket: self.recent.get(bucket, NOTHING_RECENT) for bucket in buckets}
+        while True:
+            outcome = screen_arrivals(arrivals, recents, batch, self.rules, self.backlog_offsets, clashes)
+            found = self._clashes(outcome.verdicts)
+            if found.is_empty():
+                break
+            clashes = pl.concat([clashes, found])
+        self.recent |= outcome.recents
+        self.late += outcome.receipt.late
+        self.receipts.append(outcome.receipt)
+        self.dead |= set(pl.concat([outcome.dead_letters.select(_PLACE), clashes.select(_PLACE)]).iter_rows())
+        self._settle(outcome.verdicts)
+
+    def _stored(self, order_ids: Sequence[str]) -> pl.DataFrame:
+        rows = [(order_id, *self.stored[order_id]) for order_id in order_ids if order_id in self.stored]
+        return pl.DataFrame(rows, {name: ORDER_SCHEMA[name] for name in ("order_id", *CONTENT)}, orient="row")
+
+    def _clashes(self, verdicts: pl.DataFrame) -> pl.DataFrame:
+        claims, found = dict(self.stored), []
+        for row in verdicts.sort("received_at", "partition", "offset").iter_rows(named=True):
+            content = tuple(row[name] for name in CONTENT)
+            if claims.setdefault(row["order_id"], content) != content:
+                found.append((row["partition"], row["offset"], row["order_id"]))
+        return pl.DataFrame(found, CLASH_SCHEMA, orient="row")
+
+    def _settle(self, verdicts: pl.DataFrame) -> None:
+        given, shadow = reason_lists(verdicts["given"]), reason_lists(verdicts["shadow"])
+        for row, reasons, in_shadow in zip(verdicts.iter_rows(named=True), given, shadow, strict=True):
+            order_id = row["order_id"]
+            is_known = order_id in self.stored
+            self.stored.setdefault(order_id, tuple(row[name] for name in CONTENT))
+            known, known_shadow = self.reasons.setdefault(order_id, set()), self.shadow_reasons.setdefault(order_id, set())
+            if is_known and known >= set(reasons) and known_shadow >= set(in_shadow):
+                continue
+            known |= set(reasons)
+            known_shadow |= set(in_shadow)
+            self.announced[order_id].append(frozenset(known) | {f"{reason} in shadow" for reason in known_shadow})
+
+
+def as_batch(messages: list[Message]) -> pa.RecordBatch:
+    """Messages of one partition as Spark's Kafka source gives them."""
+    return pa.record_batch(
+        {
+            "topic": pa.array([message.topic for message in messages]),
+            "partition": pa.array([message.partition for message in messages], pa.int32()),
+            "offset": pa.array([message.offset for message in messages], pa.int64()),
+            "timestamp": pa.array([message.timestamp for message in messages], pa.timestamp("us", "UTC")),
+            "value": pa.array([message.value for message in messages], pa.binary()),
+        }
+    )
+
+
+def expected(case: OrderSet) -> dict[str, set[str]]:
+    """The brute force's reasons for each order."""
+    return {order_id: set(verdict.reasons) for order_id, verdict in judge(case.messages, case.rules).orders.items()}
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(1, 3))
+def test_any_split_into_micro_batches_ends_in_the_brute_force_verdicts(data: st.DataObject, buckets: int) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    judgement = judge(case.messages, case.rules)
+    assert stream.reasons == expected(case)
+    assert stream.dead == {(partition, offset) for _, partition, offset in judgement.dead_letters}
+
+
+def at_home(messages: Sequence[Message], partitions: int) -> list[Message]:
+    """The messages where a producer with the key `product_id` would have put them, as far as they can be read."""
+    products = {message.place: 1 for message in messages}
+    for partition in {message.partition for message in messages}:
+        part = [message for message in messages if message.partition == partition]
+        orders = read_messages(as_batch(part), timedelta(days=1)).orders
+        places = zip(orders["partition"], orders["offset"], orders["product_id"], strict=True)
+        products |= {("orders", partition, offset): product for partition, offset, product in places}
+    return [
+        replace(message, partition=home(products[message.place], partitions), offset=number)
+        for number, message in enumerate(messages)
+    ]
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(1, 5))
+def test_where_partitions_are_buckets_any_split_ends_in_the_brute_force_verdicts(data: st.DataObject, partitions: int) -> None:
+    case = data.draw(order_sets())
+    used_ids = judge(case.messages, case.rules).dead_letters  # whose came first is not decided between partitions
+    messages = at_home([message for message in case.messages if message.place not in used_ids], partitions)
+    stream = Stream(case.rules, partitions, by=By.PARTITION)
+    for batch in data.draw(micro_batches(messages)) if messages else []:
+        stream.feed(batch)
+    assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(messages, case.rules).orders.items()}
+
+
+def test_a_product_in_another_partition_than_its_own_is_refused_where_partitions_are_buckets() -> None:
+    stream = Stream(FraudRules(version="test"), 4, by=By.PARTITION)
+    order = plain_order(0, datetime(2026, 11, 1, tzinfo=UTC), user_id=1)
+    stream.feed(at_home([order], 4))
+    with pytest.raises(TopicNotKeyed, match="product 1 lies on partition"):
+        stream.feed([replace(order, partition=(home(1, 4) + 1) % 4)])
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_orders_in_any_order_end_in_the_brute_force_verdicts_while_none_is_evicted(data: st.DataObject) -> None:
+    case = data.draw(order_sets(on_time=False))
+    patient = case.rules.model_copy(update={"lateness": timedelta(days=30)})
+    stream = Stream(patient, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    assert stream.reasons == expected(case)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_verdict_is_announced_once_and_then_only_with_further_reasons(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_the_same_messages_again_change_nothing(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(case.rules, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    before = {order_id: list(verdicts) for order_id, verdicts in stream.announced.items()}
+    stream.feed(data.draw(shuffles(case.messages)))
+    assert stream.announced == before
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_no_order_is_late_in_a_backlog_of_partitions_that_differ_ten_to_one(data: st.DataObject) -> None:
+    case = data.draw(order_sets(partitions=1))
+    # Whose order_id came first is another matter, and not decided between partitions.
+    used_ids = judge(case.messages, case.rules).dead_letters
+    messages = [message for message in case.messages if message.place not in used_ids]
+    # One order in eleven lies in the short partition; a batch takes a share of both in proportion, as Spark does.
+    part = [message.__class__(**{**vars(message), "partition": int(i % 11 == 0)}) for i, message in enumerate(messages)]
+    long, short = ([m for m in part if m.partition == partition] for partition in (0, 1))
+    limit = data.draw(st.integers(2, 12))
+    stream = Stream(case.rules, buckets=2, backlog_offsets=limit)
+    while long or short:
+        total = len(long) + len(short)
+        taken = [part if total <= limit else part[: max(1, limit * len(part) // total)] for part in (long, short)]
+        long, short = long[len(taken[0]) :], short[len(taken[1]) :]
+        stream.feed([*taken[0], *taken[1]])
+    assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(part, case.rules).orders.items()}
+
+
+def plain_order(number: int, stamp: datetime, *, user_id: int) -> Message:
+    """An order of one product, received when it was placed."""
+    value = (
+        f'{{"order_id":"o{number}","user_id":{user_id},"product_id":1,"quantity":1,"amount":"1000","country":"ID",'
+        f'"created_date":"{stamp.isoformat()}","event_ts":"{stamp.isoformat()}","status":"Pending","source":"web"}}'
+    )
+    return Message("orders", 0, number, stamp, b"1", value.encode())
+
+
+# --- rules in shadow -----------------------------------------------------------------------------------------------
+
+
+def in_mode(rules: FraudRules, names: Iterable[str], mode: str) -> FraudRules:
+    """The same thresholds, these rules in this mode."""
+    return rules.model_copy(update={name: getattr(rules, name).model_copy(update={"mode": mode}) for name in names})
+
+
+def split(case: OrderSet, shadowed: Iterable[str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The brute force's reasons for each order: those of the rules in force, and those of the rules in shadow."""
+    found = expected(case)
+    return (
+        {order_id: reasons - set(shadowed) for order_id, reasons in found.items()},
+        {order_id: reasons & set(shadowed) for order_id, reasons in found.items()},
+    )
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sets(st.sampled_from(REASONS)))
+def test_reasons_are_those_of_the_rules_without_the_shadowed_ones_and_shadow_reasons_what_those_would_give(
+    data: st.DataObject, shadowed: set[str]
+) -> None:
+    case = data.draw(order_sets())
+    stream = Stream(in_mode(case.rules, shadowed, "shadow"), buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    assert (stream.reasons, stream.shadow_reasons) == split(case, shadowed)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+def test_a_pattern_that_a_later_batch_completes_in_shadow_sends_its_earlier_orders_out_again_as_genuine() -> None:
+    rules = in_mode(FraudRules(version="test"), ["repeat_purchase"], "shadow")
+    stream = Stream(rules, buckets=1)
+    start = datetime(2026, 11, 1, 5, tzinfo=UTC)
+    for second in range(3):
+        stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=1)])
+    assert stream.announced == {
+        "o0": [frozenset(), {"repeat_purchase in shadow"}],
+        "o1": [frozenset(), {"repeat_purchase in shadow"}],
+        "o2": [{"repeat_purchase in shadow"}],
+    }
+    assert [(receipt.orders, receipt.genuine, receipt.revisions, receipt.frauds) for receipt in stream.receipts] == [
+        (1, 1, 0, 0),
+        (1, 1, 0, 0),
+        (1, 1, 2, 0),
+    ]
+
+
+@settings(max_examples=40)
+@given(st.data(), st.sets(st.sampled_from(REASONS), min_size=1), st.booleans())
+def test_a_rule_that_enters_or_leaves_the_shadow_takes_nothing_back_and_misses_nothing(
+    data: st.DataObject, moving: set[str], leaves: bool
+) -> None:
+    case = data.draw(order_sets())
+    modes = ("shadow", "enforce") if leaves else ("enforce", "shadow")
+    stream = Stream(in_mode(case.rules, moving, modes[0]), buckets=2)
+    batches = data.draw(micro_batches(case.messages))
+    change = data.draw(st.integers(0, len(batches)))
+    for number, batch in enumerate(batches):
+        if number == change:
+            stream.rules = in_mode(case.rules, moving, modes[1])
+        stream.feed(batch)
+    either = {order_id: reasons | stream.shadow_reasons[order_id] for order_id, reasons in stream.reasons.items()}
+    assert either == expected(case)
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    shadowed = data.draw(st.sets(st.sampled_from(REASONS)))
+    messages = data.draw(
+        micro_batches([m for m in case.messages if m.place not in judge(case.messages, case.rules).dead_letters])
+    )
+    stream = Stream(in_mode(case.rules, shadowed, "shadow"), buckets=2)
+    for batch in messages:
+        stream.feed(batch)
+    verdicts = list(stream.announced.values())
+    assert sum(receipt.genuine for receipt in stream.receipts) == sum(not (first[0] & set(REASONS)) for first in verdicts)
+    assert sum(receipt.revisions for receipt in stream.receipts) == sum(len(announced) - 1 for announced in verdicts)
+    assert sum(receipt.frauds for receipt in stream.receipts) == sum(bool(reasons) for reasons in stream.reasons.values())
+    for name, found in (("by_reason", stream.reasons), ("shadow_by_reason", stream.shadow_reasons)):
+        counted = Counter[str]()
+        for receipt in stream.receipts:
+            counted.update(getattr(receipt, name))
+        assert +counted == Counter(reason for reasons in found.values() for reason in reasons)
+    assert {receipt.rules_version for receipt in stream.receipts} <= {case.rules.version}
+
+
+def test_latencies_are_counted_per_bound_with_what_lies_beyond_and_what_has_not_happened_yet() -> None:
+    announced = datetime(2026, 11, 1, tzinfo=UTC)
+    waited = (-2.0, 0.1, 0.100001, 7.0, 300.0, 301.0)
+    times = [announced - timedelta(seconds=seconds) for seconds in waited]
+    orders = pl.DataFrame({"event_ts": times, "received_at": [announced] * 6}, {"event_ts": _TIME, "received_at": _TIME})
+    measured = latencies(orders, announced)
+    assert dict(zip((*LATENCY_BOUNDS_SECONDS, "beyond"), measured["event_latency"], strict=True)) == {
+        0.1: 2, 0.25: 1, 0.5: 0, 1: 0, 2.5: 0, 5: 0, 10: 1, 30: 0, 60: 0, 300: 1, "beyond": 1,
+    }  # fmt: skip
+    assert measured["event_latency_seconds"] == pytest.approx(0.1 + 0.100001 + 7 + 300 + 301)
+    assert (measured["kafka_latency"][0], measured["kafka_latency_seconds"]) == (6, 0)
+
+
+# --- the watermark and the state -----------------------------------------------------------------------------------
+
+
+def read(partition: int, first: int, last: int, newest_seconds: float) -> PartitionRead:
+    return PartitionRead(partition, first, last, round(newest_seconds * SECOND_US))
+
+
+def test_the_watermark_waits_for_the_partition_that_is_furthest_behind_while_there_is_a_backlog() -> None:
+    behind = advance(Frontier(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], timedelta(seconds=30), backlog_offsets=100)
+    assert behind.watermark_us == 70 * SECOND_US
+    caught_up = advance(behind, [read(0, 90, 99, 1000), read(1, 10, 10, 110)], timedelta(seconds=30), backlog_offsets=100)
+    assert caught_up.watermark_us == 970 * SECOND_US
+
+
+def test_the_watermark_waits_for_a_partition_in_a_backlog_that_has_brought_no_order_yet() -> None:
+    nothing_readable = PartitionRead(1, 0, 9, None)
+    frontier = advance(Frontier(), [read(0, 0, 89, 900), nothing_readable], timedelta(seconds=30), backlog_offsets=100)
+    assert frontier.watermark_us <= Frontier().watermark_us
+    assert frontier.newest_us == {0: 900 * SECOND_US}
+
+
+def test_the_watermark_never_moves_back() -> None:
+    ahead = advance(Frontier(), [read(0, 0, 0, 1000)], timedelta(seconds=30), backlog_offsets=None)
+    assert advance(ahead, [read(1, 0, 0, 10)], timedelta(seconds=30), backlog_offsets=None).watermark_us == ahead.watermark_us
+
+
+def test_the_state_holds_the_orders_of_lateness_and_the_widest_window_and_no_more() -> None:
+    rules = FraudRules(version="test", lateness=timedelta(seconds=30))
+    stream = Stream(rules, buckets=1)
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    for second in range(300):
+        stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=second + 1)])
+    assert stream.recent[0].kept == len(whole(stream.recent[0])) == 30 + 10 + 1
