@@ -1,16 +1,16 @@
 """The archiving job: `spark-submit jobs/archive_orders.py [options]`, or `finpro archive`."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
 
-from conf.errors import FinproError
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
-from jobs.spark.streaming_job import Query, run_until_stopped
+from jobs.spark.session import job_session, run_as_program
+from jobs.spark.streaming_job import Query, run_until_stopped, stop_requested
 from streaming.kafka import (
     ORDERS,
     ORDERS_DEAD_LETTER,
@@ -43,7 +43,8 @@ class Stream(NamedTuple):
     sink: SinkFunction
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--available-now", action="store_true", help="archive what is there, then end")
     parser.add_argument("--trigger", default="10 seconds", help="how often a micro-batch starts")
@@ -54,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--skip-forgotten", action="store_true", help="with a new checkpoint: leave out what Kafka has forgotten"
     )
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def check(settings: Settings) -> None:
@@ -100,20 +101,16 @@ def query(spark: SparkSession, settings: Settings, stream: Stream, options: argp
     return Query(writer.option("checkpointLocation", checkpoint), ArchiveProgress(stream.table))
 
 
-def main() -> None:
-    options, settings = arguments(), load_settings()
+def main(given: Sequence[str] | None = None) -> None:
+    options, settings = arguments(given), load_settings()
     check(settings)
-    spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.tasks).getOrCreate()
-    create_tables(spark, settings.lakehouse)
-    queries = [query(spark, settings, stream, options) for stream in streams(settings, options.tasks)]
     registry = CollectorRegistry()
-    with made_known("archive", registry, settings):
-        run_until_stopped(spark, queries, QueryMetrics(registry))
+    with job_session({"spark.sql.shuffle.partitions": options.tasks}) as spark, stop_requested(spark) as stop:
+        create_tables(spark, settings.lakehouse)
+        queries = [query(spark, settings, stream, options) for stream in streams(settings, options.tasks)]
+        with made_known("archive", registry, settings):
+            run_until_stopped(spark, queries, QueryMetrics(registry), stop)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

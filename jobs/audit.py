@@ -1,17 +1,17 @@
 """The audit job: `spark-submit jobs/audit.py [options]`, or `finpro audit`."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from rich.console import Console
 
-from conf.errors import FinproError, KafkaError, SettingsError, VerdictsUnexplained
+from conf.errors import KafkaError, SettingsError, VerdictsUnexplained
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.replay import sinks_of
-from jobs.spark.history_session import history_session
+from jobs.spark.session import history_session, run_as_program
 from streaming.history.audit import FINDING, Audit, audit
 from streaming.history.causes import UNEXPLAINED, Reached
 from streaming.history.differences import Snapshot, snapshot
@@ -24,14 +24,15 @@ from streaming.screening.sinks import require_tables
 _LISTS = ("streamed", "expected")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--since", help="event time, an ISO 8601 date or timestamp; by default the first order")
     parser.add_argument("--until", help="event time, not included; by default the last order")
     parser.add_argument("--repair", action="store_true", help="announce what is missing")
     parser.add_argument("--limit", type=int, default=20, help="most differences to show")
     parser.add_argument("--output", help="write all differences there: a folder of Parquet files, of CSV where it ends in .csv")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def check(settings: Settings, since: str | None, until: str | None, *, repair: bool) -> Period:
@@ -108,8 +109,8 @@ def repair(console: Console, settings: Settings, found: Audit) -> Published:
     return orders
 
 
-def main() -> None:
-    options, settings, console = arguments(), load_settings(), Console(highlight=False, soft_wrap=True)
+def main(given: Sequence[str] | None = None) -> None:
+    options, settings, console = arguments(given), load_settings(), Console(highlight=False, soft_wrap=True)
     period = check(settings, options.since, options.until, repair=options.repair)
     with history_session() as spark:
         lakehouse, so_far = looked_at(spark, settings, console)
@@ -128,8 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

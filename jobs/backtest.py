@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,24 +12,25 @@ from rich.console import Console
 from rich.table import Table
 
 from batch.report.pages import write_page
-from conf.errors import FinproError, LakehouseError
+from conf.errors import LakehouseError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings, finpro_home, load_settings
-from jobs.spark.history_session import history_session
+from jobs.spark.session import history_session, run_as_program
 from streaming.history.backtest import Backtest, Effect, backtest, groups_of, labels_of, orders_in_force
 from streaming.history.backtest_page import render_backtest
 from streaming.history.rescreening import Period, parse_period
 from streaming.lakehouse.tables import bronze_orders, silver_orders
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rules", type=Path, required=True, help="the candidate: a rules file")
     parser.add_argument("--since", help="event time, an ISO 8601 date or timestamp; by default the first order")
     parser.add_argument("--until", help="event time, not included; by default the last order")
     parser.add_argument("--output", type=Path, help="where to write the page; by default backtest.html in finpro's home")
     parser.add_argument("--examples", type=int, default=3, help="most orders to show of each rule and kind")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def check(rules: Path, since: str | None, until: str | None) -> tuple[FraudRules, Period]:
@@ -94,8 +96,8 @@ def _figures(effect: Effect) -> list[str]:
     return figures + [", ".join("\N{EN DASH}" if share is None else f"{share:.1%}" for share in pair) for pair in shares]
 
 
-def main() -> None:
-    options, settings = arguments(), load_settings()
+def main(given: Sequence[str] | None = None) -> None:
+    options, settings = arguments(given), load_settings()
     rules, period = check(options.rules, options.since, options.until)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     with history_session() as spark:
@@ -106,8 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

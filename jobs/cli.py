@@ -1,13 +1,12 @@
 """The `finpro` command: what a person starts. Each command imports what it needs when it runs, so that --help is quick."""
 
-import os
 import shlex
 import sys
 from collections import Counter
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -168,18 +167,13 @@ def screen(
     conf: Conf = None,
 ) -> None:
     """Screen orders for fraud: Kafka `orders` to `processed_orders`, `fraud_alert` and Postgres `raw_orders`."""
-    from jobs.screen_orders import check
-
     if from_bronze:
-        from jobs import replay
-
-        replay.check(load_settings())
-        _submit("replay", [], master, memory, conf, delta=True)
-    check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
+        _run("replay", [], master, memory, conf, delta=True)
+        return
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
     arguments += ["--buckets", str(buckets)]
-    _submit("screen_orders", arguments, master, memory, conf)
+    _run("screen_orders", arguments, master, memory, conf)
 
 
 @app.command()
@@ -196,13 +190,10 @@ def archive(
     conf: Conf = None,
 ) -> None:
     """Archive orders, verdicts and dead letters: from Kafka into the Delta tables of the lakehouse, each exactly once."""
-    from jobs.archive_orders import check
-
-    check(load_settings())  # the job checks too; but here the answer comes before a JVM has started
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--tasks", str(tasks)]
     arguments += ["--skip-forgotten"] if skip_forgotten else []
-    _submit("archive_orders", arguments, master, memory, conf, delta=True)
+    _run("archive_orders", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -219,14 +210,10 @@ def audit(
     conf: Conf = None,
 ) -> None:
     """Give every verdict again from the lakehouse, and show each that differs with its cause; fails when one has none."""
-    from jobs.audit import check
-
-    # The job checks too; but here the answer comes before a JVM has started.
-    check(load_settings(), since, until, repair=repair)
     options = {"--since": since, "--until": until, "--output": output}
     arguments = [part for name, value in options.items() if value is not None for part in (name, value)]
     arguments += ["--limit", str(limit), *(["--repair"] if repair else [])]
-    _submit("audit", arguments, master, memory, conf, delta=True)
+    _run("audit", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -243,12 +230,9 @@ def backtest(
     conf: Conf = None,
 ) -> None:
     """Try rules on the lakehouse's history: what they would hit and change, as a table and as one HTML page."""
-    from jobs.backtest import check
-
-    check(rules, since, until)  # the job checks too; but here the answer comes before a JVM has started
     options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
     arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
-    _submit("backtest", arguments, master, memory, conf, delta=True)
+    _run("backtest", arguments, master, memory, conf, delta=True)
 
 
 @app.command()
@@ -261,11 +245,7 @@ def maintain(
     conf: Conf = None,
 ) -> None:
     """Compact the lakehouse, order it by time, and delete what it has not needed for longer than the retention."""
-    from streaming.lakehouse.maintenance import require_retention
-
-    require_retention(load_settings().lakehouse_retention_days, force=force)
-    arguments = ["--force"] if force else []
-    _submit("maintain_lakehouse", arguments, master, memory, conf, delta=True)
+    _run("maintain_lakehouse", ["--force"] if force else [], master, memory, conf, delta=True)
 
 
 @app.command("export")
@@ -284,7 +264,7 @@ def export_raw(
 ) -> None:
     """Export the raw tables: Postgres, one snapshot, to Parquet files in Cloud Storage; a finished run is left as it is."""
     from jobs import export_raw as job
-    from jobs.spark.submit import become_driver
+    from jobs.spark.driver import become_driver
 
     arguments = ["--full"] if full else []
     arguments += ["--since", since.isoformat()] if since else []
@@ -440,23 +420,28 @@ def status(
     raise typer.Exit(int(platform.is_down(parts)))
 
 
-def _submit(
-    job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False
-) -> NoReturn:
-    """Become the spark-submit that runs `jobs/<job>.py`: signals reach it, and its exit code is the command's."""
-    from jobs.spark.submit import environment, spark_submit
+def _run(job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False) -> None:
+    """Run `jobs/<job>.py` as the driver of its Spark."""
+    from jobs.spark.driver import run_job
 
-    command = spark_submit(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
-    os.execve(command[0], command, environment(job, master=master))
+    run_job(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; an error a person can act on is one message and an exit code, not a stack trace."""
+    try:
+        app(arguments, prog_name="finpro")
+    except FinproError as error:
+        if "--debug" in arguments:
+            raise
+        typer.echo(f"finpro: {error}", err=True)
+        return error.exit_code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def main() -> None:
-    """Run the command; an error a person can act on is one message and an exit code, not a stack trace."""
+    """The `finpro` command."""
     bypass_proxies()
-    try:
-        app()
-    except FinproError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"finpro: {error}", err=True)
-        sys.exit(error.exit_code)
+    sys.exit(run(sys.argv[1:]))

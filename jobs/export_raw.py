@@ -1,7 +1,6 @@
 """The export job: `spark-submit jobs/export_raw.py [options]`, or `finpro export`."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -11,8 +10,8 @@ from pyspark import SparkContext
 
 from batch.warehouse.export import export, new_run_id
 from batch.warehouse.manifest import Manifest
-from conf.errors import FinproError
 from conf.settings import load_settings
+from jobs.spark.session import run_as_program
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,6 +62,8 @@ def main(given: Sequence[str] | None = None, prepare: Callable[[], None] = lambd
     with ExitStack() as at_the_end:
 
         def start_spark() -> SparkContext:
+            if (running := SparkContext._active_spark_context) is not None:
+                return running  # which is the process's, not ours to stop
             prepare()
             spark = SparkContext.getOrCreate()
             at_the_end.callback(spark.stop)
@@ -73,8 +74,4 @@ def main(given: Sequence[str] | None = None, prepare: Callable[[], None] = lambd
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

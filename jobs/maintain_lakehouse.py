@@ -1,29 +1,27 @@
 """The upkeep of the lakehouse: `spark-submit jobs/maintain_lakehouse.py [options]`, or `finpro maintain`."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from datetime import timedelta
 
-from pyspark.sql import SparkSession
-
-from conf.errors import FinproError
 from conf.settings import load_settings
+from jobs.spark.session import job_session, run_as_program
 from streaming.lakehouse.maintenance import PROPERTIES, maintain, require_retention
 from streaming.lakehouse.tables import TABLES
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--force", action="store_true", help="delete files that others may be reading, if the settings say so")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> None:
-    options, settings = arguments(), load_settings()
+def main(given: Sequence[str] | None = None) -> None:
+    options, settings = arguments(given), load_settings()
     days = settings.lakehouse_retention_days
     require_retention(days, force=options.force)
-    spark = SparkSession.builder.config(map=PROPERTIES).getOrCreate()
-    try:
+    with job_session(PROPERTIES) as spark:
         for table in TABLES:
             done = maintain(spark, settings.lakehouse, table, timedelta(days=days))
             print(
@@ -31,13 +29,7 @@ def main() -> None:
                 f" deleted {done.deleted:,} files that were replaced more than {days} days ago",
                 flush=True,
             )
-    finally:
-        spark.stop()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

@@ -1,15 +1,14 @@
 """The replay job: `spark-submit jobs/replay.py`, or `finpro screen --from-bronze`."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pyspark.sql import SparkSession
 from rich.console import Console
 
-from conf.errors import FinproError
 from conf.settings import Settings, load_settings
-from jobs.spark.history_session import history_session
+from jobs.spark.session import history_session, run_as_program
 from streaming.history.differences import snapshot
 from streaming.history.replay import Draft
 from streaming.history.republish import Sinks
@@ -67,8 +66,8 @@ def how_to_go_on(settings: Settings, begins: dict[int, int]) -> str:
     )
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args(given)
     settings, console = load_settings(), Console(highlight=False, soft_wrap=True)
     check(settings)
     with history_session() as spark:
@@ -90,8 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

@@ -1,7 +1,7 @@
 """The screening job: `spark-submit jobs/screen_orders.py [options]`, or `finpro screen`."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from conf.errors import FinproError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
-from jobs.spark.streaming_job import Query, Reporter, run_until_stopped
+from jobs.spark.session import job_session, run_as_program
+from jobs.spark.streaming_job import Query, Reporter, run_until_stopped, stop_requested
 from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
 from streaming.lakehouse.continuation import Checkpoint
 from streaming.rules.live import LiveRules
@@ -28,14 +29,15 @@ from streaming.screening.state import require_state
 QUERY_NAME = "screen_orders"
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--available-now", action="store_true", help="screen what is there, then end")
     parser.add_argument("--trigger", default="0 seconds", help='how often a micro-batch starts, such as "1 second"')
     parser.add_argument("--max-offsets-per-trigger", type=int, default=150_000, help="most messages in a micro-batch")
     parser.add_argument("--starting-offsets", default="earliest", help="earliest, latest, or JSON; only without a checkpoint")
     parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
@@ -89,12 +91,13 @@ class _WatchingRules(NamedTuple):
         self.reporter.show(progress, finished=finished)
 
 
-def main() -> None:
-    options, settings = arguments(), load_settings()
-    screening = screening_of(settings, options)
-    by_partition = check(settings)
+def screen(spark: SparkSession, settings: Settings, options: argparse.Namespace, division: Division) -> None:
+    """Screen until stopped, or until what is there has been screened.
 
-    spark = SparkSession.builder.config("spark.sql.shuffle.partitions", options.buckets).getOrCreate()
+    Raises:
+        FinproError: it cannot go on; says why and what to do.
+    """
+    screening = screening_of(settings, options)
     checkpoint = f"{settings.checkpoints}/{QUERY_NAME}"
     require_checkpoint(Checkpoint(spark, checkpoint), screening.dsn)
     messages = (
@@ -106,7 +109,6 @@ def main() -> None:
         .options(**SOURCE_TUNING)
         .load()
     )
-    warm_up(spark, options.buckets)
     registry = CollectorRegistry()
     progress, metrics = Progress(), ScreeningMetrics(registry)
     rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
@@ -128,14 +130,18 @@ def main() -> None:
         progress.shuffles(str(error))
         return query(Division(By.PRODUCT, options.buckets))
 
-    with made_known("screen", registry, settings):
-        screen = Query(query(by_partition), _WatchingRules(rules, progress), shuffled)
-        run_until_stopped(spark, [screen], QueryMetrics(registry))
+    with made_known("screen", registry, settings), stop_requested(spark) as stop:
+        watching = Query(query(division), _WatchingRules(rules, progress), shuffled)
+        run_until_stopped(spark, [watching], QueryMetrics(registry), stop)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options, settings = arguments(given), load_settings()
+    by_partition = check(settings)
+    with job_session({"spark.sql.shuffle.partitions": options.buckets}) as spark:
+        warm_up(spark, options.buckets)
+        screen(spark, settings, options, by_partition)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FinproError as error:
-        print(f"finpro: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_as_program(main)

@@ -6,8 +6,10 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from signal import SIGINT, SIGTERM
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from py4j.java_gateway import JavaObject
@@ -26,27 +28,41 @@ _REPORT_SECONDS = 1.0
 _GRACE_SECONDS = 120
 
 
-class _StopRequest:
-    """Set by SIGTERM or SIGINT.
+@contextmanager
+def stop_requested(spark: SparkSession) -> Iterator[threading.Event]:
+    """Inside the block SIGTERM and SIGINT only set this event, and the process goes on.
 
-    Under spark-submit the JVM is the process that gets the signal, and would begin to shut down in the middle of a
-    micro-batch: so its handlers are replaced by this object.
+    The JVM's handlers give way too: it would begin to shut down in the middle of a micro-batch. Under spark-submit it is the
+    process that gets the signal; elsewhere it gets what is sent to a whole group. (In a thread that is not the main one Python
+    has no say about signals: there only the caller sets the event.)
     """
+    request = _StopRequest()
+    gateway: Any = spark.sparkContext._gateway
+    ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
+    java = gateway.jvm.sun.misc.Signal
+    usual = {name: java.handle(java(name), request) for name in ("TERM", "INT")}
+    is_main = threading.current_thread() is threading.main_thread()
+    usual_here = {number: signal.signal(number, request.handle) for number in (SIGTERM, SIGINT) if is_main}
+    try:
+        yield request.event
+    finally:
+        for name, handler in usual.items():
+            java.handle(java(name), handler)
+        for number, handler in usual_here.items():
+            signal.signal(number, handler)
+
+
+class _StopRequest:
+    """Handles signals, of the JVM and of this process."""
 
     class Java:
         implements: ClassVar = ["sun.misc.SignalHandler"]
 
-    def __init__(self, spark: SparkSession) -> None:
+    def __init__(self) -> None:
         self.event = threading.Event()
-        gateway: Any = spark.sparkContext._gateway
-        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
-        jvm = gateway.jvm
-        for name in ("TERM", "INT"):
-            jvm.sun.misc.Signal.handle(jvm.sun.misc.Signal(name), self)
-            signal.signal(getattr(signal, f"SIG{name}"), lambda *_: self.event.set())
 
-    def handle(self, _signal: JavaObject) -> None:
-        """Called by the JVM."""
+    def handle(self, *_: Any) -> None:
+        """Called with the signal."""
         self.event.set()
 
 
@@ -106,32 +122,30 @@ class Query(NamedTuple):
     instead: Callable[[FinproError], DataStreamWriter | None] = lambda error: None
 
 
-def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics) -> None:
-    """Start queries, wait for the end of all, and report. On SIGTERM or SIGINT each finishes its micro-batch first.
+def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics, stop: threading.Event) -> None:
+    """Start queries, wait for the end of all, and report. When `stop` is set, each finishes its micro-batch first.
 
     When one fails, the others are stopped in the same way.
 
     Args:
-        spark: the session of this process; it is stopped at the end.
+        spark: the queries' session.
         queries: what to run.
         metrics: hears of all that happens to the queries.
+        stop: see `stop_requested`.
 
     Raises:
         FinproError: a query failed; says why and what to do.
     """
-    stop = _StopRequest(spark)
     _tell(metrics, spark)
     try:
         running = [_Running(query, query.writer.start()) for query in queries]
-        _report_until_the_end(running, stop.event)
+        _report_until_the_end(running, stop)
         _stop_between_batches([one.started for one in running])
         for one in running:
             one.started.awaitTermination()
             one.query.reporter.show(one.started.lastProgress, finished=True)
     except StreamingQueryException as error:
         raise _cause(error) from error
-    finally:
-        spark.stop()
 
 
 @dataclass

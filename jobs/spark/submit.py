@@ -1,8 +1,8 @@
 """How `finpro` starts a Spark job: the spark-submit command line, and the environment it runs in."""
 
 import os
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -31,7 +31,7 @@ DELTA = [
 
 
 def spark_submit(
-    job: str, arguments: list[str], *, master: str, memory: str, conf: list[str], delta: bool = False
+    job: str, arguments: Sequence[str], *, master: str, memory: str, conf: Sequence[str], delta: bool = False
 ) -> list[str]:
     """The command that runs `jobs/<job>.py` with these arguments.
 
@@ -59,20 +59,6 @@ def spark_submit(
     for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
-
-
-def become_driver(job: str, *, master: str, memory: str, conf: list[str]) -> None:
-    """Make this process a driver like the one that spark-submit would start: whatever Spark it starts has the same properties.
-
-    For jobs that have much to do before they need Spark, or may not need it at all: the JVM starts when they do.
-
-    Raises:
-        SettingsError: a setting cannot be used.
-        PlatformError: a jar is missing and cannot be fetched.
-    """
-    _program, *options, _job = spark_submit(job, [], master=master, memory=memory, conf=conf)
-    os.environ.update(environment(job, master=master))
-    os.environ["PYSPARK_SUBMIT_ARGS"] = shlex.join([*options, "pyspark-shell"])
 
 
 def cloud_storage_properties(settings: Settings) -> list[str]:

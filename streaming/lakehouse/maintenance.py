@@ -14,7 +14,7 @@ from streaming.lakehouse.tables import Table, commit, snapshot
 # A day of a million orders is a file or two: a reader of an hour skips the others by their times.
 TARGET_FILE_BYTES = 128 * 2**20
 
-PROPERTIES: dict[str, bool | float | int | str | None] = {
+PROPERTIES: dict[str, str | int | bool] = {
     "spark.databricks.delta.optimize.maxFileSize": TARGET_FILE_BYTES,
     "spark.databricks.io.skipping.mdc.sortWithinFiles": True,
     # A vacuum lists a table's folders, one a day, and would start ten thousand tasks for it.

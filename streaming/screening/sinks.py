@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
@@ -296,7 +296,7 @@ def _is_passing(error: adbc_driver_manager.Error) -> bool:
     return isinstance(error, adbc_driver_manager.OperationalError) or error.sqlstate in ("40P01", "40001")
 
 
-@cache
+@lru_cache(maxsize=1)
 def _worker_connection(dsn: str) -> adbc.Connection:
     """One connection a worker process, kept between micro-batches."""
     return adbc.connect(dsn)
@@ -404,7 +404,7 @@ class _Sender:
             self._refused.append(f"{record.topic()}: {error.str()}")
 
 
-@cache
+@lru_cache(maxsize=1)
 def _worker_producer(config: tuple[tuple[str, Any], ...]) -> confluent_kafka.Producer:
     """One idempotent producer a worker process, kept between micro-batches."""
     return confluent_kafka.Producer(

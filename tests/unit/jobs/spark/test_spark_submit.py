@@ -8,7 +8,8 @@ import pytest
 
 from jobs.local.java import spark_java_home
 from jobs.spark import submit
-from jobs.spark.submit import become_driver, environment, spark_submit
+from jobs.spark.driver import become_driver
+from jobs.spark.submit import environment, spark_submit
 
 
 @pytest.fixture(autouse=True)
