@@ -110,7 +110,9 @@ class TopicReader:
     def __init__(self, config: dict[str, Any], topic: str) -> None:
         """`config` is of a librdkafka client, `topic` a full name."""
         self._topic = topic
-        self._consumer = Consumer(config | {"group.id": "finpro-reader", "enable.auto.commit": False, "log_level": 0})
+        own = {"group.id": "finpro-reader", "enable.auto.commit": False, "log_level": 0}
+        # A fetch at the end of a partition waits for more, half a second by default, and the next partition waits for it.
+        self._consumer = Consumer(config | own | {"fetch.wait.max.ms": 10})
 
     def __enter__(self) -> "TopicReader":
         return self

@@ -89,6 +89,7 @@ def home() -> Iterator[Path]:
             patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)
         patch.setenv("FINPRO_HOME", str(home))
+        patch.setenv("FINPRO_METRICS_PORT", "0")  # the usual one may be taken, by another session for instance
         yield home
 
 
@@ -110,13 +111,13 @@ def platform(home: Path) -> Iterator[Platform]:
 
 @pytest.fixture(scope="session")
 def spark_session(platform: Platform) -> Iterator["SparkSession"]:
-    """A Spark in this process, with Delta, that reaches the platform's Cloud Storage: one for all tests."""
+    """A Spark in this process, with Delta, that reaches the platform's Cloud Storage: one for all tests, and for their jobs."""
     from pyspark.sql import SparkSession
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment("tests", master="local[2,2]").items():
+        for name, value in environment("tests", master="local[2,4]").items():
             patch.setenv(name, value)
-        _, *options, _ = spark_submit("tests", [], master="local[2,2]", memory="1g", conf=[], delta=True)
+        _, *options, _ = spark_submit("tests", [], master="local[2,4]", memory="1500m", conf=[], delta=True)
         patch.setenv("PYSPARK_SUBMIT_ARGS", shlex.join([*options, "pyspark-shell"]))
         session = SparkSession.builder.config("spark.sql.shuffle.partitions", 2).getOrCreate()
         yield session

@@ -14,6 +14,7 @@ from conf.settings import Settings
 from jobs.local.platform import Platform, up
 from tests.runs import screening as runs
 
+pytestmark = pytest.mark.usefixtures("spark_session")
 KILLS = {"keyed": 10, "shuffled": 5}
 
 

@@ -17,6 +17,7 @@ from streaming.rules.recorded import RulesInForce, decode_rules, rules_at
 from tests.chaos.test_kills import planned_batches, wait_for_batches
 from tests.runs import screening as runs
 
+pytestmark = pytest.mark.usefixtures("spark_session")
 KILLS = 3
 
 

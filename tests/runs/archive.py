@@ -1,9 +1,7 @@
 """Running the real `finpro archive` and `finpro maintain`, and reading the lakehouse back."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,8 @@ from batch.postgres import connect
 from conf.settings import Settings
 from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, librdkafka_config
 from streaming.lakehouse.tables import SILVER, bronze_orders, quarantine_orders, silver_orders
+from tests.runs.commands import FINPRO, finpro
 from tests.runs.screening import consume
-
-FINPRO = str(Path(sys.executable).parent / "finpro")
 
 
 @dataclass(frozen=True)
@@ -58,16 +55,9 @@ class Given:
         return json.dumps(fields | shadow).encode()
 
 
-def run_finpro(command: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of `finpro` to its end."""
-    return subprocess.run(
-        [FINPRO, command, *options], capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
-    )
-
-
 def archive_all(**environment: str) -> None:
     """Archive what is there, with small micro-batches."""
-    finished = run_finpro("archive", "--available-now", "--max-offsets-per-trigger", "1500", **environment)
+    finished = finpro("archive", "--available-now", "--max-offsets-per-trigger", "1500", **environment)
     assert finished.returncode == 0, finished.stderr
 
 

@@ -4,12 +4,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -22,8 +20,8 @@ from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_O
 from streaming.screening.division import home
 from tests.oracle.brute_force import Judgement, Message, Order, judge
 from tests.oracle.order_sets import spelled
+from tests.runs.commands import FINPRO, Ended, finpro
 
-COMMAND = [str(Path(sys.executable).parent / "finpro"), "screen"]
 # A few lines of SQL, each column as the brute force has it.
 _STORED = """
     select order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts, source,
@@ -85,22 +83,18 @@ def by_product(orders: Sequence[Order], partitions: int = 4) -> list[tuple[bytes
     return [(spelled(order, number % 6), home(order.product_id, partitions)) for number, order in enumerate(orders)]
 
 
-def screen_command(*options: str) -> list[str]:
-    """`finpro screen` with small micro-batches."""
-    return [*COMMAND, "--max-offsets-per-trigger", "400", *options]
+_SCREEN = ("screen", "--max-offsets-per-trigger", "400")
 
 
-def run_screen(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `finpro screen` to its end."""
-    return subprocess.run(
-        screen_command(*options), capture_output=True, text=True, timeout=240, env={**os.environ, **environment}
-    )
+def run_screen(*options: str, **environment: str) -> Ended:
+    """Run `finpro screen`, with small micro-batches, to its end, on the tests' Spark."""
+    return finpro(*_SCREEN, *options, **environment)
 
 
 def start_screen(*options: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """Start `finpro screen` in a process group of its own."""
+    """Start `finpro screen`, with small micro-batches, in a process group of its own."""
     return subprocess.Popen(
-        screen_command(*options), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [FINPRO, *_SCREEN, *options], stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
@@ -113,7 +107,8 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 def consume(settings: Settings, topic: str) -> list[Any]:
     """Every record of one of finpro's topics, partition after partition."""
     consumer = Consumer(
-        librdkafka_config(settings) | {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": False}
+        librdkafka_config(settings)
+        | {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": False, "fetch.wait.max.ms": 10}
     )
     name = settings.topic(topic)
     records: list[Any] = []

@@ -1,7 +1,6 @@
 """On a Kafka and a Postgres that demand TLS and a login, finpro works, with few rights, and shows its secrets nowhere."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -38,6 +37,7 @@ from streaming.kafka import (
 )
 from streaming.shop.producer import produce
 from tests.runs import screening as runs
+from tests.runs.commands import finpro_process
 from tests.runs.exports import make_room_for_spark
 from tests.runs.secured_servers import BROKER_PASSWORD, BROKER_USER, Authority, SecuredBroker, SecuredPostgres
 from tests.runs.spark_events import event_log
@@ -330,7 +330,7 @@ def test_orders_are_produced_and_screened_over_tls_with_few_rights_and_no_secret
     runs.assert_agrees(runs.outcome(secured.settings), runs.judged(secured.settings, load_rules(secured.settings.rules)))
     written = files_below(events, home / "logs", Path(secured.settings.checkpoints))
     assert any(b"SparkListenerSQLExecutionStart" in content for content in written.values())
-    assert any("screen_orders.py" in line for line in watched)
+    assert any("finpro screen_orders" in line for line in watched)
     assert_secret(said, seen, watched, written)
 
 
@@ -343,9 +343,7 @@ def test_an_export_reads_over_tls_with_few_rights_and_no_secret_shows(
     events = tmp_path / "events"
     cloud = {name: platform.settings().get(name) for name in ("gcp_project", "gcs_bucket", "storage_emulator_host")}
     with environment_of(secured.as_user("finpro_export").model_copy(update=cloud)):
-        done = subprocess.run(
-            [*runs.COMMAND[:1], "export", *event_log(events)], capture_output=True, text=True, timeout=240, env=os.environ
-        )
+        done = finpro_process("export", *event_log(events))
 
     assert done.returncode == 0, done.stderr
     assert "raw_users: 200 of 200 rows" in done.stdout

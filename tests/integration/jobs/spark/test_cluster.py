@@ -21,11 +21,13 @@ from conf.settings import CONF_DIR, Settings, project_root
 from jobs.local.jars import spark_jars
 from jobs.spark.submit import cloud_storage_properties, environment, package
 from tests.runs import screening as runs
-from tests.runs.archive import assert_lakehouse_agrees, run_finpro
+from tests.runs.archive import assert_lakehouse_agrees
+from tests.runs.commands import finpro_process
 from tests.runs.exports import export_run, fill, make_room_for_spark
 from tests.runs.spark_cluster import SparkCluster, python_without_finpro
 from tests.runs.spark_events import event_log, tasks_by_executor
 
+SMALL = ("--max-offsets-per-trigger", "400")
 ON_WORKERS_OF_TWO = {"0", "1"}  # the executors' ids: one a worker, which has no more than one core
 
 
@@ -89,8 +91,8 @@ def test_both_workers_screen_and_archive_and_the_verdicts_are_those_of_the_brute
     backlog(settings, 800)
     screening, archiving = tmp_path / "screening", tmp_path / "archiving"
 
-    screened = runs.run_screen("--available-now", *on_cluster, *event_log(screening))
-    archived = run_finpro("archive", "--available-now", *on_cluster, *event_log(archiving))
+    screened = finpro_process("screen", "--available-now", *SMALL, *on_cluster, *event_log(screening))
+    archived = finpro_process("archive", "--available-now", *on_cluster, *event_log(archiving))
 
     assert screened.returncode == 0, screened.stderr
     assert archived.returncode == 0, archived.stderr

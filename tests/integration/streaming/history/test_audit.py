@@ -26,7 +26,8 @@ from tests.oracle.brute_force import Judgement
 from tests.oracle.lakes import RECEIVED, START, Lake, in_turn, lake_of, purchase, received
 from tests.oracle.order_sets import spelled
 from tests.runs import screening as screening_runs
-from tests.runs.archive import archive_all, committed, raw_orders, rows, run_finpro, wait_until
+from tests.runs.archive import archive_all, committed, raw_orders, rows, wait_until
+from tests.runs.commands import finpro
 from tests.runs.screening import dense_orders, repeated
 
 RULES = FraudRules(version="1")
@@ -222,7 +223,7 @@ def test_late_orders_are_named_repair_mends_their_patterns_and_time_travel_still
     version = committed(silver_orders(settings.lakehouse)) - 1
     expected = screening_runs.judged(settings, rules)
 
-    repaired = run_finpro("audit", "--repair", "--output", str(tmp_path / "findings.csv"))
+    repaired = finpro("audit", "--repair", "--output", str(tmp_path / "findings.csv"))
     assert repaired.returncode == 0, repaired.stderr
     assert "behind the newest event time received until then" in repaired.stdout
     found = spark_session.read.option("header", True).csv(str(tmp_path / "findings.csv")).collect()
@@ -240,7 +241,7 @@ def test_late_orders_are_named_repair_mends_their_patterns_and_time_travel_still
     stored = raw_orders(settings)
     forget(settings)
     assert raw_orders(settings) == []
-    replayed = run_finpro("screen", "--from-bronze")
+    replayed = finpro("screen", "--from-bronze")
     assert replayed.returncode == 0, replayed.stderr
     assert without_times(raw_orders(settings)) == without_times(stored)
     screening_runs.assert_agrees(screening_runs.outcome(settings), expected)

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -28,10 +25,10 @@ from streaming.shop.producer import produce
 from tests.conftest import own_warehouse
 from tests.oracle.brute_force import Verdict, judge
 from tests.runs.archive import archive_all
+from tests.runs.commands import finpro
 from tests.runs.pages import Page
 from tests.runs.screening import consume, run_screen, sent_messages
 
-FINPRO = str(Path(sys.executable).parent / "finpro")
 # At night in Jakarta, so that all six kinds of planted frauds are on time.
 START = datetime(2026, 11, 1, 18, 30, tzinfo=UTC)
 EVERYTHING = Period(None, None)
@@ -195,15 +192,9 @@ def test_a_period_without_orders_and_a_lakehouse_without_silver_say_what_to_do(
         backtested(spark_session, elsewhere, history.rules)
 
 
-def finpro_backtest(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [FINPRO, "backtest", *options], capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "200"}
-    )
-
-
 def test_the_command_prints_a_table_and_writes_the_page(history: History, tmp_path: Path) -> None:
     page = tmp_path / "new" / "backtest.html"
-    finished = finpro_backtest("--rules", str(history.settings.rules), "--output", str(page), "--since", "2026-11-01")
+    finished = finpro("backtest", "--rules", str(history.settings.rules), "--output", str(page), "--since", "2026-11-01")
     assert finished.returncode == 0, finished.stderr
     frauds = sum(bool(order.reasons) for order in history.in_force.values())
     assert "3,000 orders" in finished.stdout
@@ -220,7 +211,7 @@ def test_the_command_prints_a_table_and_writes_the_page(history: History, tmp_pa
     ],
 )
 def test_what_cannot_be_used_is_one_message_before_spark_starts(options: list[str], said: str) -> None:
-    finished = finpro_backtest(*options)
+    finished = finpro("backtest", *options)
     assert finished.returncode == 2
     assert finished.stderr.startswith("finpro: ")
     assert said in finished.stderr

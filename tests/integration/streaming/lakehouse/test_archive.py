@@ -30,6 +30,7 @@ from tests.oracle.bad_messages import BAD
 from tests.runs import archive as archive
 from tests.runs import screening as runs
 from tests.runs.archive import Given
+from tests.runs.commands import finpro
 
 STRANGE_MESSAGES: list[dict[str, Any]] = [
     {"value": None, "key": b"tombstone"},
@@ -176,7 +177,7 @@ def test_a_message_that_is_no_verdict_stops_the_archive_and_is_named(spark_sessi
 
 def test_the_archive_exits_with_the_reason_when_a_message_is_no_verdict(settings: Settings) -> None:
     archive.send_messages(settings, PROCESSED_ORDERS, [{"value": b"someone else's", "partition": 2}])
-    finished = archive.run_finpro("archive", "--available-now")
+    finished = finpro("archive", "--available-now")
     assert finished.returncode == LakehouseError.exit_code
     output = finished.stdout + finished.stderr
     assert f"{settings.topic(PROCESSED_ORDERS)}-2-0 (topic, partition, offset) is not a verdict" in output

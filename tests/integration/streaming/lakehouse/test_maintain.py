@@ -23,6 +23,7 @@ from streaming.rules.rules import REASONS
 from tests.runs import archive as archive
 from tests.runs import screening as runs
 from tests.runs.archive import Given
+from tests.runs.commands import finpro
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -165,7 +166,7 @@ def test_beside_a_running_archive_nothing_fails_and_nothing_is_lost_and_sigterm_
     try:
         with messages_flow(settings) as sent:
             archive.wait_until(lambda: archive.committed(silver) > 3)
-            maintained = archive.run_finpro("maintain")
+            maintained = finpro("maintain")
             before = archive.committed(silver)
             archive.wait_until(lambda: archive.committed(silver) > before)
         process.send_signal(signal.SIGTERM)
@@ -191,7 +192,7 @@ def test_in_cloud_storage_it_is_the_same(
         archive.send_messages(settings, PROCESSED_ORDERS, [{"value": verdict.encoded(), "partition": 0} for verdict in part])
         archive.send_messages(settings, ORDERS, [{"value": b"%d" % number, "partition": 0} for number in range(3)])
         archive.archive_all()
-    maintained = archive.run_finpro("maintain")
+    maintained = finpro("maintain")
     assert maintained.returncode == 0, maintained.stderr
     assert "bronze/orders: 1 days compacted, from 2 files" in maintained.stdout
     assert_archived(spark_session, in_the_cloud, sent)

@@ -21,6 +21,7 @@ from streaming.kafka import PROCESSED_ORDERS
 from tests.oracle.brute_force import Order, screen
 from tests.runs import screening as runs
 
+pytestmark = pytest.mark.usefixtures("spark_session")
 SHADOWED = ("coordinated_users", "foreign_country", "sequential_users")
 
 

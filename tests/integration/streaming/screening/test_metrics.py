@@ -17,9 +17,9 @@ from conf.rules import load_rules
 from conf.settings import Settings
 from jobs.spark.running_job import find_job
 from streaming.rules.rules import REASONS
-from tests.runs.screening import COMMAND, by_product, dense_orders, kill_group, repeated, send, start_screen
+from tests.runs.commands import FINPRO
+from tests.runs.screening import by_product, dense_orders, kill_group, repeated, send, start_screen
 
-FINPRO = COMMAND[0]
 ORDERS = 400
 PATIENCE_SECONDS = 120
 

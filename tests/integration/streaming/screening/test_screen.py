@@ -16,6 +16,8 @@ from tests.oracle.brute_force import Judgement
 from tests.oracle.order_sets import spelled
 from tests.runs import screening as runs
 
+pytestmark = pytest.mark.usefixtures("spark_session")
+
 
 @pytest.fixture
 def rules(settings: Settings) -> FraudRules:
@@ -159,7 +161,7 @@ def test_a_checkpoint_of_a_version_with_its_state_in_spark_is_refused(settings: 
     Path(settings.checkpoints, "screen_orders", "state", "0").mkdir(parents=True)
     failed = runs.run_screen("--available-now")
     assert failed.returncode == 7
-    assert "was made by an older version of finpro" in failed.stdout  # of a job that has started
+    assert "was made by an older version of finpro" in failed.stderr
     assert "Traceback" not in failed.stdout + failed.stderr
 
 
@@ -172,7 +174,7 @@ def test_a_checkpoint_without_its_state_in_postgres_is_refused_and_a_new_one_sta
         cursor.execute("truncate screening_state")
     failed = runs.run_screen("--available-now")
     assert failed.returncode == 7
-    assert "Postgres holds no state: has Postgres, or the checkpoint, been restored from a copy?" in failed.stdout
+    assert "Postgres holds no state: has Postgres, or the checkpoint, been restored from a copy?" in failed.stderr
     assert "Traceback" not in failed.stdout + failed.stderr
     before = end_offsets(settings), last_changes(settings)
     Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))
