@@ -47,6 +47,17 @@ def pytest_unconfigure() -> None:
     logging.getLogger("py4j").setLevel(logging.WARNING)
 
 
+# One Spark for hundreds of small jobs: to compile each of their plans takes longer than to interpret it, and nobody looks up
+# how they went. (What runs as a process of its own compiles, as everywhere else.)
+_SPARK = [
+    "spark.sql.codegen.wholeStage=false",
+    "spark.sql.codegen.factoryMode=NO_CODEGEN",
+    "spark.ui.retainedJobs=20",
+    "spark.ui.retainedStages=20",
+    "spark.sql.ui.retainedExecutions=20",
+]
+
+
 class SessionAlive(Exception):
     """The session that owns a test home is still running."""
 
@@ -117,7 +128,7 @@ def spark_session(platform: Platform) -> Iterator["SparkSession"]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment("tests", master="local[2,4]").items():
             patch.setenv(name, value)
-        _, *options, _ = spark_submit("tests", [], master="local[2,4]", memory="1500m", conf=[], delta=True)
+        _, *options, _ = spark_submit("tests", [], master="local[2,4]", memory="1500m", conf=_SPARK, delta=True)
         patch.setenv("PYSPARK_SUBMIT_ARGS", shlex.join([*options, "pyspark-shell"]))
         session = SparkSession.builder.config("spark.sql.shuffle.partitions", 2).getOrCreate()
         yield session
