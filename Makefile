@@ -11,11 +11,17 @@ EVERYTHING := $(VENV)/.everything
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
 
+# Two processes side by side, each with a platform and a Spark of its own; the tests of a file share what it sets up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+
+# $(call timed,what,command): runs the command and says how long it took.
+timed = begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"
+
 # uv leaves modules as they are, for Python to compile at their first import: at every one where it may not keep the result.
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow test bench lint format wheel lock clean
+.PHONY: help setup demo airflow check test bench lint format wheel lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,16 +34,18 @@ demo: setup ## Run the whole flow on the embedded platform, and show what came o
 airflow: $(EVERYTHING) ## Run Airflow with finpro's DAGs on the embedded platform
 	@$(BIN)/finpro airflow
 
+check: lint ## Check style and types, and run all tests that need no Java: before each commit
+	@$(call timed,tests without Java,$(PYTEST) tests/unit)
+
 test: lint ## Check style and types, and run every test
-	@$(BIN)/python -m pytest
+	@$(call timed,tests,$(PYTEST))
 
 bench: setup ## Measure finpro beside its rivals (takes a while)
 	@$(BIN)/python -m tests.benchmarks
 
 lint: $(EVERYTHING) ## Check style and types
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+	@$(call timed,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
+	@$(call timed,types,$(BIN)/mypy)
 
 format: setup ## Bring the code into its style
 	@$(BIN)/ruff check --fix

@@ -3,6 +3,7 @@
 import random
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from pyspark.sql import SparkSession
@@ -14,8 +15,10 @@ from streaming.history.causes import LATE, Reached
 from streaming.history.differences import REASONS_MISSING, snapshot
 from streaming.history.rescreening import Period
 from streaming.kafka import ORDERS
+from tests.chaos.test_archive_kills import commits, has_got_on
+from tests.chaos.test_kills import planned_batches, wait_for_batches
 from tests.runs import screening as runs
-from tests.runs.archive import archive_all, start_archive
+from tests.runs.archive import archive_all, start_archive, wait_until
 
 KILLS = 3
 
@@ -31,10 +34,15 @@ def test_after_kills_shuffles_and_late_orders_every_difference_is_late(spark_ses
     )
     runs.send(settings, runs.repeated(shuffled, seed=21))
     for _ in range(KILLS):
+        planned, before = planned_batches(settings), commits(settings)
         screening, archiving = runs.start_screen("--trigger", "0 seconds"), start_archive("--trigger", "1 second")
-        time.sleep(choose.uniform(15, 30))
-        runs.kill_group(screening)
-        runs.kill_group(archiving)
+        try:
+            wait_for_batches(settings, more_than=max(planned, 1))
+            wait_until(partial(has_got_on, settings, before))
+            time.sleep(choose.uniform(0, 4))
+        finally:
+            runs.kill_group(screening)
+            runs.kill_group(archiving)
     assert runs.run_screen("--available-now").returncode == 0
     runs.send(settings, runs.by_product(late))
     assert runs.run_screen("--available-now").returncode == 0

@@ -26,6 +26,7 @@ ROOMS = (
     "jobs/notify",
     "jobs/health",
     "jobs/airflow",
+    "jobs/steps",
     "jobs",
     "jobs/dags",
 )
