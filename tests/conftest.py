@@ -26,6 +26,7 @@ from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.spark.submit import environment, spark_submit
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
+from tests.runs.homes import guarded
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -79,23 +80,27 @@ def _sweep(homes: Path) -> None:
 
 
 @contextmanager
-def _own_home(homes: Path, name: str, *, swept: bool = False) -> Iterator[Path]:
-    """A home for one block, once what killed sessions left is `swept`; no other session takes a new home for a left one."""
+def _own_home(homes: Path, name: str, *others: Path, swept: bool = False) -> Iterator[Path]:
+    """A home for one block, once what killed sessions left is `swept`; no other session takes a new home for a left one.
+
+    What runs in it or in the `others` ends with the block, and with this process.
+    """
     with ExitStack() as held:
         with exclusive_lock(homes / "lock", on_wait=lambda: None):
             if swept:
                 _sweep(homes)
             home = private_directory(homes / f"{name}{os.getpid()}-{uuid.uuid4().hex[:8]}")
             held.enter_context(exclusive_lock(home / "session.lock", on_wait=_alive))
+        held.enter_context(guarded(home, *others))
         yield home
         shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home() -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finpro home for this session: no test sees the developer's platform, `.env` or FINPRO_ variables."""
     homes = private_directory(finpro_home() / "tests")
-    with _own_home(homes, "", swept=True) as home, pytest.MonkeyPatch.context() as patch:
+    with _own_home(homes, "", tmp_path_factory.getbasetemp(), swept=True) as home, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("FINPRO_") or name.endswith("_EMULATOR_HOST")]:
             patch.delenv(name)
         patch.setitem(Settings.model_config, "env_file", None)
