@@ -151,11 +151,10 @@ def screened(messages: DataFrame, screening: Screening, division: Division, late
 
 def warm_up(spark: SparkSession, workers: int) -> None:
     """Start Python workers and their imports now, beside the planning of the query that will use them."""
-    job = spark.range(0, workers, 1, workers).mapInArrow(_unchanged, "id long").agg(F.count("id"))
 
     def start() -> None:
         with suppress(Exception):  # a session that ends sooner makes it fail anywhere; what matters fails in the query too
-            job.collect()
+            spark.range(0, workers, 1, workers).mapInArrow(_unchanged, "id long").agg(F.count("id")).collect()
 
     threading.Thread(target=start, name="warm-up", daemon=True).start()
 
