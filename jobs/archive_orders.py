@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
+from threading import Event
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
+from rich.console import Console
 
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
@@ -78,8 +81,10 @@ def streams(settings: Settings, tasks: int) -> list[Stream]:
     ]
 
 
-def query(spark: SparkSession, settings: Settings, stream: Stream, options: argparse.Namespace) -> Query:
-    """A stream as a query to be started.
+def query(
+    spark: SparkSession, settings: Settings, stream: Stream, options: argparse.Namespace, console: Console | None = None
+) -> Query:
+    """A stream as a query to be started, which tells `console` how it fares.
 
     Raises:
         FinproError: it cannot go on from its checkpoint, or Kafka does not answer.
@@ -98,18 +103,31 @@ def query(spark: SparkSession, settings: Settings, stream: Stream, options: argp
     )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
     writer = messages.writeStream.queryName(stream.query).foreachBatch(stream.sink).trigger(**trigger)
-    return Query(writer.option("checkpointLocation", checkpoint), ArchiveProgress(stream.table))
+    return Query(writer.option("checkpointLocation", checkpoint), ArchiveProgress(stream.table, console))
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:
+    """Archive with these options.
+
+    Args:
+        given: the options; None stands for those of the process.
+        console: where it tells how it fares; by default the process's output.
+        stop: ends it between two micro-batches once it is set; by default signals do.
+
+    Raises:
+        FinproError: it cannot go on; says why and what to do.
+    """
     options, settings = arguments(given), load_settings()
     check(settings)
     registry = CollectorRegistry()
-    with job_session({"spark.sql.shuffle.partitions": options.tasks}) as spark, stop_requested(spark) as stop:
+    with (
+        job_session({"spark.sql.shuffle.partitions": options.tasks}) as spark,
+        nullcontext(stop) if stop else stop_requested(spark) as stopping,
+    ):
         create_tables(spark, settings.lakehouse)
-        queries = [query(spark, settings, stream, options) for stream in streams(settings, options.tasks)]
+        queries = [query(spark, settings, stream, options, console) for stream in streams(settings, options.tasks)]
         with made_known("archive", registry, settings):
-            run_until_stopped(spark, queries, QueryMetrics(registry), stop)
+            run_until_stopped(spark, queries, QueryMetrics(registry), stopping)
 
 
 if __name__ == "__main__":

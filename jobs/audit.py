@@ -109,8 +109,15 @@ def repair(console: Console, settings: Settings, found: Audit) -> Published:
     return orders
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    options, settings, console = arguments(given), load_settings(), Console(highlight=False, soft_wrap=True)
+def main(given: Sequence[str] | None = None, *, console: Console | None = None) -> None:
+    """Audit with these options, and show on the console what is found.
+
+    Raises:
+        VerdictsUnexplained: there are differences without a known cause.
+        FinproError: it cannot be looked at; says what to do.
+    """
+    options, settings = arguments(given), load_settings()
+    console = console or Console(highlight=False, soft_wrap=True)
     period = check(settings, options.since, options.until, repair=options.repair)
     with history_session() as spark:
         lakehouse, so_far = looked_at(spark, settings, console)

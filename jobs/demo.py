@@ -1,45 +1,41 @@
-"""`finpro demo`: the whole flow on the embedded platform, on real input, ending in a table that has to add up."""
+"""`finpro demo`: the whole flow on the embedded platform, on real input, ending in a table that has to add up.
+
+Steps that do not depend on each other run side by side. What needs Spark runs in this process, on one Spark; the warehouse's
+commands run in a second one. Modules that take long to import are imported by the step that needs them.
+"""
 
 import os
-import subprocess
-import sys
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
+from subprocess import Popen
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from batch.postgres import connect
-from batch.reference_data import generate
-from batch.warehouse.export import new_run_id
-from conf.errors import FinproError, ReconciliationError, StreamingError
-from conf.settings import Settings
-from jobs.local.platform import up
-from jobs.spark.submit import log_file
-from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
-from streaming.shop.accounting import Account, account, end_offsets
-from streaming.shop.producer import ProduceReport, produce
+from conf.errors import ReconciliationError, StreamingError
+from conf.settings import load_settings
+from jobs.local.class_archive import archiving
+from jobs.local.platform import Platform, Service, own_home, start
+from jobs.steps.board import Board, Voice
+from jobs.steps.second_process import SecondProcess
+from jobs.steps.side_by_side import Step, run
+
+if TYPE_CHECKING:
+    from streaming.shop.accounting import Account, Offsets
+    from streaming.shop.producer import ProduceReport
 
 USERS, PRODUCTS = 20_000, 1_000
 _BROKEN, _DUPLICATES = 0.005, 0.01
 _HISTORY = timedelta(days=30)
 _STALL_SECONDS = 120
-_FINPRO = str(Path(sys.executable).parent / "finpro")
-_LAKEHOUSE_STEPS = {
-    "messages and verdicts to the lakehouse": ["archive", "--available-now"],
-    "every verdict given once more": ["audit"],
-}
-_WAREHOUSE_STEPS = {
-    "export": "Postgres to Parquet",
-    "load": "Parquet to BigQuery",
-    "reconcile": "both sides compared",
-    "validate": "the gate",
-    "transform": "facts, dimensions and marts",
-}
+_POLL_SECONDS = 0.2
+_SERVICES = ("postgres", "gcs", "kafka", "bigquery")
+_SLOW_IMPORTS = ("expectations.gate", "dbt.cli.main", "dbt.adapters.bigquery", "batch.warehouse.reconcile", "jobs.report")
 
 
 def demo(*, orders: int, rate: float, seed: int) -> None:
@@ -49,105 +45,239 @@ def demo(*, orders: int, rate: float, seed: int) -> None:
         ReconciliationError: a count disagrees.
         FinproError: a step failed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends in order, as after Ctrl-C
+    began = time.monotonic() - time.process_time()  # until here nothing was waited for, only imported
     console = Console(highlight=False)
-    console.rule("platform")
-    platform = up()
-    settings = platform.settings()
-    for service in platform.services:
-        console.print(f"{service.daemon.name} at {service.address}")
-
-    console.rule("reference data")
-    for loaded in generate(settings.require("postgres_dsn"), user_count=USERS, product_count=PRODUCTS, seed=1):
-        console.print(f"{loaded.table}: {loaded.inserted:,} inserted, {loaded.unchanged:,} unchanged")
-
-    console.rule("orders in, verdicts out")
-    since = {topic: end_offsets(settings, topic) for topic in (ORDERS, PROCESSED_ORDERS, ORDERS_DEAD_LETTER)}
-    stored_before = _stored(settings)
-    send = partial(produce, settings, seed=seed, broken=_BROKEN, duplicates=_DUPLICATES)
-    sent: list[ProduceReport] = []
-    # On a new platform half of the orders are history, there before screening starts: charts by day need days.
-    history = 0 if stored_before else orders // 2
-    if history:
-        sent.append(send(orders=history, rate=0, event_rate=history / _HISTORY.total_seconds()))
-        console.print(f"produced, as history of {_HISTORY.days} days  {sent[-1]}")
-    with _screening(platform.environment()) as screening:
-        sent.append(
-            send(
-                orders=orders - history,
-                rate=rate,
-                on_progress=lambda progress: console.print(f"produced  {progress}"),
-            )
-        )
-        console.print(f"produced  {sent[-1]}")
-        _wait_until_stored(settings, screening, stored_before + orders)
-
-    console.rule("every message accounted for")
-    found = account(settings, since)
-    console.print(_reasons(found))
-    console.print(_messages(sent, found))
-    _check(sent, found)
-    console.print(f"[green]Every order sent is in raw_orders exactly once.[/] Postgres: {platform.postgres.address}")
-
-    for title, command in _LAKEHOUSE_STEPS.items():
-        console.rule(title)
-        _finpro(*command, environment=platform.environment())
-
-    run_id = new_run_id(datetime.now(UTC))
-    for step, title in _WAREHOUSE_STEPS.items():
-        console.rule(title)
-        _finpro(step, "--run-id", run_id, environment=platform.environment())
-    console.rule("what the marts say")
-    _finpro("report", environment=platform.environment())
+    own_home()
+    with archiving(), Flow(orders, rate, seed) as flow, Board(console, began) as board:
+        run(flow.steps(), board, flow.give_up)
+    board.print_where_the_time_went()
     console.print(
         '`eval "$(.venv/bin/finpro env)"` shows the way in; `.venv/bin/finpro down` stops the platform, its data stay.'
     )
 
 
-def _finpro(*arguments: str, environment: dict[str, str]) -> None:
-    """Run a command of finpro's, as a person would; it tells itself what it does, and what went wrong."""
-    command = [_FINPRO, *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, check=False)
-    if done.returncode:
-        raise FinproError(f"`finpro {' '.join(arguments)}` ended with exit code {done.returncode}.")
+class Flow:
+    """The steps, and what they hand to each other. At the end of the block nothing runs any more but the platform."""
+
+    def __init__(self, orders: int, rate: float, seed: int) -> None:
+        self._orders, self._rate, self._seed = orders, rate, seed
+        self._settings, self._environment = load_settings(), dict[str, str]()
+        self._sent: list[ProduceReport] = []
+        self._since: dict[str, Offsets] = {}
+        self._run_id = ""
+        self._is_over, self._all_screened = threading.Event(), threading.Event()
+        self._second = SecondProcess(_SLOW_IMPORTS)
+
+    def steps(self) -> list[Step]:
+        """What is done, and what each waits for."""
+        return [
+            Step("platform", "Kafka, Postgres, Cloud Storage and BigQuery", self._platform, reaches=_SERVICES),
+            Step("spark", "one for all that needs it", self._spark, after=["postgres"]),
+            Step("generate", "users and products", self._generate, after=["postgres"]),
+            Step("produce", "orders in", self._produce, after=["kafka", "generate"]),
+            Step("screen", "verdicts out", self._screen, after=["kafka", "spark"]),
+            Step("import", "Great Expectations and dbt, in a second process", self._import, after=["spark"]),
+            Step("account", "every message accounted for", self._account, after=["screen"]),
+            Step("archive", "messages and verdicts to the lakehouse", self._archive, after=["screen"]),
+            Step("audit", "every verdict given once more", self._audit, after=["archive"]),
+            Step("export", "Postgres to Parquet", self._export, after=["screen", "gcs"]),
+            Step("load", "Parquet to BigQuery", self._command("load"), after=["export", "import", "bigquery"]),
+            Step("reconcile", "both sides compared", self._command("reconcile"), after=["load"]),
+            Step("validate", "the gate", self._command("validate"), after=["reconcile"]),
+            Step("transform", "facts, dimensions and marts", self._command("transform"), after=["validate"]),
+            Step("report", "what the marts say", self._report, after=["transform"]),
+        ]
+
+    def __enter__(self) -> "Flow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._second.end()
+        _end_spark()
+
+    def give_up(self) -> None:
+        """Have the steps that are at work end soon."""
+        self._is_over.set()
+        self._all_screened.set()
+        self._second.end()
+        _cancel_jobs()
+
+    # --- what the others need -----------------------------------------------------------------------------------------
+
+    def _platform(self, voice: Voice) -> None:
+        def ready(platform: Platform, service: Service) -> None:
+            # All have ports by now. This one's will not change any more.
+            self._settings, self._environment = platform.settings(), platform.environment()
+            os.environ.update(self._environment)
+            voice.say(f"{service.daemon.name} at {service.address}")
+            voice.reached(service.daemon.name)
+
+        start(ready)
+
+    def _spark(self, voice: Voice) -> None:
+        from pyspark.sql import SparkSession
+
+        from jobs.spark.driver import become_driver
+        from jobs.spark.submit import log_file
+
+        # A shuffle of some thousand rows, in as many tasks as there are cores: 200 would take the audit a minute.
+        become_driver("demo", master="local[2,4]", memory="1g", conf=["spark.sql.shuffle.partitions=2"], delta=True)
+        voice.say(f"Spark {SparkSession.builder.getOrCreate().version}, its log is {log_file('demo')}")
+
+    def _import(self, voice: Voice) -> None:
+        self._second.start()
+
+    # --- orders in, verdicts out --------------------------------------------------------------------------------------
+
+    def _generate(self, voice: Voice) -> None:
+        from batch.reference_data import generate
+
+        dsn = self._settings.require("postgres_dsn")
+        for loaded in generate(dsn, user_count=USERS, product_count=PRODUCTS, seed=1):
+            voice.say(f"{loaded.table}: {loaded.inserted:,} inserted, {loaded.unchanged:,} unchanged")
+
+    def _produce(self, voice: Voice) -> None:
+        from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
+        from streaming.shop.accounting import end_offsets
+        from streaming.shop.producer import produce
+
+        settings = self._settings
+        self._wait_until_screened(voice)  # what is left of a run that was interrupted
+        self._since = {topic: end_offsets(settings, topic) for topic in (ORDERS, PROCESSED_ORDERS, ORDERS_DEAD_LETTER)}
+        send = partial(
+            produce,
+            settings,
+            seed=self._seed,
+            broken=_BROKEN,
+            duplicates=_DUPLICATES,
+            on_progress=lambda progress: voice.now(str(progress)),
+            stop=self._is_over.is_set,
+        )
+        # On a new platform half of the orders are history, which came at once: charts by day need days.
+        history = 0 if self._has_orders() else self._orders // 2
+        if history:
+            self._sent.append(send(orders=history, rate=0, event_rate=history / _HISTORY.total_seconds()))
+            voice.say(f"produced, as history of {_HISTORY.days} days  {self._sent[-1]}")
+        self._sent.append(send(orders=self._orders - history, rate=self._rate))
+        voice.say(f"produced  {self._sent[-1]}")
+        self._wait_until_screened(voice)
+        self._all_screened.set()
+
+    def _has_orders(self) -> bool:
+        from batch.postgres import connect
+
+        with connect(self._settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+            cursor.execute("select from raw_orders limit 1")
+            return bool(cursor.rowcount)
+
+    def _wait_until_screened(self, voice: Voice) -> None:
+        """Wait for the verdicts on all orders that Kafka has by now.
+
+        Raises:
+            ReconciliationError: none comes for long.
+        """
+        from streaming.kafka import ORDERS, TopicReader, librdkafka_config
+
+        with TopicReader(librdkafka_config(self._settings), self._settings.topic(ORDERS)) as reader:
+            kept = reader.kept()
+        left, since = self._unscreened(kept), time.monotonic()
+        while left and not self._is_over.wait(_POLL_SECONDS):
+            voice.now(f"{left:,} messages are not screened yet")
+            if time.monotonic() - since > _STALL_SECONDS:
+                raise ReconciliationError(f"{left:,} messages are not screened, and none was for {_STALL_SECONDS} s.")
+            now = self._unscreened(kept)
+            left, since = (now, time.monotonic()) if now < left else (left, since)
+
+    def _unscreened(self, kept: dict[int, tuple[int, int]]) -> int:
+        """How many of these messages, by their partition, are not screened yet."""
+        from jobs.screen_orders import QUERY_NAME
+        from streaming.kafka import ORDERS
+        from streaming.screening.checkpoints import last_commit
+
+        commit = last_commit(self._settings, QUERY_NAME)
+        read = commit.ends.get(self._settings.topic(ORDERS), {}) if commit else {}
+        return sum(max(0, end - max(first, read.get(partition, 0))) for partition, (first, end) in kept.items())
+
+    def _screen(self, voice: Voice) -> None:
+        from jobs import screen_orders
+
+        options = ["--max-offsets-per-trigger", "20000"]
+        _on_spark(partial(screen_orders.main, options, console=voice.ticker, stop=self._all_screened))
+        voice.say(voice.newest)
+
+    def _account(self, voice: Voice) -> None:
+        from streaming.shop.accounting import account
+
+        found = account(self._settings, self._since)
+        voice.console.print(_reasons(found), soft_wrap=False)
+        voice.console.print(_messages(self._sent, found), soft_wrap=False)
+        check(self._sent, found)
+        voice.console.print("[green]Every order sent is in raw_orders exactly once.[/]")
+
+    # --- the lakehouse ------------------------------------------------------------------------------------------------
+
+    def _archive(self, voice: Voice) -> None:
+        from jobs import archive_orders
+
+        _on_spark(partial(archive_orders.main, ["--available-now"], console=voice.console, stop=self._is_over))
+
+    def _audit(self, voice: Voice) -> None:
+        from jobs import audit
+
+        _on_spark(partial(audit.main, ["--limit", "3"], console=voice.console))
+
+    # --- the warehouse ------------------------------------------------------------------------------------------------
+
+    def _export(self, voice: Voice) -> None:
+        from batch.warehouse.export import new_run_id
+        from jobs import export_raw
+
+        self._run_id = new_run_id(datetime.now(UTC))
+        _on_spark(partial(export_raw.main, ["--run-id", self._run_id], say=voice.say))
+
+    def _command(self, name: str) -> Callable[[Voice], None]:
+        """The work of a command of finpro's that is about an export run."""
+        return lambda voice: self._run_command([name, "--run-id", self._run_id], voice)
+
+    def _report(self, voice: Voice) -> None:
+        self._run_command(["report"], voice)
+
+    def _run_command(self, arguments: list[str], voice: Voice) -> None:
+        self._second.run(arguments, self._environment, voice.say)
 
 
-@contextmanager
-def _screening(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`finpro screen` beside us: told to stop at the end of the block, and waited for."""
-    command = [_FINPRO, "screen", "--max-offsets-per-trigger", "20000"]
-    process = subprocess.Popen(command, env={**os.environ, **environment})
+def _on_spark(job: Callable[[], None]) -> None:
+    """Run a job on the Spark of this process."""
+    from py4j.protocol import Py4JNetworkError
+
+    from jobs.spark.submit import log_file
+
     try:
-        yield process
-        process.terminate()
-        if process.wait(timeout=_STALL_SECONDS):
-            raise StreamingError(f"Screening ended with exit code {process.returncode}: {log_file('screen_orders')}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        job()
+    except Py4JNetworkError as error:
+        raise StreamingError(f"Spark's JVM ended by itself: {log_file('demo')} may say why.") from error
 
 
-def _wait_until_stored(settings: Settings, screening: subprocess.Popen[bytes], expected: int) -> None:
-    stored, since = _stored(settings), time.monotonic()
-    while stored < expected:
-        if screening.poll() is not None:
-            raise StreamingError(f"Screening ended early with exit code {screening.returncode}: {log_file('screen_orders')}")
-        if time.monotonic() - since > _STALL_SECONDS:
-            raise ReconciliationError(
-                f"{expected - stored:,} orders are not in raw_orders, and none came for {_STALL_SECONDS} s"
-            )
-        time.sleep(0.5)
-        now = _stored(settings)
-        stored, since = (now, time.monotonic()) if now > stored else (stored, since)
+def _cancel_jobs() -> None:
+    """Have what is at work on the Spark of this process fail at once, if there is one."""
+    from pyspark import SparkContext
+
+    if spark := SparkContext._active_spark_context:
+        spark.cancelAllJobs()
 
 
-def _stored(settings: Settings) -> int:
-    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
-        cursor.execute("select count(*) from raw_orders")
-        return int(cursor.fetchone()[0])  # type: ignore[index]
+def _end_spark() -> None:
+    """End the Spark of this process with its JVM, if there is one."""
+    from pyspark import SparkContext
+
+    if spark := SparkContext._active_spark_context:
+        jvm = cast("Popen[bytes]", spark._gateway.proc)  # type: ignore[union-attr]
+        spark.stop()
+        jvm.communicate()  # the end of its input tells it to end
 
 
-def _reasons(found: Account) -> Table:
+def _reasons(found: "Account") -> Table:
     table = Table("reason", title="Frauds by reason")
     for title in ("planted", "of these found", "found in all"):
         table.add_column(title, justify="right")
@@ -156,7 +286,7 @@ def _reasons(found: Account) -> Table:
     return table
 
 
-def _messages(sent: list[ProduceReport], found: Account) -> Table:
+def _messages(sent: list["ProduceReport"], found: "Account") -> Table:
     table = Table("", title="Messages")
     table.add_column("sent", justify="right")
     table.add_column("found", justify="right")
@@ -172,7 +302,7 @@ def _messages(sent: list[ProduceReport], found: Account) -> Table:
     return table
 
 
-def _due(sent: list[ProduceReport]) -> dict[str, int]:
+def _due(sent: list["ProduceReport"]) -> dict[str, int]:
     """What has to be found of what was sent."""
     due = {
         "orders": sum(report.orders for report in sent),
@@ -182,7 +312,12 @@ def _due(sent: list[ProduceReport]) -> dict[str, int]:
     return due | {"messages": sum(due.values())}
 
 
-def _check(sent: list[ProduceReport], found: Account) -> None:
+def check(sent: list["ProduceReport"], found: "Account") -> None:
+    """Check that all that was sent was found, and that nothing found is wrong.
+
+    Raises:
+        ReconciliationError: a count disagrees; names each.
+    """
     counted = {
         "orders": found.orders,
         "duplicates": found.duplicates,

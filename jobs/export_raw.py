@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 
 from pyspark import SparkContext
 
@@ -52,8 +51,12 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def main(given: Sequence[str] | None = None, prepare: Callable[[], None] = lambda: None) -> None:
-    """Export with these options. Spark starts when it is needed, and `prepare` is called before that.
+def main(
+    given: Sequence[str] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Export with these options; `say` hears how it fares. Spark starts when it is needed, and `prepare` is called before that.
 
     Raises:
         FinproError: something is missing, refuses or does not answer; says what to do.
@@ -69,7 +72,6 @@ def main(given: Sequence[str] | None = None, prepare: Callable[[], None] = lambd
             at_the_end.callback(spark.stop)
             return spark
 
-        say = partial(print, flush=True)
         say(summary(export(start_spark, settings, options.run_id, full=options.full, since=options.since, say=say)))
 
 

@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
+from threading import Event
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter
+from rich.console import Console
 
 from conf.errors import FinproError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
@@ -91,8 +94,15 @@ class _WatchingRules(NamedTuple):
         self.reporter.show(progress, finished=finished)
 
 
-def screen(spark: SparkSession, settings: Settings, options: argparse.Namespace, division: Division) -> None:
-    """Screen until stopped, or until what is there has been screened.
+def screen(
+    spark: SparkSession,
+    settings: Settings,
+    options: argparse.Namespace,
+    division: Division,
+    console: Console | None,
+    stop: Event | None,
+) -> None:
+    """Screen until stopped, or until what is there has been screened; `main` has the same `console` and `stop`.
 
     Raises:
         FinproError: it cannot go on; says why and what to do.
@@ -110,7 +120,7 @@ def screen(spark: SparkSession, settings: Settings, options: argparse.Namespace,
         .load()
     )
     registry = CollectorRegistry()
-    progress, metrics = Progress(), ScreeningMetrics(registry)
+    progress, metrics = Progress(console), ScreeningMetrics(registry)
     rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
 
@@ -130,17 +140,28 @@ def screen(spark: SparkSession, settings: Settings, options: argparse.Namespace,
         progress.shuffles(str(error))
         return query(Division(By.PRODUCT, options.buckets))
 
-    with made_known("screen", registry, settings), stop_requested(spark) as stop:
+    asked_to_stop = nullcontext(stop) if stop else stop_requested(spark)
+    with made_known("screen", registry, settings), asked_to_stop as stopping:
         watching = Query(query(division), _WatchingRules(rules, progress), shuffled)
-        run_until_stopped(spark, [watching], QueryMetrics(registry), stop)
+        run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:
+    """Screen with these options.
+
+    Args:
+        given: the options; None stands for those of the process.
+        console: where it tells how it fares; by default the process's output.
+        stop: ends it between two micro-batches once it is set; by default signals do.
+
+    Raises:
+        FinproError: it cannot go on; says why and what to do.
+    """
     options, settings = arguments(given), load_settings()
     by_partition = check(settings)
     with job_session({"spark.sql.shuffle.partitions": options.buckets}) as spark:
         warm_up(spark, options.buckets)
-        screen(spark, settings, options, by_partition)
+        screen(spark, settings, options, by_partition, console, stop)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
     """
     _require_project()
     _require_sources(settings)
-    variables = {"time_zone": load_rules(settings.rules).time_zone, "run_id": check_run_id(run_id) if run_id else None}
+    known = {"time_zone": load_rules(settings.rules).time_zone, "run_id": check_run_id(run_id) if run_id else None}
+    variables = ["--vars", json.dumps(known)]
     home = private_directory(finpro_home() / "dbt")
     with exclusive_lock(home / "lock", on_wait=lambda: say("another transform is at work: waiting …")), _environment(settings):
-        build = ["build", "--exclude-resource-type", "unit_test", "--vars", json.dumps(variables)]
+        build = ["build", "--exclude-resource-type", "unit_test", *variables]
         build += ["--full-refresh"] if full_refresh else []
         build += ["--select", *select] if select else []
         results = _run_dbt(build, home, say)
@@ -57,7 +58,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         _raise_for_failures(results, home)
         say(_summary(results))
         if not select:
-            _write_docs(settings, home)
+            _write_docs(settings, home, variables)
 
 
 def overtaken_by(settings: Settings, run_id: str) -> str | None:
@@ -160,8 +161,9 @@ def _summary(results: list[Any]) -> str:
     return "\n".join(lines)
 
 
-def _write_docs(settings: Settings, home: Path) -> None:
+def _write_docs(settings: Settings, home: Path, variables: list[str]) -> None:
+    """Write the documentation; with the variables of the build, whose parsing of the project holds for it then."""
     # The emulator has no catalogue of columns to ask for; what the project declares is there all the same.
     catalog = ["--empty-catalog"] if settings.bigquery_emulator_host else []
-    _run_dbt(["docs", "generate", "--static", "--no-compile", *catalog], home, lambda line: None)
+    _run_dbt(["docs", "generate", "--static", "--no-compile", *variables, *catalog], home, lambda line: None)
     shutil.copyfile(home / "target" / "static_index.html", private_directory(docs_page().parent) / docs_page().name)

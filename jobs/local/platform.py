@@ -4,7 +4,7 @@ For one machine, and no installation.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,8 @@ class Platform:
 
     @property
     def services(self) -> tuple[Service, ...]:
-        """In the order in which they start, side by side."""
-        return self.bigquery, self.kafka, self.postgres, self.gcs
+        """In the order in which they start, side by side: who takes longest comes first."""
+        return self.bigquery, self.kafka, self.gcs, self.postgres
 
     def environment(self) -> dict[str, str]:
         """The settings that lead to this platform; they contain a password."""
@@ -96,20 +96,31 @@ def up() -> Platform:
     Raises:
         PlatformError: something cannot be started; names its log.
     """
-    with _the_home() as home, archiving():
+    own_home()
+    with archiving():
+        return start()
+
+
+def start(on_ready: Callable[[Platform, Service], None] = lambda platform, service: None) -> Platform:
+    """`up`, without the archive of Spark's classes.
+
+    Args:
+        on_ready: hears of each service as soon as it can be worked with. By then all have begun to start, and Postgres is
+            the first, BigQuery the last.
+
+    Raises:
+        PlatformError: something cannot be started; names its log.
+    """
+    with _the_home() as home:
         platform = Platform.at(home)
         for service in platform.services:
             if service.daemon.process() is None:
                 typer.echo(f"Starting {service.daemon.name} …", err=True)
                 service.start()
-        for service in platform.services:
+        for service in reversed(platform.services):
             _wait(service)
-        platform.postgres.create_database()
-        settings = platform.settings()
-        migrate(settings.require("postgres_dsn"))
-        create_topics(settings, partitions=_PARTITIONS)
-        platform.gcs.create_bucket(settings)
-        platform.bigquery.create_dataset(settings)
+            _bring_up_to_date(service, platform.settings())
+            on_ready(platform, service)
         write_private(embedded_env_file(), "".join(f"{name}={value}\n" for name, value in platform.environment().items()))
     return platform
 
@@ -133,9 +144,8 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
 
 
-@contextmanager
-def _the_home() -> Iterator[Path]:
-    """finpro's home, with its lock held.
+def own_home() -> Path:
+    """finpro's home, made where it is missing.
 
     Raises:
         PlatformError: it is another user's: what this one starts there, the other could neither read nor stop.
@@ -144,6 +154,17 @@ def _the_home() -> Iterator[Path]:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if home.stat().st_uid != os.geteuid():
         raise PlatformError(f"{home} belongs to user id {home.stat().st_uid}: run finpro as that user, or set FINPRO_HOME.")
+    return home
+
+
+@contextmanager
+def _the_home() -> Iterator[Path]:
+    """finpro's home, with its lock held.
+
+    Raises:
+        PlatformError: it is another user's.
+    """
+    home = own_home()
     with exclusive_lock(home / "lock", on_wait=lambda: typer.echo("Another finpro up or down is at work: waiting …", err=True)):
         yield home
 
@@ -158,6 +179,20 @@ def _wait(service: Service) -> None:
             if attempt == _STARTS or not _lost_its_port(service):
                 raise
             service.start()
+
+
+def _bring_up_to_date(service: Service, settings: Settings) -> None:
+    """Make what finpro needs of a service and is missing there."""
+    match service:
+        case PostgresServer():
+            service.create_database()
+            migrate(settings.require("postgres_dsn"))
+        case KafkaBroker():
+            create_topics(settings, partitions=_PARTITIONS)
+        case StorageEmulator():
+            service.create_bucket(settings)
+        case BigQueryEmulator():
+            service.create_dataset(settings)
 
 
 def _lost_its_port(service: Service) -> bool:
