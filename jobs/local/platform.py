@@ -49,8 +49,8 @@ class Platform:
 
     @property
     def services(self) -> tuple[Service, ...]:
-        """In the order in which they start, side by side: who takes longest comes first."""
-        return self.bigquery, self.kafka, self.gcs, self.postgres
+        """In the order in which they start, side by side."""
+        return self.bigquery, self.kafka, self.postgres, self.gcs
 
     def environment(self) -> dict[str, str]:
         """The settings that lead to this platform; they contain a password."""
@@ -105,8 +105,8 @@ def start(on_ready: Callable[[Platform, Service], None] = lambda platform, servi
     """`up`, without the archive of Spark's classes.
 
     Args:
-        on_ready: hears of each service as soon as it can be worked with. By then all have begun to start, and Postgres is
-            the first, BigQuery the last.
+        on_ready: hears of each service as soon as it can be worked with: Postgres is the first, BigQuery the last. By then
+            all of them have begun to start.
 
     Raises:
         PlatformError: something cannot be started; names its log.
@@ -117,7 +117,7 @@ def start(on_ready: Callable[[Platform, Service], None] = lambda platform, servi
             if service.daemon.process() is None:
                 typer.echo(f"Starting {service.daemon.name} …", err=True)
                 service.start()
-        for service in reversed(platform.services):
+        for service in (platform.postgres, platform.gcs, platform.kafka, platform.bigquery):  # as long as each takes
             _wait(service)
             _bring_up_to_date(service, platform.settings())
             on_ready(platform, service)
