@@ -46,7 +46,7 @@ class Stream(NamedTuple):
     sink: SinkFunction
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--available-now", action="store_true", help="archive what is there, then end")

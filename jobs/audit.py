@@ -24,7 +24,7 @@ from streaming.screening.sinks import require_tables
 _LISTS = ("streamed", "expected")
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--since", help="event time, an ISO 8601 date or timestamp; by default the first order")

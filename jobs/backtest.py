@@ -22,7 +22,7 @@ from streaming.history.rescreening import Period, parse_period
 from streaming.lakehouse.tables import bronze_orders, silver_orders
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rules", type=Path, required=True, help="the candidate: a rules file")

@@ -10,7 +10,7 @@ from streaming.lakehouse.maintenance import PROPERTIES, maintain, require_retent
 from streaming.lakehouse.tables import TABLES
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--force", action="store_true", help="delete files that others may be reading, if the settings say so")

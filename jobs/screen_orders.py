@@ -32,7 +32,7 @@ from streaming.screening.state import require_state
 QUERY_NAME = "screen_orders"
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the job; None stands for those of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--available-now", action="store_true", help="screen what is there, then end")

@@ -18,6 +18,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
+import __main__
+import tests
 from batch.google_cloud import bigquery_client, storage_client
 from batch.postgres import migrate
 from conf.settings import Settings, finpro_home, variable
@@ -38,6 +40,9 @@ hypothesis.settings.register_profile(
     "finpro", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("finpro")
+
+if not hasattr(__main__, "__file__"):  # as in the processes of pytest-xdist, which PySpark would take for doctests
+    __main__.__file__ = tests.__file__
 
 bypass_proxies()  # as the finpro command does
 os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported

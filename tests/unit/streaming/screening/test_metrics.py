@@ -207,6 +207,7 @@ def test_a_record_that_a_killed_job_left_behind_is_no_job(own_home: Path, regist
 def test_a_taken_port_is_said_and_another_one_used(
     own_home: Path, registry: CollectorRegistry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FINPRO_METRICS_PORT")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setitem(METRICS_PORTS, "screen", port)
