@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -37,19 +38,11 @@ class Daemon:
         return self.home / "run" / f"{self.name}.json"
 
     def process(self) -> psutil.Process | None:
-        """The running process, or None.
-
-        A record may be older than the machine's last boot, and its pid may be somebody else's by now: the time the
-        process was created decides.
-        """
+        """The running process, or None."""
         try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
-            process = psutil.Process(record["pid"])
-            if abs(process.create_time() - record["create_time"]) > _SAME_START_SECONDS:
-                return None
-        except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+            return recorded_process(json.loads(self._record.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
             return None
-        return process if _lives(process) else None
 
     def start(self, command: list[str], *, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         """Start it in a session of its own, so that it outlives this command, with nothing of finpro's in its environment.
@@ -80,17 +73,13 @@ class Daemon:
                 )
             except OSError as error:
                 raise PlatformError(f"{self.name} cannot be started: {command[0]}: {error.strerror}") from error
-        write_private(self._record, json.dumps({"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}))
+        write_private(self._record, json.dumps(record_of(child.pid)))
         child.returncode = 0  # meant to go on: without this, Python would warn of a child that nobody waited for
 
     def listens_on(self, port: int) -> bool:
         """Whether it accepts connections on this port: it, and no other program."""
         process = self.process()
-        try:
-            sockets = process.net_connections(kind="tcp") if process else []
-        except psutil.NoSuchProcess:
-            return False
-        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
+        return process is not None and listens(process, port)
 
     def wait_until(self, answers: Callable[[], bool], *, seconds: float) -> None:
         """Wait until `answers()`.
@@ -124,6 +113,34 @@ class Daemon:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         tail = "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it is empty)"
         return f"{problem}.\nIts log {self.log} ends with:\n{tail}"
+
+
+def record_of(pid: int) -> dict[str, Any]:
+    """What a record says of a process, for `recorded_process` to find it again."""
+    return {"pid": pid, "create_time": psutil.Process(pid).create_time()}
+
+
+def recorded_process(record: Any) -> psutil.Process | None:
+    """The process that a record speaks of, if it still runs.
+
+    A record may be older than the machine's last boot, and its pid may be somebody else's by now: the time the process was
+    created decides.
+    """
+    try:
+        process = psutil.Process(record["pid"])
+        is_same = abs(process.create_time() - record["create_time"]) <= _SAME_START_SECONDS
+    except (KeyError, TypeError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process if is_same and _lives(process) else None
+
+
+def listens(process: psutil.Process, port: int) -> bool:
+    """Whether this process, and no other, accepts connections on this port."""
+    try:
+        sockets = process.net_connections(kind="tcp")
+    except psutil.NoSuchProcess:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
 
 
 def run_once(command: list[str], *, cwd: Path, failure: str, environment: Mapping[str, str] | None = None) -> None:
