@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from conf.errors import FinproError
-from conf.settings import finpro_home, load_settings
 from jobs.local.ports import bypass_proxies
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def demo(
 def migrate() -> None:
     """Create Postgres tables and Kafka topics that are missing; in emulators, the bucket and the dataset too."""
     from batch.postgres import migrate as migrate_postgres
+    from conf.settings import finpro_home, load_settings
     from jobs.local.platform import Platform
     from streaming.kafka import create_topics
 
@@ -103,6 +103,7 @@ def generate(
 ) -> None:
     """Make users and products and load them into Postgres; the same again changes nothing."""
     from batch.reference_data import generate as generate_reference_data
+    from conf.settings import load_settings
 
     dsn = load_settings().require("postgres_dsn")
     copied: Counter[str] = Counter()
@@ -129,6 +130,7 @@ def produce(
     event_rate: Annotated[float, typer.Option(min=0.001, help="With --rate 0: orders a second of event time.")] = 200.0,
 ) -> None:
     """Send orders of the users and products in Postgres to Kafka, with planted frauds that carry a label in a header."""
+    from conf.settings import load_settings
     from jobs.spark.interruption import stop_on_signal
     from streaming.shop.producer import produce as produce_orders
 
@@ -278,6 +280,7 @@ def load(
 ) -> None:
     """Load an export, and earlier ones that it builds on, into BigQuery's raw tables; what is loaded already stays."""
     from batch.warehouse.bigquery import load as load_run
+    from conf.settings import load_settings
 
     def show(loaded: "LoadedTable") -> None:
         typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged")
@@ -298,6 +301,7 @@ def reconcile(
     from batch.warehouse.monitoring import Finding
     from batch.warehouse.reconcile import reconcile as reconcile_run
     from batch.warehouse.reconcile import require_consistent
+    from conf.settings import load_settings
     from jobs.notify.notices import consistency
     from jobs.notify.notifications import announced
 
@@ -323,6 +327,7 @@ def transform(
     notify: Notify = False,
 ) -> None:
     """Build and test the marts from the raw tables in BigQuery, with dbt, and write their documentation."""
+    from conf.settings import load_settings
     from jobs.notify.notices import command_ended
     from jobs.notify.notifications import announced
     from jobs.transform import docs_page
@@ -341,6 +346,7 @@ def validate(
     notify: Notify = False,
 ) -> None:
     """Check the raw tables in BigQuery against what they have to be, and publish data docs; the gate before `transform`."""
+    from conf.settings import load_settings
     from jobs.notify.notices import command_ended
     from jobs.notify.notifications import announced
     from jobs.validate import validate as check_tables
@@ -356,6 +362,7 @@ def notify_digest(
     hours: Annotated[int, typer.Option(min=1, max=48, help="How many full hours, up to the last one.")] = 1,
 ) -> None:
     """Send orders, frauds and counts by reason of the last full hour: what a scheduler runs once an hour."""
+    from conf.settings import load_settings
     from jobs.notify.notices import fraud_digest
     from jobs.notify.notifications import send
 
@@ -368,6 +375,7 @@ def notify_consistency(
     run_id: Annotated[str | None, typer.Option(help="A reconciled run; by default the newest.")] = None,
 ) -> None:
     """Send what reconciliation found for each table of a run."""
+    from conf.settings import load_settings
     from jobs.notify.notices import run_consistency
     from jobs.notify.notifications import send
 
@@ -391,6 +399,7 @@ def report(
     locale: Annotated[str, typer.Option(help="How numbers and dates are written, such as en, en_ID or id.")] = "en",
 ) -> None:
     """Write what the marts say as one HTML page that opens without a network."""
+    from conf.settings import load_settings
     from jobs.report import write_report
 
     typer.echo(f"the report is {write_report(load_settings(), output, locale=locale)}")
@@ -404,8 +413,7 @@ def status(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a part has to answer.")] = 15,
 ) -> None:
     """Show the health of the whole platform; exit code 1 when something is down."""
-    from rich.console import Console
-
+    from conf.settings import load_settings
     from jobs.health import status as platform
 
     settings = load_settings()
@@ -416,6 +424,8 @@ def status(
     if as_json:
         typer.echo(platform.as_json(parts))
     else:
+        from rich.console import Console
+
         Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(platform.as_table(parts))
     raise typer.Exit(int(platform.is_down(parts)))
 

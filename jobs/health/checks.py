@@ -1,54 +1,29 @@
 """What `finpro status` asks: one check a part of the platform. A check says what it saw; what cannot be reached raises."""
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from typing import Any, NamedTuple
 
 import msgspec
-import requests
-from google.api_core.exceptions import NotFound
-from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import fs
 
 from batch.file_systems import file_system
-from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
 from batch.postgres import connect, describe
 from batch.postgres import explained as postgres_explained
-from batch.warehouse.manifest import newest_manifest
-from batch.warehouse.tables import Warehouse
 from conf.settings import Settings
 from expectations.outcome import data_docs, read_gate_run
+from jobs.health.findings import Check, Finding, State, age, dated, duration, milliseconds_since
 from jobs.spark.running_job import RunningJob, find_job
 from streaming.kafka import TOPICS, require_topics
 from streaming.screening.checkpoints import Committed, last_commit, unread
 
-# A schedule of once a day, and two hours for the run itself.
-_STALE_RUN = timedelta(hours=26)
 # Idle queries say so every 10 seconds, and no micro-batch takes minutes.
 _SILENT = timedelta(minutes=5)
 _RECENT = timedelta(minutes=1)
 _METRICS_SECONDS = 3
-
-
-class State(Enum):
-    """How a part fares; `OFF` is one that is not used here."""
-
-    OK = "ok"
-    OFF = "off"
-    WARN = "warn"
-    DOWN = "down"
-
-
-class Finding(NamedTuple):
-    """What a check saw."""
-
-    state: State
-    text: str
-
-
-Check = Callable[[Settings], Finding]
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -58,35 +33,56 @@ def _kafka(settings: Settings) -> Finding:
     started = time.monotonic()
     require_topics(settings)
     servers = settings.require("kafka_bootstrap_servers")
-    return Finding(State.OK, f"{servers}, {len(TOPICS)} topics, answers in {_milliseconds(started)}")
+    return Finding(State.OK, f"{servers}, {len(TOPICS)} topics, answers in {milliseconds_since(started)}")
 
 
 def _postgres(settings: Settings) -> Finding:
     dsn, started = settings.require("postgres_dsn"), time.monotonic()
     orders = _query(dsn, "select pg_stat_get_live_tuples('raw_orders'::regclass)")  # an estimate: a count reads them all
-    return Finding(State.OK, f"{describe(dsn)}, about {orders[0][0]:,} orders, answers in {_milliseconds(started)}")
-
-
-def _cloud_storage(settings: Settings) -> Finding:
-    started = time.monotonic()
-    bucket = open_bucket(settings)
-    return Finding(State.OK, f"gs://{bucket.name}, answers in {_milliseconds(started)}")
-
-
-def _bigquery(settings: Settings) -> Finding:
-    started = time.monotonic()
-    dataset = open_dataset(settings, bigquery_client(settings))
-    return Finding(State.OK, f"{dataset.project}.{dataset.dataset_id}, answers in {_milliseconds(started)}")
-
-
-def _milliseconds(started: float) -> str:
-    return f"{(time.monotonic() - started) * 1000:,.0f} ms"
+    return Finding(State.OK, f"{describe(dsn)}, about {orders[0][0]:,} orders, answers in {milliseconds_since(started)}")
 
 
 def _query(dsn: str, query: str) -> list[tuple[Any, ...]]:
     with connect(dsn, application_name="finpro status") as connection, postgres_explained(dsn), connection.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchall()
+
+
+def _of_google_cloud(name: str, needed: str) -> Check:
+    """A check of `google_cloud`, where the setting that it needs is there."""
+
+    def check(settings: Settings) -> Finding:
+        settings.require(needed)
+        from jobs.health import google_cloud
+
+        finding: Finding = getattr(google_cloud, name)(settings)
+        return finding
+
+    return check
+
+
+def import_what_checks_need(settings: Settings) -> None:
+    """Import Google's libraries, where the settings lead there: half a second, which is no part's answer."""
+    if settings.gcp_project or settings.gcs_bucket:
+        with _without_pandas():
+            from jobs.health import google_cloud  # noqa: F401
+
+
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """What is imported in the block takes pandas for missing: BigQuery's library imports it, for 0.3 s, and nobody asks."""
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas:
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is left out", name=name)
 
 
 # --- streaming jobs --------------------------------------------------------------------------------------------------
@@ -105,16 +101,16 @@ def _streaming_job(name: str, queries: tuple[str, ...]) -> Check:
 
 
 def _running(job: RunningJob, begun: list[Committed], waiting: int) -> Finding:
-    parts = [f"runs for {_age(job.started_at)} (process {job.pid})"]
+    parts = [f"runs for {age(job.started_at)} (process {job.pid})"]
     if begun:
-        parts.append(f"last micro-batch {_age(max(commit.at for commit in begun))} ago")
+        parts.append(f"last micro-batch {age(max(commit.at for commit in begun))} ago")
     parts.append(f"{waiting:,} messages wait")
     measured = _measured(job)
     if measured is None:
         return Finding(State.WARN, ", ".join([*parts, "its metrics do not answer"]))
     parts.append(f"{measured.rows_per_second:,.0f}/s")
     if measured.silent > _SILENT:
-        return Finding(State.DOWN, ", ".join([*parts, f"it has not said a thing for {_duration(measured.silent)}"]))
+        return Finding(State.DOWN, ", ".join([*parts, f"it has not said a thing for {duration(measured.silent)}"]))
     if measured.rules_refused:
         return Finding(State.WARN, ", ".join([*parts, "the rules file cannot be used: older rules are in force"]))
     return Finding(State.OK, ", ".join(parts))
@@ -124,7 +120,7 @@ def _not_running(name: str, begun: list[Committed], waiting: int) -> Finding:
     if not begun:
         return Finding(State.OFF, "has never run with these checkpoints")
     newest = max(commit.at for commit in begun)
-    last = f"last micro-batch {_age(newest)} ago, {waiting:,} messages wait"
+    last = f"last micro-batch {age(newest)} ago, {waiting:,} messages wait"
     if datetime.now(UTC) - newest < _RECENT:
         return Finding(State.OK, f"no process of this home, but it works somewhere: {last}")
     return Finding(State.DOWN if waiting else State.WARN, f"does not run: `finpro {name}` starts it; {last}")
@@ -142,6 +138,9 @@ def _measured(job: RunningJob) -> _Measured | None:
     """The metrics of a running job; None where they cannot be had."""
     if job.metrics_url is None:
         return None
+    import requests
+    from prometheus_client.parser import text_string_to_metric_families
+
     try:
         text = requests.get(job.metrics_url, timeout=_METRICS_SECONDS).text
     except requests.RequestException:
@@ -171,7 +170,7 @@ def _lakehouse(settings: Settings) -> Finding:
         newest, version = found, version + 1
     if newest is None:
         return Finding(State.OFF, f"nothing is archived in {location}")
-    return Finding(State.OK, f"{location}, bronze last written {_age(newest.mtime)} ago (version {version - 1})")
+    return Finding(State.OK, f"{location}, bronze last written {age(newest.mtime)} ago (version {version - 1})")
 
 
 def _noted_version(system: fs.FileSystem, path: str) -> int:
@@ -180,29 +179,6 @@ def _noted_version(system: fs.FileSystem, path: str) -> int:
         return 0
     with system.open_input_stream(noted) as stream:
         return int(msgspec.json.decode(stream.readall())["version"])
-
-
-def _export(settings: Settings) -> Finding:
-    bucket = open_bucket(settings)
-    with explained(settings):
-        manifest = newest_manifest(bucket)
-    if manifest is None:
-        return Finding(State.OFF, "never: `finpro export` makes the first run")
-    rows = sum(table.rows for table in manifest.tables)
-    return _dated(manifest.finished_at, f"run {manifest.run_id}, {rows:,} rows")
-
-
-def _load(settings: Settings) -> Finding:
-    client = bigquery_client(settings)
-    dataset = open_dataset(settings, client)
-    with explained(settings):
-        try:
-            run = Warehouse(client, f"{dataset.project}.{dataset.dataset_id}", dataset.location).newest_complete_run()
-        except NotFound:
-            run = None
-    if run is None:
-        return Finding(State.OFF, "never: `finpro load` loads the newest export")
-    return _dated(run.exported_at, f"run {run.run_id}, exported")
 
 
 def _reconciliation(settings: Settings) -> Finding:
@@ -217,7 +193,7 @@ def _reconciliation(settings: Settings) -> Finding:
     run_id, finished_at, tables, inconsistent = found[0]
     if inconsistent:
         return Finding(State.DOWN, f"run {run_id}: {inconsistent} Inconsistent; `finpro reconcile` names every figure")
-    return _dated(finished_at, f"run {run_id}, {tables} tables Consistent")
+    return dated(finished_at, f"run {run_id}, {tables} tables Consistent")
 
 
 def _validation(_settings: Settings) -> Finding:
@@ -228,26 +204,7 @@ def _validation(_settings: Settings) -> Finding:
     failed = [outcome for outcome in run.outcomes if outcome.stops]
     if failed:
         return Finding(State.DOWN, f"run {run.run_id}: {len(failed)} expectations fail; {data_docs() / 'index.html'}")
-    return _dated(written, f"run {run.run_id}, {len(run.outcomes)} expectations")
-
-
-def _dated(at: datetime, text: str) -> Finding:
-    """A finding about something that a schedule should do again every day."""
-    is_stale = datetime.now(UTC) - at > _STALE_RUN
-    return Finding(State.WARN if is_stale else State.OK, f"{text} {_age(at)} ago")
-
-
-def _age(at: datetime) -> str:
-    return _duration(datetime.now(UTC) - at)
-
-
-def _duration(length: timedelta) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 days`."""
-    seconds = max(length.total_seconds(), 0)
-    for unit, of_seconds in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * of_seconds:
-            return f"{seconds // of_seconds:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return dated(written, f"run {run.run_id}, {len(run.outcomes)} expectations")
 
 
 # By part. These two are needed by everything; of the others, one that is not configured is not used.
@@ -255,13 +212,13 @@ REQUIRED = ("Kafka", "Postgres")
 CHECKS: dict[str, Check] = {
     "Kafka": _kafka,
     "Postgres": _postgres,
-    "Cloud Storage": _cloud_storage,
-    "BigQuery": _bigquery,
+    "Cloud Storage": _of_google_cloud("cloud_storage", "gcs_bucket"),
+    "BigQuery": _of_google_cloud("bigquery", "gcp_project"),
     "screen": _streaming_job("screen", ("screen_orders",)),
     "archive": _streaming_job("archive", ("archive_bronze", "archive_silver", "archive_quarantine")),
     "lakehouse": _lakehouse,
-    "export": _export,
-    "load": _load,
+    "export": _of_google_cloud("export", "gcs_bucket"),
+    "load": _of_google_cloud("load", "gcp_project"),
     "reconciliation": _reconciliation,
     "validation": _validation,
 }

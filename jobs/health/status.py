@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, NamedTuple
 
 from conf.errors import FinproError, SettingsError
 from conf.settings import Settings
-from jobs.health.checks import CHECKS, REQUIRED, Check, State
+from jobs.health.checks import CHECKS, REQUIRED, import_what_checks_need
+from jobs.health.findings import Check, State
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType  # by who shows something
 
 _STYLES = {State.OK: "green", State.OFF: "dim", State.WARN: "yellow", State.DOWN: "bold red"}
 
@@ -32,6 +31,7 @@ class Health(NamedTuple):
 
 def health(settings: Settings, *, timeout_seconds: float, checks: Mapping[str, Check] = CHECKS) -> list[Health]:
     """Ask every part, side by side; one that has not answered in time is down."""
+    import_what_checks_need(settings)
     return list(_ask(checks, settings, timeout_seconds))
 
 
@@ -46,8 +46,12 @@ def as_json(parts: list[Health]) -> str:
     return json.dumps({"healthy": not is_down(parts), "parts": rows}, ensure_ascii=False)
 
 
-def as_table(parts: list[Health]) -> RenderableType:
+def as_table(parts: list[Health]) -> "RenderableType":
     """For a terminal: a line a part."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, show_header=False)
     for part in parts:
         style = _STYLES[part.state]
@@ -57,6 +61,10 @@ def as_table(parts: list[Health]) -> RenderableType:
 
 def watch(settings: Settings, *, timeout_seconds: float, every_seconds: float) -> list[Health]:
     """Show the platform's health until Ctrl-C; returns what was seen last."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
     parts: list[Health] = []
     console = Console(highlight=False)
     with suppress(KeyboardInterrupt), Live(Text("asking …"), console=console, screen=True, auto_refresh=False) as live:

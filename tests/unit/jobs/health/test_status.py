@@ -12,7 +12,8 @@ import pytest
 from conf.errors import KafkaError, SettingsError
 from conf.settings import Settings
 from jobs.health import checks as health_checks
-from jobs.health.checks import CHECKS, Finding, State
+from jobs.health.checks import CHECKS
+from jobs.health.findings import Finding, State
 from jobs.health.status import Health, as_json, health, is_down
 from jobs.spark.running_job import RunningJob
 from streaming.screening.checkpoints import Committed, last_commit
