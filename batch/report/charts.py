@@ -71,13 +71,13 @@ def daily_chart(
     )
 
 
-def _scale(highest: float) -> tuple[float, list[Tick]]:
-    """The top of the plot and its grid lines: whole, round numbers, a few of them."""
-    rough = max(highest, 1) / _MOST_TICKS
-    magnitude = 10 ** math.floor(math.log10(rough))
-    step = max(1, next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough))
-    step = math.ceil(step)
-    count = math.ceil(max(highest, 1) / step)
+def _scale(highest: float) -> tuple[int, list[Tick]]:
+    """The top of the plot and its grid lines: whole, round numbers, a few of them. (Floats would miss a great one by little.)"""
+    least_top = math.ceil(max(highest, 1))
+    least_step = -(-least_top // _MOST_TICKS)
+    magnitude = 10 ** (len(str(least_step)) - 1)
+    step = next(step for tenths in (10, 20, 25, 50, 100) if (step := -(-tenths * magnitude // 10)) >= least_step)
+    count = -(-least_top // step)
     return step * count, [Tick(step * number, 100 * number / count) for number in range(count + 1)]
 
 

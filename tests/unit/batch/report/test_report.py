@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch.report.charts import daily_chart
@@ -137,6 +137,7 @@ def test_over_an_empty_day_a_running_total_carries_on_and_an_average_breaks_off(
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=400))
+@example([10**17 + 1])
 def test_every_figure_lies_within_the_scale_and_grid_lines_are_few_whole_numbers(figures: list[int]) -> None:
     chart = daily_chart([DAY + timedelta(days=place) for place in range(len(figures))], figures)
     assert all(-1e-9 <= bar.y <= 100 for bar in chart.bars)

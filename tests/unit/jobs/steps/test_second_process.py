@@ -43,8 +43,7 @@ def test_a_command_that_fails_says_why_and_is_an_error_and_the_next_one_runs(sec
 def test_it_is_an_error_when_it_is_killed() -> None:
     second = SecondProcess(["json"])
     second.start()
-    (child,) = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
-    child.kill()
+    psutil.Process(second._process.pid).kill()
     with pytest.raises(FinproError, match="has ended by itself"):
         second.run(["env", "--help"], {}, lambda line: None)
     second.end()
