@@ -72,7 +72,7 @@ def daily_chart(
 
 
 def _scale(highest: float) -> tuple[int, list[Tick]]:
-    """The top of the plot and its grid lines: whole, round numbers, a few of them. (Floats would miss a great one by little.)"""
+    """The top of the plot and its grid lines: whole, round numbers, a few of them. (Floats would miss a great one.)"""
     least_top = math.ceil(max(highest, 1))
     least_step = -(-least_top // _MOST_TICKS)
     magnitude = 10 ** (len(str(least_step)) - 1)
