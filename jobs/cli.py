@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -434,7 +435,10 @@ def _run(job: str, arguments: list[str], master: str, memory: str, conf: list[st
     """Run `jobs/<job>.py` as the driver of its Spark."""
     from jobs.spark.driver import run_job
 
-    run_job(job, arguments, master=master, memory=memory, conf=conf or [], delta=delta)
+    def work() -> None:
+        import_module(f"jobs.{job}").main(arguments)
+
+    run_job(job, work, master=master, memory=memory, conf=conf or [], delta=delta)
 
 
 def run(arguments: list[str]) -> int:

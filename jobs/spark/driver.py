@@ -3,9 +3,8 @@
 import os
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib import import_module
 
 from py4j.protocol import Py4JNetworkError
 
@@ -13,10 +12,10 @@ from conf.errors import StreamingError
 from jobs.spark.submit import environment, log_file, spark_submit
 
 
-def run_job(job: str, arguments: Sequence[str], *, master: str, memory: str, conf: Sequence[str], delta: bool = False) -> None:
-    """Run `jobs/<job>.py` with these arguments, in this process.
+def run_job(job: str, work: Callable[[], None], *, master: str, memory: str, conf: Sequence[str], delta: bool = False) -> None:
+    """Do the work of `jobs/<job>.py` in this process.
 
-    Spark starts while the job's modules are imported and what it needs is checked. In a process that has a Spark already the
+    Spark starts meanwhile: `work` first imports the job and checks what it needs. In a process that has a Spark already the
     job runs on that one, whatever its properties are.
 
     Raises:
@@ -26,7 +25,7 @@ def run_job(job: str, arguments: Sequence[str], *, master: str, memory: str, con
         become_driver(job, master=master, memory=memory, conf=conf, delta=delta)
         threading.Thread(target=_start, name="start-spark", daemon=True).start()
     try:
-        import_module(f"jobs.{job}").main(arguments)
+        work()
     except Py4JNetworkError as error:
         raise StreamingError(
             f"Spark's JVM ended by itself: {log_file(job)} may say why. Where it was out of memory, --memory gives it more;"
