@@ -242,6 +242,7 @@ class Flow:
 
     def _report(self, voice: Voice) -> None:
         self._run_command(["report"], voice)
+        self._second.dismiss()
 
     def _run_command(self, arguments: list[str], voice: Voice) -> None:
         self._second.run(arguments, self._environment, voice.say)

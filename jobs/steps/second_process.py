@@ -55,6 +55,10 @@ class SecondProcess:
         if answer:
             raise FinproError(f"`finpro {' '.join(arguments)}` ended with exit code {answer}.")
 
+    def dismiss(self) -> None:
+        """There are no more commands: it may end, which takes a second."""
+        self._connection.close()
+
     def end(self) -> None:
         """End it, whatever it does; nothing when it was not started."""
         if self._process.pid is not None:
