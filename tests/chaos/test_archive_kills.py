@@ -31,6 +31,7 @@ def has_got_on(settings: Settings, before: int) -> bool:
 def test_killed_at_random_points_and_finished_every_table_has_everything_once(
     settings: Settings, spark_session: SparkSession
 ) -> None:
+    """Minutes: each kill needs a process that has started and committed to Delta tables, seconds a table."""
     rules = load_rules(settings.rules)
     orders = runs.dense_orders(6_000, rules, seed=21, start=datetime.now(UTC) - timedelta(hours=2), step=timedelta(seconds=1))
     bad = [(message.value, number % 4) for number, message in enumerate(BAD)]

@@ -25,6 +25,7 @@ KILLS = 3
 
 @pytest.mark.timeout(900)
 def test_after_kills_shuffles_and_late_orders_every_difference_is_late(spark_session: SparkSession, settings: Settings) -> None:
+    """Minutes: each kill needs two processes that have started side by side, and got on."""
     rules, choose = load_rules(settings.rules), random.Random(21)
     start = datetime.now(UTC) - timedelta(hours=2)
     orders = runs.dense_orders(4_000, rules, seed=21, start=start, step=timedelta(milliseconds=400))

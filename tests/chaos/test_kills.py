@@ -46,6 +46,7 @@ def backlog(settings: Settings, rules: FraudRules, count: int, seed: int, *, key
 def test_killed_at_random_points_and_finished_it_ends_as_the_brute_force_says(
     settings: Settings, rules: FraudRules, topic: str
 ) -> None:
+    """Minutes: each kill needs a process that has started, and got on."""
     backlog(settings, rules, 12_000, seed=11, keyed=topic == "keyed")
     choose = random.Random(11)
     for _ in range(KILLS[topic]):

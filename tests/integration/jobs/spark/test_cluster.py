@@ -88,6 +88,7 @@ def test_the_wheel_holds_what_the_finpro_command_sends_to_workers(wheel: Path) -
 def test_both_workers_screen_and_archive_and_the_verdicts_are_those_of_the_brute_force(
     settings: Settings, on_cluster: list[str], spark_session: SparkSession, tmp_path: Path
 ) -> None:
+    """More than a minute: six JVMs start, and those of a cluster without an archive of classes."""
     backlog(settings, 800)
     screening, archiving = tmp_path / "screening", tmp_path / "archiving"
 

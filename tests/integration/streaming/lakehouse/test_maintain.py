@@ -161,6 +161,7 @@ def assert_archived(spark: SparkSession, settings: Settings, sent: list[Given]) 
 def test_beside_a_running_archive_nothing_fails_and_nothing_is_lost_and_sigterm_ends_it_in_peace(
     settings: Settings, spark_session: SparkSession
 ) -> None:
+    """More than a minute: upkeep and an archive of its own process take turns on the same tables."""
     silver = silver_orders(settings.lakehouse)
     process = archive.start_archive("--trigger", "1 second")
     try:
