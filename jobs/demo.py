@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.errors import ReconciliationError, StreamingError
-from conf.settings import load_settings
+from conf.settings import finpro_home, load_settings
 from jobs.local.class_archive import archiving
 from jobs.local.platform import Platform, Service, own_home, start
 from jobs.steps.board import Board, Voice
@@ -49,9 +49,14 @@ def demo(*, orders: int, rate: float, seed: int) -> None:
     began = time.monotonic() - time.process_time()  # until here nothing was waited for, only imported
     console = Console(highlight=False)
     own_home()
-    with archiving(), Flow(orders, rate, seed) as flow, Board(console, began) as board:
-        run(flow.steps(), board, flow.give_up)
+    try:
+        with archiving(), Flow(orders, rate, seed) as flow, Board(console, began) as board:
+            run(flow.steps(), board, flow.give_up)
+    except KeyboardInterrupt:
+        console.print("Interrupted: what had begun has ended, the platform runs on. The next demo goes on from here.")
+        raise
     board.print_where_the_time_went()
+    console.print(f"Open {finpro_home() / 'report.html'} to see what the marts say.", soft_wrap=True)
     console.print(
         '`eval "$(.venv/bin/finpro env)"` shows the way in; `.venv/bin/finpro down` stops the platform, its data stay.'
     )
