@@ -4,15 +4,17 @@ Steps that do not depend on each other run side by side. What needs Spark runs i
 commands run in a second one. Modules that take long to import are imported by the step that needs them.
 """
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from subprocess import Popen
-from typing import TYPE_CHECKING, cast
+from subprocess import Popen, TimeoutExpired
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,11 +23,15 @@ from conf.errors import ReconciliationError, StreamingError
 from conf.settings import finpro_home, load_settings
 from jobs.local.class_archive import archiving
 from jobs.local.platform import Platform, Service, own_home, start
+from jobs.spark.driver import become_driver
+from jobs.spark.submit import log_file
 from jobs.steps.board import Board, Voice
 from jobs.steps.second_process import SecondProcess
 from jobs.steps.side_by_side import Step, run
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
+
     from streaming.shop.accounting import Account, Offsets
     from streaming.shop.producer import ProduceReport
 
@@ -34,6 +40,7 @@ _BROKEN, _DUPLICATES = 0.005, 0.01
 _HISTORY = timedelta(days=30)
 _STALL_SECONDS = 120
 _POLL_SECONDS = 0.2
+_LOG = "demo"
 _SERVICES = ("postgres", "gcs", "kafka", "bigquery")
 _SLOW_IMPORTS = ("expectations.gate", "dbt.cli.main", "dbt.adapters.bigquery", "batch.warehouse.reconcile", "jobs.report")
 
@@ -72,13 +79,13 @@ class Flow:
         self._since: dict[str, Offsets] = {}
         self._run_id = ""
         self._is_over, self._all_screened = threading.Event(), threading.Event()
-        self._second = SecondProcess(_SLOW_IMPORTS)
+        self._spark, self._second = _Spark(), SecondProcess(_SLOW_IMPORTS)
 
     def steps(self) -> list[Step]:
         """What is done, and what each waits for."""
         return [
             Step("platform", "Kafka, Postgres, Cloud Storage and BigQuery", self._platform, reaches=_SERVICES),
-            Step("spark", "one for all that needs it", self._spark, after=["postgres"]),
+            Step("spark", "one for all that needs it", self._start_spark, after=["postgres"]),
             Step("generate", "users and products", self._generate, after=["postgres"]),
             Step("produce", "orders in", self._produce, after=["kafka", "generate"]),
             Step("screen", "verdicts out", self._screen, after=["kafka", "spark"]),
@@ -99,14 +106,15 @@ class Flow:
 
     def __exit__(self, *_: object) -> None:
         self._second.end()
-        _end_spark()
+        self._spark.end()
 
     def give_up(self) -> None:
         """Have the steps that are at work end soon."""
+        logging.getLogger().addHandler(logging.NullHandler())  # what is cut off from here on is no news
         self._is_over.set()
         self._all_screened.set()
         self._second.end()
-        _cancel_jobs()
+        self._spark.cancel()
 
     # --- what the others need -----------------------------------------------------------------------------------------
 
@@ -120,18 +128,12 @@ class Flow:
 
         start(ready)
 
-    def _spark(self, voice: Voice) -> None:
-        from pyspark.sql import SparkSession
-
-        from jobs.spark.driver import become_driver
-        from jobs.spark.submit import log_file
-
-        # A shuffle of some thousand rows, in as many tasks as there are cores: 200 would take the audit a minute.
-        become_driver("demo", master="local[2,4]", memory="1g", conf=["spark.sql.shuffle.partitions=2"], delta=True)
-        voice.say(f"Spark {SparkSession.builder.getOrCreate().version}, its log is {log_file('demo')}")
+    def _start_spark(self, voice: Voice) -> None:
+        version = self._spark.start()
+        voice.say(f"Spark {version} logs to {log_file(_LOG)}")
 
     def _import(self, voice: Voice) -> None:
-        self._second.start()
+        self._second.start(voice.say)
 
     # --- orders in, verdicts out --------------------------------------------------------------------------------------
 
@@ -208,7 +210,7 @@ class Flow:
         from jobs import screen_orders
 
         options = ["--max-offsets-per-trigger", "20000"]
-        _on_spark(partial(screen_orders.main, options, console=voice.ticker, stop=self._all_screened))
+        self._spark.run(partial(screen_orders.main, options, console=voice.ticker, stop=self._all_screened))
         voice.say(voice.newest)
 
     def _account(self, voice: Voice) -> None:
@@ -225,12 +227,12 @@ class Flow:
     def _archive(self, voice: Voice) -> None:
         from jobs import archive_orders
 
-        _on_spark(partial(archive_orders.main, ["--available-now"], console=voice.console, stop=self._is_over))
+        self._spark.run(partial(archive_orders.main, ["--available-now"], console=voice.console, stop=self._is_over))
 
     def _audit(self, voice: Voice) -> None:
         from jobs import audit
 
-        _on_spark(partial(audit.main, ["--limit", "3"], console=voice.console))
+        self._spark.run(partial(audit.main, ["--limit", "3"], console=voice.console))
 
     # --- the warehouse ------------------------------------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class Flow:
         from jobs import export_raw
 
         self._run_id = new_run_id(datetime.now(UTC))
-        _on_spark(partial(export_raw.main, ["--run-id", self._run_id], say=voice.say))
+        self._spark.run(partial(export_raw.main, ["--run-id", self._run_id], say=voice.say))
 
     def _command(self, name: str) -> Callable[[Voice], None]:
         """The work of a command of finpro's that is about an export run."""
@@ -253,34 +255,52 @@ class Flow:
         self._second.run(arguments, self._environment, voice.say)
 
 
-def _on_spark(job: Callable[[], None]) -> None:
-    """Run a job on the Spark of this process."""
-    from py4j.protocol import Py4JNetworkError
+class _Spark:
+    """The Spark of this process, and its JVM."""
 
-    from jobs.spark.submit import log_file
+    _jvm: Popen[bytes]
 
-    try:
-        job()
-    except Py4JNetworkError as error:
-        raise StreamingError(f"Spark's JVM ended by itself: {log_file('demo')} may say why.") from error
+    def __init__(self) -> None:
+        self._context: SparkContext | None = None
 
+    def start(self) -> str:
+        """Start it, and give its version."""
+        from pyspark.sql import SparkSession
 
-def _cancel_jobs() -> None:
-    """Have what is at work on the Spark of this process fail at once, if there is one."""
-    from pyspark import SparkContext
+        # A shuffle of some thousand rows, in as many tasks as there are cores: 200 would take the audit a minute.
+        become_driver(_LOG, master="local[2,4]", memory="1g", conf=["spark.sql.shuffle.partitions=2"], delta=True)
+        self._context = SparkSession.builder.getOrCreate().sparkContext
+        gateway: Any = self._context._gateway
+        self._jvm = gateway.proc
+        return self._context.version
 
-    if spark := SparkContext._active_spark_context:
-        spark.cancelAllJobs()
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job on it.
 
+        Raises:
+            StreamingError: the JVM has ended by itself.
+            FinproError: the job failed.
+        """
+        try:
+            job()
+        except Exception as error:
+            with suppress(TimeoutExpired):  # it has not ended, so that is not why
+                self._jvm.wait(timeout=1)
+                raise StreamingError(f"Spark's JVM ended by itself: {log_file(_LOG)} may say why.") from error
+            raise
 
-def _end_spark() -> None:
-    """End the Spark of this process with its JVM, if there is one."""
-    from pyspark import SparkContext
+    def cancel(self) -> None:
+        """Have what is at work on it fail soon."""
+        if self._context:
+            with suppress(Exception):  # its JVM may be no more
+                self._context.cancelAllJobs()
 
-    if spark := SparkContext._active_spark_context:
-        jvm = cast("Popen[bytes]", spark._gateway.proc)  # type: ignore[union-attr]
-        spark.stop()
-        jvm.communicate()  # the end of its input tells it to end
+    def end(self) -> None:
+        """End it, if it was started, with the JVM."""
+        if self._context:
+            with suppress(Exception):
+                self._context.stop()
+            self._jvm.communicate()  # the end of its input has it end
 
 
 def _reasons(found: "Account") -> Table:

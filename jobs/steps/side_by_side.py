@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 from jobs.steps.board import Board, Voice
 
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 5
 
 
 @dataclass(frozen=True)
