@@ -48,9 +48,8 @@ def test_a_command_may_end_in_a_stack_trace_and_the_next_one_runs(second: Second
 
 
 def test_it_is_an_error_when_it_is_killed(second: SecondProcess) -> None:
-    for child in psutil.Process().children():
-        if "jobs.steps.second_process" in child.cmdline():
-            child.kill()
+    assert second._process
+    second._process.kill()
     with pytest.raises(FinproError, match="has ended by itself"):
         second.run(["env", "--help"], {}, print)
 
