@@ -4,13 +4,16 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
 import msgspec
+import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from batch.postgres import connect
@@ -102,6 +105,26 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     """SIGKILL a started `finpro screen` with all it has started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def kill_command(process: subprocess.Popen[str], *, seconds: float = 30) -> None:
+    """SIGKILL only the command: what it has started, its JVM and its workers, ends because the command is gone."""
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + seconds
+    while left := _of_session(process.pid):
+        assert time.monotonic() < deadline, f"{left} outlive the command"
+        time.sleep(0.05)
+
+
+def _of_session(session: int) -> list[psutil.Process]:
+    """The processes that are in the session of one that led it, but for zombies."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(one.pid) == session and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 def consume(settings: Settings, topic: str) -> list[Any]:
