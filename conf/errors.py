@@ -84,6 +84,10 @@ class LakehouseError(FinproError):
     exit_code = 15
 
 
+class FileDamaged(LakehouseError):
+    """A file that was written whole is not whole any more."""
+
+
 class VerdictsUnexplained(FinproError):
     """The audit found differences that nothing known accounts for."""
 

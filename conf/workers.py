@@ -5,7 +5,7 @@ from functools import cache
 
 
 @cache
-def spare_imports() -> None:
+def freeze_imports() -> None:
     """Keep the garbage collector from what this worker has imported. To be called by its first task; later calls do nothing.
 
     Spark's worker collects garbage after each task, and its next one waits for that: 50 ms and more to look through a

@@ -199,8 +199,8 @@ class Flow:
     def _unscreened(self, kept: dict[int, tuple[int, int]]) -> int:
         """How many of these messages, by their partition, are not screened yet."""
         from jobs.screen_orders import QUERY_NAME
+        from streaming.committed import last_commit
         from streaming.kafka import ORDERS
-        from streaming.screening.checkpoints import last_commit
 
         commit = last_commit(self._settings, QUERY_NAME)
         read = commit.ends.get(self._settings.topic(ORDERS), {}) if commit else {}

@@ -1,33 +1,34 @@
 """The screening job: `spark-submit jobs/screen_orders.py [options]`, or `finpro screen`."""
 
 import argparse
+import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
-from pyspark.sql import SparkSession
-from pyspark.sql.streaming import DataStreamWriter
+from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 
-from conf.errors import FinproError, StreamingError, TopicNotKeyed
+from conf.errors import StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
 from jobs.spark.session import job_session, run_as_program
 from jobs.spark.streaming_job import Query, Reporter, run_until_stopped, stop_requested
-from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
-from streaming.lakehouse.continuation import Checkpoint
+from streaming.checkpoint import Checkpoint
+from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config, topic_ids
 from streaming.rules.live import LiveRules
 from streaming.rules.recorded import record
 from streaming.screening.division import By, Division
+from streaming.screening.ledger import Ledger, Ranges
 from streaming.screening.metrics import QueryMetrics, ScreeningMetrics
-from streaming.screening.pipeline import Screening, receipts_to, screened, warm_up
+from streaming.screening.micro_batch import MicroBatches
+from streaming.screening.pipeline import Screening, as_read, warm_up
 from streaming.screening.progress import Progress
 from streaming.screening.sinks import KafkaSink, require_tables
-from streaming.screening.state import require_state
 
 QUERY_NAME = "screen_orders"
 
@@ -65,33 +66,35 @@ def check(settings: Settings) -> Division:
     return Division(By.PARTITION, partitions)
 
 
-def require_checkpoint(checkpoint: Checkpoint, dsn: str) -> None:
-    """Check that what a checkpoint goes on from is there.
-
-    Raises:
-        StreamingError: it is not.
-        PostgresError: Postgres does not answer, or refuses.
-    """
-    planned, committed = checkpoint.planned(), checkpoint.committed()
-    if checkpoint.has_state_of_sparks():
-        raise StreamingError(
-            f"The checkpoint {checkpoint.folder} was made by an older version of finpro, which kept its state there. Move it"
-            " away and start anew, as docs/runbook.md says (upgrade): nothing is lost or doubled."
-        )
-    if planned is not None and committed is not None:
-        require_state(dsn, checkpoint.query_id(), committed, planned.batch)
-
-
-class _WatchingRules(NamedTuple):
-    """Looks whether the rules have changed as often as it reports."""
+class _Watching(NamedTuple):
+    """Looks as often as it reports whether the rules have changed, and whether this process still is the driver."""
 
     rules: LiveRules
+    ledger: Ledger
     reporter: Reporter
 
     def show(self, progress: Any, *, finished: bool = False) -> None:
         if not finished:
             self.rules.look()
+            self.ledger.require_held()
         self.reporter.show(progress, finished=finished)
+
+
+def messages_of(spark: SparkSession, settings: Settings, tasks: int, ranges: Ranges) -> DataFrame:
+    """What lies on `orders` in these ranges of offsets, as the query reads it."""
+    topic = settings.topic(ORDERS)
+    offsets = ({partition: place[side] for partition, place in ranges.items()} for side in (0, 1))
+    first, end = (json.dumps({topic: {str(partition): offset for partition, offset in side.items()}}) for side in offsets)
+    messages = (
+        spark.read.format("kafka")
+        .options(**spark_config(settings))
+        .option("assign", json.dumps({topic: list(ranges)}))
+        .option("startingOffsets", first)
+        .option("endingOffsets", end)
+        .options(**SOURCE_TUNING)
+        .load()
+    )
+    return as_read(messages, tasks)
 
 
 def screen(
@@ -108,42 +111,50 @@ def screen(
         FinproError: it cannot go on; says why and what to do.
     """
     screening = screening_of(settings, options)
-    checkpoint = f"{settings.checkpoints}/{QUERY_NAME}"
-    require_checkpoint(Checkpoint(spark, checkpoint), screening.dsn)
-    messages = (
-        spark.readStream.format("kafka")
-        .options(**spark_config(settings))
-        .option("subscribe", settings.topic(ORDERS))
-        .option("startingOffsets", options.starting_offsets)
-        .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
-        .options(**SOURCE_TUNING)
-        .load()
-    )
+    checkpoint = Checkpoint(spark, f"{settings.checkpoints}/{QUERY_NAME}")
+    if checkpoint.has_state_of_sparks():
+        raise StreamingError(
+            f"The checkpoint {checkpoint.folder} was made by an older version of finpro, which kept its state there. Move it"
+            " away and start anew, as docs/runbook.md says (upgrade): nothing is lost or doubled."
+        )
     registry = CollectorRegistry()
     progress, metrics = Progress(console), ScreeningMetrics(registry)
-    rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
-    trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
-
-    def query(division: Division) -> DataStreamWriter:
-        return (
-            screened(messages, screening, division, rules.start.lateness)
-            .writeStream.queryName(QUERY_NAME)
-            .foreachBatch(receipts_to([progress.settled, metrics.settled], rules, spark))
-            .option("checkpointLocation", checkpoint)
-            .trigger(**trigger)
+    ask_topic_id = topic_ids(settings, ORDERS)
+    with closing(Ledger(screening.dsn, checkpoint.folder, say=progress.waits)) as ledger:
+        ledger.require_continues(checkpoint, ask_topic_id())
+        rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
+        micro_batches = MicroBatches(
+            spark,
+            screening,
+            checkpoint,
+            ledger,
+            rules,
+            ask_topic_id,
+            partial(messages_of, spark, settings, options.buckets),
+            division,
+            progress.shuffles,
+            [progress.settled, metrics.settled],
         )
-
-    def shuffled(error: FinproError) -> DataStreamWriter | None:
-        """The query for a topic that is not keyed by product, where it failed because of that."""
-        if not isinstance(error, TopicNotKeyed):
-            return None
-        progress.shuffles(str(error))
-        return query(Division(By.PRODUCT, options.buckets))
-
-    asked_to_stop = nullcontext(stop) if stop else stop_requested(spark)
-    with made_known("screen", registry, settings), asked_to_stop as stopping:
-        watching = Query(query(division), _WatchingRules(rules, progress), shuffled)
-        run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
+        messages = (
+            spark.readStream.format("kafka")
+            .options(**spark_config(settings))
+            .option("subscribe", settings.topic(ORDERS))
+            .option("startingOffsets", options.starting_offsets)
+            .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
+            .options(**SOURCE_TUNING)
+            .load()
+        )
+        query = (
+            as_read(messages, options.buckets)
+            .writeStream.queryName(QUERY_NAME)
+            .foreachBatch(micro_batches)
+            .option("checkpointLocation", checkpoint.folder)
+            .trigger(**({"availableNow": True} if options.available_now else {"processingTime": options.trigger}))
+        )
+        asked_to_stop = nullcontext(stop) if stop else stop_requested(spark)
+        with made_known("screen", registry, settings), asked_to_stop as stopping:
+            watching = Query(query, _Watching(rules, ledger, progress))
+            run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
 
 
 def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:

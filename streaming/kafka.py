@@ -1,5 +1,6 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,7 @@ _ADVICE = {
 
 # Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
 SOURCE_TUNING = {
+    "kafka.isolation.level": "read_committed",  # what a transaction gave up was never sent
     "kafka.fetch.max.wait.ms": "5",
     "kafka.max.poll.records": "50000",
     "kafka.max.partition.fetch.bytes": str(8 << 20),
@@ -208,13 +210,22 @@ def topic_id(settings: Settings, name: str) -> str:
     Raises:
         KafkaError: Kafka does not answer, or has no such topic.
     """
+    return topic_ids(settings, name)()
+
+
+def topic_ids(settings: Settings, name: str) -> Callable[[], str]:
+    """Asks for the id of one of finpro's topics (see `topic_id`), again and again on one connection."""
     topic = settings.topic(name)
     admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
-    described = admin.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_SECONDS)
-    try:
-        return str(described[topic].result().topic_id)
-    except KafkaException as error:
-        raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
+
+    def ask() -> str:
+        described = admin.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_SECONDS)
+        try:
+            return str(described[topic].result().topic_id)
+        except KafkaException as error:
+            raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
+
+    return ask
 
 
 def existing_topics(settings: Settings) -> dict[str, int]:

@@ -40,7 +40,7 @@ from batch.warehouse.slices import ExportedSlice, Slice, SourceColumn, described
 from batch.warehouse.snapshot import Snapshot, held_snapshot
 from conf.errors import ExportError, FinproError, raised_elsewhere
 from conf.settings import Settings
-from conf.workers import spare_imports
+from conf.workers import freeze_imports
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
@@ -285,7 +285,7 @@ def _with_workers(start_spark: Callable[[], SparkContext]) -> SparkContext:
 
 def _get_ready(_task: int) -> None:
     """For a first task of each worker: it has started, and has imported what the next ones need."""
-    spare_imports()
+    freeze_imports()
 
 
 def _export_in_tasks(
@@ -295,7 +295,7 @@ def _export_in_tasks(
     slices = [part for _ in range(len(waiting)) if (part := _next(waiting))]
 
     def task(part: Slice) -> ExportedSlice:
-        spare_imports()
+        freeze_imports()
         done = write(part)
         rows.add(_rows_in(done))
         return done

@@ -17,8 +17,8 @@ from conf.settings import Settings
 from expectations.outcome import data_docs, read_gate_run
 from jobs.health.findings import Check, Finding, State, age, dated, duration, milliseconds_since
 from jobs.spark.running_job import RunningJob, find_job
+from streaming.committed import Committed, last_commit, unread
 from streaming.kafka import TOPICS, require_topics
-from streaming.screening.checkpoints import Committed, last_commit, unread
 
 # Idle queries say so every 10 seconds, and no micro-batch takes minutes.
 _SILENT = timedelta(minutes=5)

@@ -13,14 +13,13 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from streaming.contract import DEAD_LETTER_SCHEMA, NO_DEAD_LETTERS, ORDER_SCHEMA
+from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA, UTC_MICROSECONDS
 from streaming.rules.rules import REASONS
-from streaming.screening.sinks import KafkaSink, announce, standing, store
+from streaming.screening.sinks import Announcer, KafkaSink, standing, store
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits
 
 _EVIDENCE = tuple(f"evidence_{reason}" for reason in REASONS)
 _ORDER_COLUMNS = (*ORDER_SCHEMA.names(), "reasons", "shadow_reasons", "rules_version", *_EVIDENCE)
-_NO_VERDICTS = pl.DataFrame(schema=VERDICT_SCHEMA)
 
 Send = Callable[[pl.DataFrame], "Published"]
 
@@ -70,7 +69,9 @@ def publish_letters(letters: DataFrame, sinks: Sinks) -> Published:
     """Announce dead letters (columns of `contract.DEAD_LETTER_SCHEMA`)."""
 
     def send(table: pl.DataFrame) -> Published:
-        announce(sinks.kafka, _NO_VERDICTS, table.cast(DEAD_LETTER_SCHEMA), "", sinks.screened_at)
+        announcer = Announcer(sinks.kafka)
+        announcer.letters(table.cast(DEAD_LETTER_SCHEMA))
+        announcer.wait()
         return Published(len(table), 0)
 
     return _on_executors(letters.select(*DEAD_LETTER_SCHEMA.names()), send)
@@ -79,7 +80,7 @@ def publish_letters(letters: DataFrame, sinks: Sinks) -> Published:
 def as_verdicts(orders: pl.DataFrame) -> pl.DataFrame:
     """As screening hands them to the sinks (VERDICT_SCHEMA)."""
     bits = {
-        column: pl.Series([reason_bits(reasons) for reasons in orders[name]], dtype=pl.UInt8)
+        column: pl.Series([reason_bits(reasons) for reasons in orders[name]], dtype=pl.UInt64)
         for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
     }
     orders = orders.with_columns(**bits, gained=bits["given"], shadow_gained=bits["shadow"], revision=pl.lit(value=False))
@@ -91,7 +92,9 @@ def _send_verdicts(verdicts: pl.DataFrame, rules_version: str, sinks: Sinks) -> 
     remaining = verdicts.join(stored.clashes, on=["partition", "offset"], how="anti")
     if len(stored.clashes):
         store(sinks.dsn, remaining, rules_version, sinks.screened_at)
-    announce(sinks.kafka, standing(sinks.dsn, remaining), NO_DEAD_LETTERS, rules_version, sinks.screened_at)
+    announcer, screened_at = Announcer(sinks.kafka), pl.lit(sinks.screened_at).cast(UTC_MICROSECONDS)
+    announcer.verdicts(standing(sinks.dsn, remaining).with_columns(screened_at=screened_at), rules_version)
+    announcer.wait()
     return Published(len(remaining), len(stored.clashes))
 
 

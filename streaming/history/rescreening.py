@@ -206,10 +206,10 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     is_own[:first], is_own[end:] = False, False
     # To the rules a product is but a name for those who may be neighbours: in different slices they may not.
     apart = orders.with_columns(product_id=pl.struct(_SLICE, "product_id").rle_id().cast(pl.Int64))
-    given, in_shadow, evidence = np.zeros(len(orders), np.uint8), np.zeros(len(orders), np.uint8), []
+    given, in_shadow, evidence = np.zeros(len(orders), np.uint64), np.zeros(len(orders), np.uint64), []
     for bit, (reason, rule) in enumerate(RULES.items()):
         finding = rule(apart, rules)
-        (in_shadow if reason in rules.in_shadow else given)[finding.rows] |= np.uint8(1 << bit)
+        (in_shadow if reason in rules.in_shadow else given)[finding.rows] |= np.uint64(1 << bit)
         which = np.flatnonzero(is_own[finding.rows])
         ids = orders["order_id"].gather(finding.members[which].ravel())
         texts = evidence_texts(ids, finding, which)
@@ -219,8 +219,8 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     return orders.with_columns(found).drop(_SLICE).filter(pl.Series(is_own))
 
 
-def _lists(name: str, given: NDArray[np.uint8]) -> pl.Series:
-    return reason_lists(pl.Series(given, dtype=pl.UInt8)).alias(name)
+def _lists(name: str, given: NDArray[np.uint64]) -> pl.Series:
+    return reason_lists(pl.Series(given, dtype=pl.UInt64)).alias(name)
 
 
 def struct_of(ddl: str) -> StructType:

@@ -6,11 +6,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
+from streaming.committed import last_commit
 from streaming.history.causes import Reached
 from streaming.history.differences import Snapshot, all_reasons
 from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TopicReader, librdkafka_config, spark_config
 from streaming.lakehouse.archive import as_received, dead_letters, verdicts
-from streaming.screening.checkpoints import last_commit
 
 SCREENING, SILVER, QUARANTINE = "screen_orders", "archive_silver", "archive_quarantine"  # the queries' names
 

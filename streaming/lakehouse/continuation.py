@@ -12,18 +12,11 @@ from pyspark.sql import SparkSession
 
 from conf.errors import LakehouseError
 from conf.settings import Settings
+from streaming.checkpoint import Checkpoint, Planned
 from streaming.kafka import TopicReader, librdkafka_config, topic_id
-from streaming.lakehouse.small_files import Folder
 from streaming.lakehouse.tables import BRONZE_ORDERS, Table, appends, bronze_ends, bronze_orders, table_id
 
 _FROM_THE_FIRST = -2  # Spark's word for the first offset that Kafka has
-
-
-class Planned(NamedTuple):
-    """The newest micro-batch in a checkpoint: its number, and partition → the offset after its last message."""
-
-    batch: int
-    ends: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,44 +27,16 @@ class Origin:
     table: str
 
 
-class Checkpoint:
-    """A folder where Spark keeps how far a query has come; what finpro adds is one file that says what it was made for."""
-
-    def __init__(self, spark: SparkSession, folder: str) -> None:
-        self.folder = folder
-        self._files = Folder(spark, folder, "FINPRO_CHECKPOINTS")
-
-    def planned(self) -> Planned | None:
-        """The newest micro-batch, which may not have been written yet; None in a new checkpoint."""
-        newest = self._newest("offsets")
-        if newest is None:
-            return None
-        offsets = json.loads(self._files.read(f"offsets/{newest}").splitlines()[-1])
-        (partitions,) = offsets.values()
-        return Planned(newest, {int(partition): end for partition, end in partitions.items()})
-
-    def committed(self) -> int | None:
-        """The newest micro-batch that is complete; None before the first."""
-        return self._newest("commits")
-
-    def _newest(self, log: str) -> int | None:
-        return max((int(name) for name in self._files.names(log) if name.isdigit()), default=None)
-
-    def has_state_of_sparks(self) -> bool:
-        """Whether Spark kept the state of an operator in it."""
-        return bool(self._files.names("state"))
-
-    def query_id(self) -> str:
-        """The id of the query that it was made by."""
-        return str(json.loads(self._files.read("metadata"))["id"])
+class ArchiveCheckpoint(Checkpoint):
+    """What finpro adds to a checkpoint is one file that says what it was made for."""
 
     def origin(self) -> Origin | None:
         """What it was made for, where that is known."""
-        return Origin(**json.loads(self._files.read(_ORIGIN))) if self._files.exists(_ORIGIN) else None
+        return Origin(**json.loads(self.files.read(_ORIGIN))) if self.files.exists(_ORIGIN) else None
 
     def made_for(self, origin: Origin) -> None:
         """Note what it is made for."""
-        self._files.write(_ORIGIN, json.dumps(asdict(origin)))
+        self.files.write(_ORIGIN, json.dumps(asdict(origin)))
 
 
 _ORIGIN = "made_for.json"
@@ -96,7 +61,7 @@ def starting_offsets(
         LakehouseError: the checkpoint was made for another topic or table, or Kafka no longer has what comes next.
         KafkaError: Kafka does not answer.
     """
-    known = Checkpoint(spark, checkpoint)
+    known = ArchiveCheckpoint(spark, checkpoint)
     origin = Origin(topic_id(settings, topic), table_id(spark, table.path(settings.lakehouse)))
     planned, name = known.planned(), settings.topic(topic)
     with TopicReader(librdkafka_config(settings), name) as reader:
@@ -116,7 +81,7 @@ def starting_offsets(
     return json.dumps({name: {str(partition): reached.get(partition, _FROM_THE_FIRST) for partition in kept}})
 
 
-def _require_made_for(known: Checkpoint, origin: Origin, topic: str) -> None:
+def _require_made_for(known: ArchiveCheckpoint, origin: Origin, topic: str) -> None:
     if known.origin() != origin:
         raise LakehouseError(
             f"The checkpoint {known.folder} was made for another table, or for a topic that has since been created anew:"
@@ -125,7 +90,7 @@ def _require_made_for(known: Checkpoint, origin: Origin, topic: str) -> None:
 
 
 def _require_that_bronze_agrees(
-    spark: SparkSession, lakehouse: str, topic: str, origin: Origin, known: Checkpoint, planned: Planned | None
+    spark: SparkSession, lakehouse: str, topic: str, origin: Origin, known: ArchiveCheckpoint, planned: Planned | None
 ) -> None:
     """Check that bronze holds this very topic, and no more of it than the checkpoint knows of."""
     appended = appends(spark, bronze_orders(lakehouse))
@@ -136,7 +101,7 @@ def _require_that_bronze_agrees(
             " its offsets now stand for other messages. Archive it into another lakehouse (FINPRO_LAKEHOUSE), or give the"
             " topics another prefix (FINPRO_TOPIC_PREFIX)."
         )
-    if planned and appended.get(str(AppendId(topic, origin.topic, known.query_id())), -1) > planned.batch:
+    if planned and appended.get(str(AppendId(topic, origin.topic, str(known.query_id()))), -1) > planned.batch:
         raise LakehouseError(
             f"The checkpoint {known.folder} is older than bronze, as if it were restored from a copy. Remove that folder"
             " and start again: a new one begins where bronze ends."

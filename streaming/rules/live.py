@@ -1,24 +1,19 @@
 """The rules while a query runs: their file is watched, and each micro-batch is screened by those in force at its own time.
 
-The plan of a streaming query is fixed when it starts, so rules travel beside it: as a local property of the thread that
-runs a micro-batch, which Spark hands to every task. A micro-batch that is replayed after a crash has the time it had
-before, and so the same rules, whatever the file says by then.
+A micro-batch that is done again after a crash has the time and the rules it had before, whatever the file says by then: the
+ledger says which (see `streaming.screening.ledger`).
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from pyspark import TaskContext
-
-from conf.errors import FinproError
+from conf.errors import FinproError, RulesError
 from conf.rules import FraudRules, load_rules
-from streaming.rules.recorded import RulesInForce, decode_rules, encode_rules, rules_at
-
-RULES_PROPERTY = "finpro.rules"
+from streaming.rules.recorded import RulesInForce, encode_rules
 
 Record = Callable[[FraudRules, datetime], list[RulesInForce]]
 _Signature = tuple[int, int, int] | None
@@ -56,7 +51,6 @@ class LiveRules:
         self._path, self._record, self._reports = path, record, reports
         self.start = load_rules(path)
         self._history = record(self.start, datetime.now(UTC))
-        self._settled_at: datetime | None = None
         self._changing = threading.Lock()
         self._seen = self._tried = _signature(path)
         self._is_refused = False
@@ -84,30 +78,25 @@ class LiveRules:
             for report in self._reports:
                 report.rules_taken_up(rules.version)
 
-    def for_micro_batch(self) -> str:
-        """The value of RULES_PROPERTY for the micro-batch that is about to run: all rules that can be its own.
-
-        Waits while rules are being taken up: a micro-batch after `since` must not run without them.
-        """
+    @contextmanager
+    def fixed(self) -> Iterator[str]:
+        """The version in force, which stays so in the block: a micro-batch that gets its moment there goes by these rules."""
         with self._changing:
-            history = self._history
-        older = [entry for entry in history if self._settled_at is not None and entry.since <= self._settled_at]
-        return encode_rules(history[max(len(older) - 1, 0) :])
+            yield self._history[-1].rules.version
 
-    def settled(self) -> None:
-        """A micro-batch was settled: the time of the next one is later than now."""
-        self._settled_at = datetime.now(UTC)
+    def encoded(self, version: str) -> str:
+        """The rules of this version, as JSON: those that a micro-batch had keep their meaning when it is done again.
 
-
-def rules_of_micro_batch(time: datetime) -> FraudRules:
-    """The rules for the micro-batch of this time. Runs in its tasks."""
-    history = TaskContext.get().getLocalProperty(RULES_PROPERTY)  # type: ignore[union-attr]
-    return rules_at(_decoded(history), time)
-
-
-@lru_cache(maxsize=1)
-def _decoded(history: str) -> list[RulesInForce]:
-    return decode_rules(history)
+        Raises:
+            RulesError: it was never recorded in this lakehouse.
+        """
+        known = next((entry for entry in reversed(self._history) if entry.rules.version == version), None)
+        if known is None:
+            raise RulesError(
+                f"A micro-batch was begun by version {version} of the rules, which this lakehouse does not know: is"
+                " FINPRO_LAKEHOUSE right?"
+            )
+        return encode_rules([known])
 
 
 def _signature(path: Path) -> _Signature:

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from conf.errors import RulesError
 from conf.rules import FraudRules
-from streaming.lakehouse.small_files import Folder
+from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ.json"  # sorts by time
 

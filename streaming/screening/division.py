@@ -46,7 +46,7 @@ class Division:
         homes = np.array([home(int(product), self.buckets) for product in products], np.int64)
         return homes[row]
 
-    def require_at_home(self, orders: pl.DataFrame) -> None:
+    def require_keyed(self, orders: pl.DataFrame) -> None:
         """Check that orders (ORDER_SCHEMA) were read where all others of their product are.
 
         Raises:
@@ -55,9 +55,9 @@ class Division:
         if self.by is By.PRODUCT:
             return
         partitions = ints(orders["partition"])
-        strays = np.flatnonzero(self.bucket_of(orders) != partitions)
-        if len(strays):
-            product, partition = orders["product_id"][int(strays[0])], partitions[strays[0]]
+        elsewhere = np.flatnonzero(self.bucket_of(orders) != partitions)
+        if len(elsewhere):
+            product, partition = orders["product_id"][int(elsewhere[0])], partitions[elsewhere[0]]
             raise TopicNotKeyed(
                 f"product {product} lies on partition {partition} of orders, where the key {product} would not lead to"
             )

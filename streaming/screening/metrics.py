@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from streaming.contract import FRAUD, GENUINE
 from streaming.rules.rules import REASONS
-from streaming.screening.pipeline import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
+from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 
 _BATCH_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STEP_BOUNDS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -164,6 +164,8 @@ class ScreeningMetrics:
             self._steps.labels("announce").observe(receipt.announce_seconds)
             self._latency.add("event", receipt.event_latency, receipt.event_latency_seconds)
             self._latency.add("kafka", receipt.kafka_latency, receipt.kafka_latency_seconds)
+        if not receipts:
+            return
         self._show_rules(receipts[-1].rules_version)
         self._buckets.update({bucket.bucket: bucket for receipt in receipts for bucket in receipt.buckets})
         self._kept.set(sum(bucket.kept for bucket in self._buckets.values()))

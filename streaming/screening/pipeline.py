@@ -1,20 +1,23 @@
-"""Screening on Spark: Kafka messages → orders → what is remembered of their products → verdicts in the sinks.
+"""The way of an order through screening: a Kafka message → an order → the recent orders of its product → a verdict, stored.
 
-    read, parse, screen, store, announce (mapInArrow) ─> receipts (foreachBatch)
+    messages ─ foreachBatch ─> ledger: open ─> [ read, look up, screen, store, announce (mapInArrow) ] ─> ledger: settle
+
+What stands in brackets is one Spark job, whose result is a report a task. What its workers do is in this module; `micro_batch`
+is the driver's part.
 
 All neighbours of an order share its product, and so its bucket (see `division`). Where the partitions of the topic are the
-buckets, a micro-batch is one stage: the task that reads a partition settles it. Otherwise a task parses what it reads, and
-shuffles a chunk a bucket (see `chunks`) to those that settle it. What is settled is done before Spark commits the micro-batch:
-what fails is done again, and doing it again changes nothing (see `sinks` and `state`).
+buckets, the job is one stage: the task that reads a partition settles it. Otherwise a task parses what it reads, and shuffles
+chunks (see `chunks`) to those that settle them. A worker announces only what Postgres holds; what fails is done again, and
+doing it again changes nothing (see `sinks` and `state`).
 """
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -23,12 +26,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from conf.errors import TopicNotKeyed
 from conf.rules import FraudRules
-from conf.workers import spare_imports
+from conf.workers import freeze_imports
 from streaming.contract import (
     MESSAGE_COLUMNS,
     NO_CLASHES,
@@ -39,19 +42,19 @@ from streaming.contract import (
     read_messages,
 )
 from streaming.kafka import ORDERS, TopicReader, as_messages
-from streaming.rules.live import RULES_PROPERTY, LiveRules, rules_of_micro_batch
+from streaming.rules.recorded import decode_rules
 from streaming.rules.rules import REASONS
 from streaming.rules.windows import ints
 from streaming.screening.chunks import Arrivals, PartitionRead, bucket_keys, pack_arrivals, unpack_arrivals
 from streaming.screening.division import By, Division
+from streaming.screening.ledger import Entry, require_open
+from streaming.screening.receipts import REPORT, BucketState, NotKeyed, Receipt, Report, encode_report, latencies
 from streaming.screening.recent import Recent, near, remembered
-from streaming.screening.sinks import KafkaSink, announce, in_transaction, store, stored_orders
+from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
 from streaming.screening.verdicts import advance, oldest_needed, screen
 
 CHUNK = "bucket int, payload binary"
-RECEIPT = "receipt string, newest timestamp"
-TIME_PROPERTY = "finpro.time"
 
 
 @dataclass(frozen=True)
@@ -71,82 +74,39 @@ class Screening:
     kafka: KafkaSink
 
 
-# Upper bounds of the counts of a latency; one more count is of what took longer.
-LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-
-
-class BucketState(msgspec.Struct, frozen=True):
-    """How a bucket is after a micro-batch.
+class Task(NamedTuple):
+    """What a task needs to know of its micro-batch; travels to the workers.
 
     Attributes:
-        bucket: which one.
-        kept: orders remembered.
-        bytes: their size in memory.
-        watermark_us: epoch microseconds.
+        screening: of the query.
+        entry: the micro-batch's row in the ledger.
+        batch: which one it is, or which part of it.
+        moment: its own time.
+        rules: in force then, as JSON.
     """
 
-    bucket: int
-    kept: int
-    bytes: int
-    watermark_us: int
+    screening: Screening
+    entry: Entry
+    batch: MicroBatch
+    moment: datetime
+    rules: str
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """What one task made of one micro-batch, in numbers.
+def as_read(messages: DataFrame, tasks: int) -> DataFrame:
+    """Messages of Spark's Kafka source as `screened` takes them."""
+    return messages.select(*MESSAGE_COLUMNS).coalesce(tasks)  # a task costs more than a partition
 
-    Attributes:
-        rules_version: what it was screened by.
-        orders: new orders.
-        genuine: those of them that went out as Genuine.
-        revisions: orders that went out again, with a further reason or shadow reason.
-        frauds: orders that became Fraud.
-        by_reason, shadow_by_reason: reason → orders that gained it.
-        duplicates: arrivals that were known.
-        late: orders behind the watermark.
-        dead_letters: messages that broke the contract, or used the id of another order.
-        buckets: how the buckets are that it had orders of.
-        screen_seconds, store_seconds, announce_seconds: what these steps took.
-        event_latency, kafka_latency: how many new orders were announced so long after their event time, and after Kafka
-            received them: a count for each of LATENCY_BOUNDS_SECONDS, not cumulative, and one for what lies beyond.
-        event_latency_seconds, kafka_latency_seconds: the sums.
+
+def screened(messages: DataFrame, task: Task) -> DataFrame:
+    """A report a task (receipts.REPORT) of a micro-batch of Kafka messages (of `as_read`).
+
+    To run it is to screen, store and announce them.
     """
-
-    rules_version: str
-    orders: int
-    genuine: int
-    revisions: int
-    frauds: int
-    by_reason: dict[str, int]
-    shadow_by_reason: dict[str, int]
-    duplicates: int
-    late: int
-    dead_letters: int
-    buckets: list[BucketState]
-    screen_seconds: float = 0.0
-    store_seconds: float = 0.0
-    announce_seconds: float = 0.0
-    event_latency: list[int] = []
-    event_latency_seconds: float = 0.0
-    kafka_latency: list[int] = []
-    kafka_latency_seconds: float = 0.0
-
-
-def screened(messages: DataFrame, screening: Screening, division: Division, lateness: timedelta) -> DataFrame:
-    """The screening query over Kafka messages (`contract.MESSAGE_COLUMNS`): one row (RECEIPT) a task and micro-batch.
-
-    Fails with `TopicNotKeyed` where a partition is a bucket, and the topic turns out not to be keyed by product.
-
-    Buckets keep watermarks of their own, which also wait for partitions that a backlog has left behind
-    (`screening.advance`), and evict by them. The one that Spark is told is for its UI and metrics, with the `lateness` of
-    the start; what the buckets go by is in the rules, which may change.
-    """
-    read = messages.select(*MESSAGE_COLUMNS).coalesce(screening.tasks)  # a task costs more than a partition
+    division = task.batch.division
     if division.by is By.PARTITION:
-        settled = read.mapInArrow(_settle_partitions(screening, division), RECEIPT)
-    else:
-        chunks = read.mapInArrow(_parse(screening, division), CHUNK).repartition(division.buckets, "bucket")
-        settled = chunks.mapInArrow(_settle_bucket(screening, division), RECEIPT)
-    return settled.withWatermark("newest", f"{lateness // timedelta(milliseconds=1)} milliseconds")
+        return messages.mapInArrow(partial(_screen_partitions, task), REPORT)
+    chunks = messages.mapInArrow(partial(_parse, task), CHUNK).repartition(division.buckets, "bucket")
+    return chunks.mapInArrow(partial(_screen_buckets, task), REPORT)
 
 
 def warm_up(spark: SparkSession, workers: int) -> None:
@@ -159,91 +119,90 @@ def warm_up(spark: SparkSession, workers: int) -> None:
     threading.Thread(target=start, name="warm-up", daemon=True).start()
 
 
-def _unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """As this is a function of a module, a worker that is to call it imports the module."""
-    spare_imports()
-    return batches
-
-
 Batches = Iterator[pa.RecordBatch]
 
 
-class _Task(NamedTuple):
-    """What a task knows of its micro-batch.
-
-    Attributes:
-        batch: which one.
-        time: its own, the same on a replay.
-        rules: in force at that time.
-    """
-
-    batch: MicroBatch
-    time: datetime
-    rules: FraudRules
+def _unchanged(batches: Batches) -> Batches:
+    """As this is a function of a module, a worker that is to call it imports the module."""
+    freeze_imports()
+    return batches
 
 
-def _task(division: Division) -> _Task:
-    properties: Any = TaskContext.get()
-    time = datetime.fromtimestamp(int(properties.getLocalProperty(TIME_PROPERTY)) / 1000, UTC)
-    query_id, number = map(properties.getLocalProperty, ("sql.streaming.queryId", "streaming.sql.batchId"))
-    return _Task(MicroBatch(query_id, division, int(number)), time, rules_of_micro_batch(time))
+# --- read ------------------------------------------------------------------------------------------------------------
 
 
-def _settle_partitions(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
-    def settle_partitions(batches: Batches) -> Batches:
-        spare_imports()
-        messages, task = _in_one_piece(batches), _task(division)
-        arrivals = [read_arrivals(messages, task.rules, partial(stored_orders, screening.dsn))] if messages else []
-        for part in arrivals:
-            division.require_at_home(part.orders)
-        yield _settle(screening, task, arrivals, {read.partition for part in arrivals for read in part.reads})
-
-    return settle_partitions
+_LETTERS_HELD_BYTES = 8 << 20
 
 
-def _parse(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
-    keys = pa.array(bucket_keys(division.buckets), pa.int32())
+class _Reading:
+    """What a task has read so far. Orders are kept, dead letters only as long as they are not large: they have no bound."""
 
-    def parse(batches: Batches) -> Batches:
-        spare_imports()
-        messages = _in_one_piece(batches)
-        if messages:
-            arrivals = read_arrivals(messages, _task(division).rules, partial(stored_orders, screening.dsn))
-            payloads = [pack_arrivals(share) for share in divided(arrivals, division)]
-            yield pa.record_batch({"bucket": keys, "payload": pa.array(payloads, pa.binary())})
+    def __init__(self, task: Task) -> None:
+        self._rules, self._screening = rules_of(task.rules), task.screening
+        self._parts: list[Arrivals] = []
+        self._letters: list[pl.DataFrame] = []
+        self.messages = 0
+        self.letters = 0
 
-    return parse
+    def read(self, batches: Batches) -> Iterator[pl.DataFrame]:
+        """Read messages; yields dead letters (DEAD_LETTER_SCHEMA) among them that cannot be kept."""
+        for batch in batches:
+            if batch.num_rows:
+                part = read_arrivals(batch, self._rules)
+                self.messages += batch.num_rows
+                self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
+                self._letters.append(part.dead_letters)
+                if sum(int(letters.estimated_size()) for letters in self._letters) > _LETTERS_HELD_BYTES:
+                    yield from self._letters
+                    self.letters += sum(len(letters) for letters in self._letters)
+                    self._letters = []
 
-
-def _settle_bucket(screening: Screening, division: Division) -> Callable[[Batches], Batches]:
-    keys = bucket_keys(division.buckets)
-
-    def settle_bucket(batches: Batches) -> Batches:
-        spare_imports()
-        rows = [row for batch in batches for row in batch.to_pylist()]
-        arrivals = [unpack_arrivals(row["payload"]) for row in rows]
-        yield _settle(screening, _task(division), arrivals, {keys.index(row["bucket"]) for row in rows})
-
-    return settle_bucket
-
-
-def _in_one_piece(batches: Batches) -> pa.RecordBatch | None:
-    """A task's part of a micro-batch, no more than the query's limit: at once, for the sake of `clashes_among`."""
-    read = list(batches)
-    pieces = pa.Table.from_batches(read).combine_chunks().to_batches() if read else []
-    return pieces[0] if pieces else None
+    def arrivals(self) -> Arrivals:
+        """All that was read and not handed on. Among its dead letters are orders that use the id of another one among them."""
+        orders = pl.concat([NO_ORDERS, *(part.orders for part in self._parts)])
+        clashes = clashes_among(orders, partial(stored_orders, self._screening.dsn))
+        letters = pl.concat([NO_DEAD_LETTERS, *self._letters, _read_again(self._screening, clashes)])
+        return Arrivals(_reads_of_all(read for part in self._parts for read in part.reads), _without(orders, clashes), letters)
 
 
-def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, stored: Callable[[Sequence[str]], pl.DataFrame]) -> Arrivals:
-    """Read messages (`contract.MESSAGE_COLUMNS`).
-
-    Among the dead letters are orders that use the id of another one read here (`contract.clashes_among`, which asks `stored`).
-    """
+def read_arrivals(messages: pa.RecordBatch, rules: FraudRules) -> Arrivals:
+    """Read messages (`contract.MESSAGE_COLUMNS`)."""
     contents = read_messages(messages, rules.max_future_skew)
-    clashes = clashes_among(contents.orders, stored)
-    orders = _without(contents.orders, clashes)
-    letters = pl.concat([contents.dead_letters, clash_letters(messages, clashes)])
-    return Arrivals(_reads(messages, orders), orders, letters)
+    return Arrivals(_reads(messages, contents.orders), contents.orders, contents.dead_letters)
+
+
+@lru_cache(maxsize=4)
+def rules_of(text: str) -> FraudRules:
+    """Back from JSON."""
+    (entry,) = decode_rules(text)
+    return entry.rules
+
+
+def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead]:
+    """What was read of each Kafka partition."""
+    partitions, offsets = (messages.column(name).to_numpy() for name in ("partition", "offset"))
+    of_order, events_us = ints(orders["partition"]), ints(orders["event_ts"])
+    reads = []
+    for partition in np.unique(partitions):
+        read, events = offsets[partitions == partition], events_us[of_order == partition]
+        newest_us = int(events.max()) if len(events) else None
+        reads.append(PartitionRead(int(partition), int(read.min()), int(read.max()), newest_us))
+    return reads
+
+
+def _reads_of_all(reads: Iterator[PartitionRead]) -> list[PartitionRead]:
+    """What was read of each Kafka partition, piece by piece, as one."""
+    whole: dict[int, PartitionRead] = {}
+    for read in reads:
+        known = whole.get(read.partition, read)
+        newest = [one for one in (known.newest_us, read.newest_us) if one is not None]
+        whole[read.partition] = PartitionRead(
+            read.partition,
+            min(known.first_offset, read.first_offset),
+            max(known.last_offset, read.last_offset),
+            max(newest, default=None),
+        )
+    return list(whole.values())
 
 
 def divided(arrivals: Arrivals, division: Division) -> list[Arrivals]:
@@ -263,27 +222,90 @@ def _without(orders: pl.DataFrame, clashes: pl.DataFrame) -> pl.DataFrame:
     return orders.join(clashes, on=["partition", "offset"], how="anti") if len(clashes) else orders
 
 
-def _reads(messages: pa.RecordBatch, orders: pl.DataFrame) -> list[PartitionRead]:
-    """What was read of each Kafka partition."""
-    partitions, offsets = (messages.column(name).to_numpy() for name in ("partition", "offset"))
-    of_order, events_us = ints(orders["partition"]), ints(orders["event_ts"])
-    reads = []
-    for partition in np.unique(partitions):
-        read, events = offsets[partitions == partition], events_us[of_order == partition]
-        newest_us = int(events.max()) if len(events) else None
-        reads.append(PartitionRead(int(partition), int(read.min()), int(read.max()), newest_us))
-    return reads
+def _read_again(screening: Screening, clashes: pl.DataFrame) -> pl.DataFrame:
+    """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
+    if clashes.is_empty():
+        return NO_DEAD_LETTERS
+    letters = []
+    ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
+    with TopicReader(screening.kafka.config, screening.kafka.topics[ORDERS]) as reader:
+        for partition, first, end in ranges.iter_rows():
+            letters.append(clash_letters(as_messages(reader.read(partition, first, end)), clashes))
+    return pl.concat(letters)
 
 
-def _settle(screening: Screening, task: _Task, arrivals: list[Arrivals], buckets: set[int]) -> pa.RecordBatch:
+# --- the three kinds of task -----------------------------------------------------------------------------------------
+
+
+def _screen_partitions(task: Task, batches: Batches) -> Batches:
+    """Screen the partitions that this task reads: each is a bucket."""
+    freeze_imports()
+    reading, announcer = _Reading(task), Announcer(task.screening.kafka)
+    for letters in reading.read(batches):
+        announcer.letters(letters)
+    arrivals = reading.arrivals()
+    try:
+        task.batch.division.require_keyed(arrivals.orders)
+    except TopicNotKeyed as error:
+        announcer.wait()
+        yield _report(Report(not_keyed=NotKeyed(str(error))))
+        return
+    if reading.messages:
+        buckets = {read.partition for read in arrivals.reads}
+        receipt = _settle(task, announcer, [arrivals], buckets)
+        yield _report(Report(_with_letters(receipt, reading.letters)))
+
+
+def _report(report: Report) -> pa.RecordBatch:
+    return pa.record_batch({"report": pa.array([encode_report(report)], pa.binary())})
+
+
+def _with_letters(receipt: Receipt, letters: int) -> Receipt:
+    """With dead letters that were announced as soon as they were read."""
+    return msgspec.structs.replace(receipt, messages=receipt.messages + letters, dead_letters=receipt.dead_letters + letters)
+
+
+def _parse(task: Task, batches: Batches) -> Batches:
+    """Read, and divide what was read among buckets."""
+    freeze_imports()
+    reading, division = _Reading(task), task.batch.division
+    keys = bucket_keys(division.buckets)
+    for letters in reading.read(batches):
+        yield _chunks(keys[:1], [Arrivals([], NO_ORDERS, letters)])
+    if reading.messages:
+        yield _chunks(keys, divided(reading.arrivals(), division))
+
+
+def _chunks(keys: Sequence[int], shares: Sequence[Arrivals]) -> pa.RecordBatch:
+    payloads = [pack_arrivals(share) for share in shares]
+    return pa.record_batch({"bucket": pa.array(keys, pa.int32()), "payload": pa.array(payloads, pa.binary())})
+
+
+def _screen_buckets(task: Task, batches: Batches) -> Batches:
+    """Screen the buckets whose chunks this task is given."""
+    freeze_imports()
+    keys, announcer = bucket_keys(task.batch.division.buckets), Announcer(task.screening.kafka)
+    arrivals, buckets, letters = [], set(), 0
+    for row in (row for batch in batches for row in batch.to_pylist()):
+        part = unpack_arrivals(row["payload"])
+        letters += len(part.dead_letters)
+        announcer.letters(part.dead_letters)
+        buckets.add(keys.index(row["bucket"]))
+        arrivals.append(part._replace(dead_letters=NO_DEAD_LETTERS))
+    if arrivals:
+        yield _report(Report(_with_letters(_settle(task, announcer, arrivals, buckets), letters)))
+
+
+# --- screen, store, announce -----------------------------------------------------------------------------------------
+
+
+def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets: set[int]) -> Receipt:
     """Screen, store and announce a task's part of a micro-batch: once more without the orders that turn out to clash.
 
     An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
     ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
-
-    Returns one row (RECEIPT); none where there was nothing to read.
     """
-    batch, screened_at, rules = task
+    screening, batch, rules = task.screening, task.batch, rules_of(task.rules)
     clashes = NO_CLASHES
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "screen_seconds"):
@@ -291,23 +313,27 @@ def _settle(screening: Screening, task: _Task, arrivals: list[Arrivals], buckets
     while True:
         with _timed(seconds, "screen_seconds"):
             outcome = screen_arrivals(arrivals, known.recents, batch, rules, screening.backlog_offsets, clashes)
-        remember = partial(remember_after, batch=batch, known=known, after=outcome.recents)
         with _timed(seconds, "store_seconds"):
-            stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at, remember)
+            stored = store(
+                screening.dsn,
+                outcome.verdicts,
+                rules.version,
+                task.moment,
+                since=task.entry.moment,
+                require=partial(require_open, entry=task.entry),
+                and_then=partial(remember_after, batch=batch, known=known, after=outcome.recents),
+            )
         if stored.clashes.is_empty():
             break
         clashes = pl.concat([clashes, stored.clashes])
     remembered_now(batch, outcome.recents)
-    letters = pl.concat([outcome.dead_letters, _read_again(screening.kafka, clashes)])
     with _timed(seconds, "announce_seconds"):
-        announce(screening.kafka, stored.verdicts, letters, rules.version, screened_at)
+        announcer.letters(pl.concat([outcome.dead_letters, _read_again(screening, clashes)]))
+        announcer.verdicts(stored.verdicts, rules.version)
+        announcer.wait()
     waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
-    receipt = msgspec.structs.replace(outcome.receipt, **seconds, **waited)
-    newest = max((read.newest_us for part in arrivals for read in part.reads if read.newest_us is not None), default=None)
-    receipts = [msgspec.json.encode(receipt).decode()] if arrivals else []
-    return pa.record_batch(
-        {"receipt": pa.array(receipts, pa.string()), "newest": pa.array([newest] * len(receipts), pa.timestamp("us", "UTC"))}
-    )
+    messages = sum(len(part.orders) + len(part.dead_letters) for part in arrivals)
+    return msgspec.structs.replace(outcome.receipt, messages=messages, **seconds, **waited)
 
 
 @contextmanager
@@ -316,31 +342,6 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     started = perf_counter()
     yield
     seconds[step] += perf_counter() - started
-
-
-def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
-    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced."""
-    measured: dict[str, Any] = {}
-    announced_us = round(announced_at.timestamp() * 1_000_000)
-    for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
-        microseconds = announced_us - orders[since].to_physical().to_numpy()
-        seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
-        bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
-        measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()
-        measured[f"{name}_seconds"] = float(seconds.sum())
-    return measured
-
-
-def _read_again(kafka: KafkaSink, clashes: pl.DataFrame) -> pl.DataFrame:
-    """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
-    letters = [NO_DEAD_LETTERS]
-    if clashes.is_empty():
-        return letters[0]
-    ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
-    with TopicReader(kafka.config, kafka.topics[ORDERS]) as reader:
-        for partition, first, end in ranges.iter_rows():
-            letters.append(clash_letters(as_messages(reader.read(partition, first, end)), clashes))
-    return pl.concat(letters)
 
 
 class Outcome(NamedTuple):
@@ -392,7 +393,7 @@ def screen_arrivals(
         frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets)
         oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
         changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
-        after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.number)
+        after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.step)
         late += _count((bucket_of == bucket) & (events_us < recent.frontier.watermark_us))
     given, gained, shadow_gained, revision = (
         verdicts[name].to_numpy() for name in ("given", "gained", "shadow_gained", "revision")
@@ -419,35 +420,5 @@ def _count(found: NDArray[Any]) -> int:
     return int(np.count_nonzero(found))
 
 
-def _by_reason(gained: NDArray[np.uint8]) -> dict[str, int]:
+def _by_reason(gained: NDArray[np.uint64]) -> dict[str, int]:
     return {reason: _count(gained & (1 << bit)) for bit, reason in enumerate(REASONS)}
-
-
-def receipts_to(
-    reports: Sequence[Callable[[list[Receipt]], None]], rules: LiveRules, spark: SparkSession
-) -> Callable[[DataFrame, int], None]:
-    """For `foreachBatch` of a query of this session: runs a micro-batch and reports its receipts; then Spark commits it."""
-
-    execution: Any = None
-
-    def collect(settled: DataFrame, _batch_id: int) -> None:
-        nonlocal execution
-        execution = execution or _execution(spark)
-        # As a column of the query (`current_timestamp`) the time would be a literal, and the plan compiled anew each time.
-        time = execution.lastExecution().offsetSeqMetadata().batchTimestampMs()
-        # This is the thread that runs the micro-batch: its tasks get the properties.
-        spark.sparkContext.setLocalProperty(TIME_PROPERTY, str(time))
-        spark.sparkContext.setLocalProperty(RULES_PROPERTY, rules.for_micro_batch())
-        # To collect the DataFrame would be, for Spark, a query within the query: with a plan to be described, and events.
-        rows = settled._jdf.queryExecution().toRdd().collect()
-        if receipts := [msgspec.json.decode(row.getString(0), type=Receipt) for row in rows]:
-            for report in reports:
-                report(receipts)
-        rules.settled()
-
-    return collect
-
-
-def _execution(spark: SparkSession) -> Any:
-    """Spark's own object for the query that this thread runs."""
-    return spark._jsparkSession.streams().get(spark.sparkContext.getLocalProperty("sql.streaming.queryId")).streamingQuery()

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from streaming.kafka import unread
-from streaming.screening.pipeline import Receipt
+from streaming.screening.receipts import Receipt
 
 _SECONDS_BETWEEN_LINES = 1.0
 
@@ -50,7 +50,8 @@ class Progress:
             totals.dead_letters += receipt.dead_letters
             totals.by_reason.update(receipt.by_reason)
             totals.shadow_by_reason.update(receipt.shadow_by_reason)
-        self._watermark_us = min(bucket.watermark_us for receipt in receipts for bucket in receipt.buckets)
+        watermarks = [bucket.watermark_us for receipt in receipts for bucket in receipt.buckets]
+        self._watermark_us = min(watermarks, default=self._watermark_us)
 
     def show(self, progress: Any, *, finished: bool = False) -> None:
         """Print where the query stands, if there is something new; `progress` is Spark's own of the last micro-batch."""
@@ -72,6 +73,10 @@ class Progress:
     def rules_refused(self, version: str, why: str) -> None:
         """A changed rules file cannot be used; this version stays in force."""
         self._errors.print(f"finpro: the changed rules are refused, version {version} stays in force: {why}")
+
+    def waits(self, what: str) -> None:
+        """It has to wait for something before it begins."""
+        self._console.print(what, markup=False)
 
     def shuffles(self, why: str) -> None:
         """The topic is not keyed by product, so orders are shuffled from now on."""

@@ -1,12 +1,13 @@
-"""Where verdicts go: Postgres, then Kafka, written by the worker that gave them.
+"""Where verdicts go: Postgres, then Kafka.
 
-A bucket's part of a micro-batch is *stored* in one transaction and then *announced*; either may be repeated. Nothing is
-announced that Postgres does not hold. A part that is replayed after a crash stores nothing new, and announces the same
-records again.
+A bucket's part of a micro-batch is *stored* by its worker in one transaction, and then *announced*; either may be repeated.
+Nothing is announced that Postgres does not hold. A part that is done again after a crash stores nothing new, and announces the
+same records again.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -14,14 +15,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
 import adbc_driver_postgresql.dbapi as adbc
-import confluent_kafka
 import polars as pl
+import pyarrow as pa
 
 from batch.postgres import connect, describe, explained, until_reachable
-from conf.errors import KafkaError, PostgresError, PostgresUnavailable
+from conf.errors import FinproError, KafkaError, PostgresError, PostgresUnavailable
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from streaming.rules.rules import REASONS
+from streaming.screening.columns_to_kafka import ColumnProducer
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
 
 _ORDER_FIELDS = (
@@ -46,9 +48,10 @@ _STORED = (
 )
 _POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
-_SEND_TIMEOUT_SECONDS = 30
 _UNIQUE_VIOLATION = "23505"
 _CONTENT_SCHEMA = pl.Schema({name: VERDICT_SCHEMA[name] for name in ("order_id", *CONTENT)})
+# Verdicts that Postgres holds, with the time that each has there.
+STORED_SCHEMA = pl.Schema({**VERDICT_SCHEMA, "screened_at": UTC_MICROSECONDS})
 
 
 _Result = TypeVar("_Result")
@@ -61,7 +64,7 @@ class Stored(NamedTuple):
     """What became of verdicts in `raw_orders`.
 
     Attributes:
-        verdicts: VERDICT_SCHEMA; those to be announced, with the reasons and shadow reasons that now stand.
+        verdicts: STORED_SCHEMA; those to be announced, with the reasons, shadow reasons and time that now stand.
         clashes: CLASH_SCHEMA; orders whose id stands for another order. Where there are any, nothing was stored.
     """
 
@@ -69,7 +72,7 @@ class Stored(NamedTuple):
     clashes: pl.DataFrame
 
 
-def _nothing_more(_cursor: adbc.Cursor) -> None:
+def _nothing(_cursor: adbc.Cursor) -> None:
     pass
 
 
@@ -78,7 +81,10 @@ def store(
     verdicts: pl.DataFrame,
     rules_version: str,
     screened_at: datetime,
-    and_then: Callable[[adbc.Cursor], None] = _nothing_more,
+    *,
+    since: datetime | None = None,
+    require: Callable[[adbc.Cursor], None] = _nothing,
+    and_then: Callable[[adbc.Cursor], None] = _nothing,
 ) -> Stored:
     """Write a task's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
 
@@ -89,6 +95,8 @@ def store(
         dsn: of Postgres.
         verdicts: at most one a stored order.
         rules_version, screened_at: what these verdicts carry.
+        since: what was stored from then on is this micro-batch's own work, to be announced again; by default `screened_at`.
+        require: checks in the transaction, before anything is written, that it may be.
         and_then: what else belongs into the transaction, where it is not given up.
 
     Raises:
@@ -102,19 +110,51 @@ def store(
         rules_version=pl.lit(rules_version),
         screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
     ).sort("order_id")  # two workers that meet wait for each other, in one order
-    revised = in_transaction(dsn, lambda cursor: _copy_new(cursor, rows, and_then))
+    work = _Work(require, rows, since or screened_at, and_then)
+    revised = in_transaction(dsn, work.copy_new)
     if revised is not None:
-        new = verdicts.remove("revision")
+        new = verdicts.remove("revision").with_columns(screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS))
         return Stored(pl.concat([new, _as_standing(verdicts, revised)]) if len(revised) else new, NO_CLASHES)
-    clashes, standing = in_transaction(dsn, lambda cursor: _merge_known(cursor, rows, and_then))
+    clashes, standing = in_transaction(dsn, work.merge_known)
     return Stored(_as_standing(verdicts, standing), clashes)
 
 
-_STANDING_SCHEMA = pl.Schema({"order_id": pl.String(), "reasons": pl.List(pl.String()), "shadow_reasons": pl.List(pl.String())})
+_STANDING_SCHEMA = pl.Schema(
+    {
+        "order_id": pl.String(),
+        "reasons": pl.List(pl.String()),
+        "shadow_reasons": pl.List(pl.String()),
+        "screened_at": UTC_MICROSECONDS,
+    }
+)
 
 
-def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.Cursor], None]) -> pl.DataFrame | None:
-    """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
+class _Work(NamedTuple):
+    """What belongs into one transaction: see `store`."""
+
+    require: Callable[[adbc.Cursor], None]
+    rows: pl.DataFrame
+    since: datetime
+    and_then: Callable[[adbc.Cursor], None]
+
+    def copy_new(self, cursor: adbc.Cursor) -> pl.DataFrame | None:
+        """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
+        self.require(cursor)
+        revised = _copy_new(cursor, self.rows)
+        if revised is not None:
+            self.and_then(cursor)
+        return revised
+
+    def merge_known(self, cursor: adbc.Cursor) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Merge verdicts some of which were stored before: the clashes, or else the reasons that stand of those written now."""
+        self.require(cursor)
+        clashes, standing = _merge_known(cursor, self.rows, self.since)
+        if clashes.is_empty():
+            self.and_then(cursor)
+        return clashes, standing
+
+
+def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
     new, revised = rows.remove("revision"), rows.filter("revision")
     standing = pl.DataFrame(schema=_STANDING_SCHEMA)
     try:
@@ -130,32 +170,26 @@ def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.
         )
         if len(standing) != len(revised):
             return None
-    and_then(cursor)
     return standing
 
 
-def _merge_known(
-    cursor: adbc.Cursor, rows: pl.DataFrame, and_then: Callable[[adbc.Cursor], None]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Merge verdicts some of which were stored before: the clashes, or else the reasons that stand of those written now."""
+def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame, since: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
     _copy_screened(cursor, rows)
     clashes = _fetched(cursor, _CLASHES, CLASH_SCHEMA)
     if len(clashes):
         return clashes, pl.DataFrame(schema=_STANDING_SCHEMA)
     cursor.execute(_NEW_ORDERS)
     cursor.execute(_FURTHER_REASONS)
-    standing = _fetched(cursor, _WRITTEN_NOW, _STANDING_SCHEMA)
-    and_then(cursor)
-    return clashes, standing
+    return clashes, _fetched(cursor, _WRITTEN_NOW, _STANDING_SCHEMA, (since.isoformat(),))
 
 
 def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
-    """The verdicts that this micro-batch wrote, with the reasons that stand in `raw_orders`."""
+    """Those of the verdicts that are among the standing ones (STORED_SCHEMA), with the reasons and time of these."""
     bits = {
-        column: pl.Series([reason_bits(reasons) for reasons in standing[name]], dtype=pl.UInt8)
+        column: pl.Series([reason_bits(reasons) for reasons in standing[name]], dtype=pl.UInt64)
         for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
     }
-    return verdicts.drop(*bits).join(standing.with_columns(**bits), on="order_id").select(VERDICT_SCHEMA.names())
+    return verdicts.drop(*bits).join(standing.with_columns(**bits), on="order_id").select(STORED_SCHEMA.names())
 
 
 _SCREENED = """
@@ -197,7 +231,7 @@ def _as_json(revised: pl.DataFrame) -> str:
     return revised.select(*columns, pl.col("screened_at").dt.strftime(_ISO_MICROSECONDS)).write_json()
 
 
-_STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons"
+_STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons, stored.screened_at"
 
 # Of all messages with one order_id the first received stands: a stored order, else the earliest in this micro-batch.
 _CLASHES = """
@@ -214,7 +248,10 @@ _CLASHES = """
     select "partition", "offset", order_id from standing where is_screened and content <> standing_content
 """.format(content=", ".join(CONTENT))
 
-_WRITTEN_NOW = f"select {_STANDING} from raw_orders as stored join screened using (order_id, screened_at)"
+_WRITTEN_NOW = f"""
+    select {_STANDING} from raw_orders as stored join screened using (order_id)
+    where stored.screened_at >= $1::timestamptz
+"""
 
 
 def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
@@ -230,7 +267,7 @@ def stored_orders(dsn: str, order_ids: Sequence[str]) -> pl.DataFrame:
 
 
 def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts on stored orders (VERDICT_SCHEMA), with the reasons that stand in `raw_orders`. Runs on a worker.
+    """Verdicts on stored orders (VERDICT_SCHEMA) as they stand in `raw_orders` (STORED_SCHEMA). Runs on a worker.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
@@ -248,7 +285,7 @@ def require_tables(dsn: str) -> None:
         PostgresError: unreachable, refused, or a table is missing.
     """
     with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
-        cursor.execute("select from raw_orders, screening_state limit 0")
+        cursor.execute("select from raw_orders, screening_state, screening_ledger, screening_drivers limit 0")
 
 
 def _copy_screened(cursor: adbc.Cursor, rows: pl.DataFrame) -> None:
@@ -278,8 +315,12 @@ def in_transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
 def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
     try:
         connection = _worker_connection(dsn)
-        with connection.cursor() as cursor:
-            result = work(cursor)
+        try:
+            with connection.cursor() as cursor:
+                result = work(cursor)
+        except FinproError:
+            connection.rollback()
+            raise
         if result is None:
             connection.rollback()
         else:
@@ -304,6 +345,9 @@ def _worker_connection(dsn: str) -> adbc.Connection:
 
 # --- announce --------------------------------------------------------------------------------------------------------
 
+_SLICE = 20_000  # rows that are encoded at once
+_REASON_CHARACTERS = 500
+
 
 @dataclass(frozen=True)
 class KafkaSink:
@@ -312,36 +356,93 @@ class KafkaSink:
     Attributes:
         config: of a librdkafka client.
         topics: full name of each of finpro's topics.
+        dead_letter_bytes: the largest message that a dead letter holds whole.
     """
 
     config: dict[str, Any]
     topics: dict[str, str]
+    dead_letter_bytes: int = 1_000_000
 
 
-def announce(sink: KafkaSink, verdicts: pl.DataFrame, letters: pl.DataFrame, rules_version: str, screened_at: datetime) -> None:
-    """Send verdicts (VERDICT_SCHEMA), alerts and dead letters (DEAD_LETTER_SCHEMA), and wait until the brokers have them.
+class Announcer:
+    """Sends what a task has to say, through this worker process's producer. Runs on a worker.
 
-    Runs on a worker.
-
-    Raises:
-        KafkaError: a record was not taken.
+    Every method raises KafkaError where a record is not taken.
     """
-    records = encode_verdicts(verdicts, rules_version, screened_at)
-    alerts = records.filter(pl.col("alert").is_not_null())
-    producer = _Sender(sink.config)
-    producer.send(sink.topics[PROCESSED_ORDERS], records["order_id"], records["verdict"])
-    producer.send(sink.topics[FRAUD_ALERT], alerts["order_id"], alerts["alert"])
-    producer.send_dead_letters(sink.topics[ORDERS_DEAD_LETTER], letters)
-    producer.wait()
+
+    def __init__(self, sink: KafkaSink) -> None:
+        self._sink = sink
+
+    def verdicts(self, verdicts: pl.DataFrame, rules_version: str) -> None:
+        """Send verdicts (STORED_SCHEMA), and alerts."""
+        with self._producing() as producer:
+            for part in verdicts.iter_slices(_SLICE):
+                encoded = encode_verdicts(part, rules_version)
+                for topic, column in ((PROCESSED_ORDERS, "verdict"), (FRAUD_ALERT, "alert")):
+                    said = encoded.drop_nulls(column)
+                    if len(said):
+                        producer.send(self._sink.topics[topic], _binary(said["order_id"]), _binary(said[column]))
+
+    def letters(self, letters: pl.DataFrame) -> None:
+        """Send dead letters (DEAD_LETTER_SCHEMA).
+
+        Of a message that is too large for one its beginning is kept, and a header `size` says how many bytes it had.
+        """
+        if letters.is_empty():
+            return
+        most = self._sink.dead_letter_bytes
+        keys = letters.select(pl.concat_str("topic", "partition", "offset", separator="-")).to_series()
+        headers = [_headers(letter) for letter in letters.drop("value").iter_rows(named=True)]
+        sizes = letters["value"].bin.size()
+        values = letters["value"]
+        if (sizes > most).any():
+            values = pl.Series([value and value[:most] for value in values], dtype=pl.Binary)
+            headers = [
+                [*named, ("size", str(size).encode())] if size is not None and size > most else named
+                for named, size in zip(headers, sizes, strict=True)
+            ]
+        with self._producing() as producer:
+            producer.send_with_headers(self._sink.topics[ORDERS_DEAD_LETTER], _binary(keys), _binary(values), headers)
+
+    def wait(self) -> None:
+        """Wait until the brokers have all of it."""
+        with self._producing() as producer:
+            producer.wait()
+
+    @contextmanager
+    def _producing(self) -> Iterator[ColumnProducer]:
+        """This process's producer: whoever comes after an error gets a new one."""
+        producer = _worker_producer(tuple(sorted(self._sink.config.items())))
+        try:
+            yield producer
+        except KafkaError:
+            _worker_producer.cache_clear()
+            producer.close()
+            raise
 
 
-def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:
-    """Verdicts (VERDICT_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine)."""
+def _headers(letter: dict[str, Any]) -> list[tuple[str, bytes]]:
+    said = letter | {"reason": letter["reason"][:_REASON_CHARACTERS]}
+    return [(name, str(said[name]).encode()) for name in ("reason", "topic", "partition", "offset", "received_at")]
+
+
+def _binary(values: pl.Series) -> pa.Array:
+    return values.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+@lru_cache(maxsize=1)
+def _worker_producer(config: tuple[tuple[str, Any], ...]) -> ColumnProducer:
+    """One producer a worker process, kept between micro-batches."""
+    return ColumnProducer(dict(config))
+
+
+def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
+    """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine)."""
     evidence = [
         pl.when(pl.col("given") & (1 << bit) > 0).then(pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}"))
         for bit, reason in enumerate(REASONS)
     ]
-    iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts")}
+    iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
     is_fraud = pl.col("given") > 0
     verdict = pl.struct(
         *_ORDER_FIELDS,
@@ -352,7 +453,7 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: dat
         "reasons",
         "shadow_reasons",
         pl.lit(rules_version).alias("rules_version"),
-        pl.lit(screened_at.isoformat(timespec="microseconds")).alias("screened_at"),
+        iso["screened_at"],
     ).struct.json_encode()
     all_evidence = pl.concat_str(evidence, separator=",", ignore_nulls=True)
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":{' + all_evidence + "}}"
@@ -360,64 +461,4 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, screened_at: dat
         verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))
         .with_columns(verdict=verdict)
         .select("order_id", "verdict", pl.when(is_fraud).then(alert).alias("alert"))
-    )
-
-
-class _Sender:
-    """Sends records and remembers whether any was refused."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._servers = config["bootstrap.servers"]
-        self._producer = _worker_producer(tuple(sorted(config.items())))
-        self._refused: list[str] = []
-
-    def send(self, topic: str, keys: pl.Series, values: pl.Series) -> None:
-        records = [{"key": key, "value": value} for key, value in zip(keys.to_list(), values.to_list(), strict=True)]
-        while records:
-            self._producer.produce_batch(topic, records, on_delivery=self._delivered)
-            records = [record for record in records if "_error" in record]
-            if records:  # the client's queue is full
-                self._producer.poll(0.05)
-
-    def send_dead_letters(self, topic: str, letters: pl.DataFrame) -> None:
-        for letter in letters.iter_rows(named=True):
-            position = f"{letter['topic']}-{letter['partition']}-{letter['offset']}"
-            headers: dict[str, str | bytes | None] = {
-                name: str(letter[name]) for name in ("reason", "topic", "partition", "offset", "received_at")
-            }
-            self._producer.produce(
-                topic,
-                letter["value"],
-                position,
-                headers=headers,
-                on_delivery=self._delivered,
-            )
-
-    def wait(self) -> None:
-        unsent = self._producer.flush(_SEND_TIMEOUT_SECONDS)
-        if unsent or self._refused:
-            why = self._refused[0] if self._refused else f"no answer within {_SEND_TIMEOUT_SECONDS} s"
-            raise KafkaError(f"Kafka at {self._servers} did not take {unsent or len(self._refused)} records: {why}")
-
-    def _delivered(self, error: Any, record: Any) -> None:
-        if error is not None:
-            self._refused.append(f"{record.topic()}: {error.str()}")
-
-
-@lru_cache(maxsize=1)
-def _worker_producer(config: tuple[tuple[str, Any], ...]) -> confluent_kafka.Producer:
-    """One idempotent producer a worker process, kept between micro-batches."""
-    return confluent_kafka.Producer(
-        {
-            **dict(config),
-            "enable.idempotence": True,
-            "acks": "all",
-            "compression.type": "lz4",
-            "linger.ms": 5,
-            "batch.num.messages": 100_000,
-            "queue.buffering.max.messages": 1_000_000,
-            "message.timeout.ms": _SEND_TIMEOUT_SECONDS * 1000,
-            "delivery.report.only.error": True,
-            "log_level": 2,
-        }
     )

@@ -1,8 +1,8 @@
 """Where buckets keep their recent orders between micro-batches: in Postgres, in the transaction that stores the verdicts.
 
-A micro-batch adds one row a bucket to `screening_state`: which segments are remembered (see `recent`), and the one that it
-has made. Rows that neither this micro-batch nor the one before needs any more go. So a micro-batch that is done again,
-in part or whole, finds the state as it was before, and what it writes is the same once more.
+A step, which is a micro-batch or a part of one, adds one row a bucket to `screening_state`: which segments are remembered (see
+`recent`), and the one that it has made. Rows that neither this micro-batch nor the one before needs any more go. So a
+micro-batch that is done again, in part or whole, finds the state as it was before, and what it writes is the same once more.
 
 Spark's own state would travel from the JVM to Python and back with each micro-batch, and needs a shuffle: see decision 20.
 """
@@ -15,29 +15,36 @@ import adbc_driver_postgresql.dbapi as adbc
 import msgspec
 import polars as pl
 
-from batch.postgres import connect, explained
 from conf.errors import StreamingError
 from streaming.rules.windows import ints
 from streaming.screening.chunks import pack_table, unpack_table
 from streaming.screening.division import By, Division
+from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
-from streaming.screening.verdicts import NO_RECENT, Frontier
+from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Frontier
 
-_NO_BUCKET = -1  # of a task that had nothing to read: each micro-batch leaves a row
+_FORMAT = 1  # of what a row holds
 
 
 class MicroBatch(NamedTuple):
-    """Which one it is.
+    """Which one it is, or which part of it.
 
     Attributes:
         query_id: of the checkpoint.
         division: how its products are divided.
         number: counted by Spark.
+        part: 0, but for the later parts of a micro-batch that is screened in several.
     """
 
     query_id: str
     division: Division
     number: int
+    part: int = 0
+
+    @property
+    def step(self) -> int:
+        """Its place among the parts of all micro-batches."""
+        return self.number * PARTS + self.part
 
 
 class _SegmentKept(msgspec.Struct, frozen=True):
@@ -51,6 +58,21 @@ class _Kept(msgspec.Struct, frozen=True):
     watermark_us: int
     oldest_us: int
     segments: list[_SegmentKept]
+    format: int = 0
+
+    @classmethod
+    def decode(cls, value: bytes) -> "_Kept":
+        """Back from its binary value, in today's format."""
+        kept = msgspec.msgpack.decode(value, type=cls)
+        if kept.format > _FORMAT:
+            raise StreamingError(
+                f"screening_state in Postgres was written by a newer version of finpro (format {kept.format}, this one knows"
+                f" {_FORMAT}): screen with that one."
+            )
+        if kept.format < _FORMAT:  # a micro-batch had no parts
+            segments = [msgspec.structs.replace(segment, batch=segment.batch * PARTS) for segment in kept.segments]
+            return msgspec.structs.replace(kept, segments=segments, format=_FORMAT)
+        return kept
 
 
 class _Row(NamedTuple):
@@ -83,7 +105,7 @@ class Known(NamedTuple):
 
 _NEWEST = """
     select distinct on (division, bucket) division, bucket, batch, state
-    from screening_state where query_id = $1 and batch < $2::bigint and bucket >= 0
+    from screening_state where query_id = $1 and batch < $2::bigint
     order by division, bucket, batch desc
 """
 _ORDERS = """
@@ -99,17 +121,14 @@ def known_before(cursor: adbc.Cursor, batch: MicroBatch, buckets: Iterable[int])
     Raises:
         StreamingError: a part of the state is gone.
     """
-    cursor.execute(_NEWEST, (batch.query_id, str(batch.number)))
-    rows = [
-        _Row(division, bucket, number, msgspec.msgpack.decode(kept, type=_Kept))
-        for division, bucket, number, kept in cursor.fetchall()
-    ]
+    cursor.execute(_NEWEST, (batch.query_id, str(batch.step)))
+    rows = [_Row(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in cursor.fetchall()]
     own = {row.bucket: row for row in rows if row.division == str(batch.division)}
     others = sorted((row for row in rows if row.division != str(batch.division)), key=lambda row: row.batch)
     # A micro-batch may have been begun by the one division, and done again by the other.
     newer = {bucket: [row for row in others if bucket not in own or row.batch >= own[bucket].batch] for bucket in buckets}
     sources = {bucket: [*([own[bucket]] if bucket in own else []), *newer[bucket]] for bucket in newer}
-    _meet(cursor, batch.query_id, [row for source in sources.values() for row in source])
+    _load_segments(cursor, batch.query_id, [row for source in sources.values() for row in source])
     recents = {}
     for bucket, source in sources.items():
         states = [_recent(batch.query_id, row) for row in source]
@@ -130,23 +149,23 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
     if own.is_empty():
         return Recent(frontier)
     newest = int(ints(own["event_ts"]).max())
-    return Recent(frontier, segments=(Segment(batch.number, newest, revises=False, orders=own),))
+    return Recent(frontier, segments=(Segment(batch.step, newest, revises=False, orders=own),))
 
 
 _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-batch
-# Segments that this worker process has met, as long as the state of their bucket that it knew last has them.
+# Segments that this worker process has loaded or made, as long as the newest state of their bucket that it knows has them.
 _segments: dict[_Place, Segment] = {}
 
 
-def _meet(cursor: adbc.Cursor, query_id: str, rows: Iterable[_Row]) -> None:
-    """Fetch the segments of these rows that this worker has not met."""
+def _load_segments(cursor: adbc.Cursor, query_id: str, rows: Iterable[_Row]) -> None:
+    """Fetch the segments of these rows that this worker does not have."""
     kept = {(query_id, row.division, row.bucket, segment.batch): segment for row in rows for segment in row.kept.segments}
     missing = [dict(zip(("division", "bucket", "batch"), place[1:], strict=True)) for place in kept.keys() - _segments.keys()]
     if missing:
         cursor.execute(_ORDERS, (query_id, json.dumps(missing)))
         for *place, orders in cursor.fetchall():
             segment = kept[query_id, *place]
-            table = unpack_table(orders, NO_RECENT)
+            table = unpack_table(orders, NO_RECENT).cast(RECENT_SCHEMA)  # older ones had room for fewer reasons
             _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
 
 
@@ -154,7 +173,7 @@ def _recent(query_id: str, row: _Row) -> Recent:
     places = [(query_id, row.division, row.bucket, segment.batch) for segment in row.kept.segments]
     gone = [place for place in places if place not in _segments]
     if gone:
-        raise StreamingError(f"screening_state in Postgres lacks the row {gone[0]}: {_START_ANEW}")
+        raise StreamingError(f"screening_state in Postgres lacks the row {gone[0]}: {LOST_COMMITS}")
     frontier = Frontier(row.kept.newest_us, row.kept.watermark_us)
     return Recent(frontier, row.kept.oldest_us, tuple(_segments[place] for place in places))
 
@@ -162,30 +181,35 @@ def _recent(query_id: str, row: _Row) -> Recent:
 # --- write -----------------------------------------------------------------------------------------------------------
 
 _WRITE = """
+    insert into screening_state (query_id, division, bucket, batch, state, orders) values ($1, $2, $3, $4, $6, $7)
+    on conflict (query_id, division, bucket, batch) do update set state = excluded.state, orders = excluded.orders
+"""
+_WRITE_AND_FORGET = f"""
     with gone as (
         delete from screening_state
         where query_id = $1 and division = $2 and bucket = $3 and batch < $4
           and batch not in (select jsonb_array_elements_text($5::jsonb)::bigint)
-    )
-    insert into screening_state (query_id, division, bucket, batch, state, orders) values ($1, $2, $3, $4, $6, $7)
-    on conflict (query_id, division, bucket, batch) do update set state = excluded.state, orders = excluded.orders
+    ) {_WRITE}
 """
 
 
 def remember_after(cursor: adbc.Cursor, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
-    """Write the states of buckets after a micro-batch; those of no bucket where its task read nothing."""
+    """Write the states of buckets after a micro-batch, or a part of one.
+
+    Later parts forget nothing: what the whole micro-batch goes on from has to stay until it is complete.
+    """
     place = (batch.query_id, str(batch.division))
-    rows = [_row(batch.number, bucket, known.rows[bucket], recent) for bucket, recent in after.items()]
-    nothing = (_NO_BUCKET, batch.number, "[]", b"", b"")
-    cursor.executemany(_WRITE, [(*place, *row) for row in rows or [nothing]])
+    rows = [_row(batch.step, bucket, known.rows[bucket], recent) for bucket, recent in after.items()]
+    if rows:
+        cursor.executemany(_WRITE if batch.part else _WRITE_AND_FORGET, [(*place, *row) for row in rows])
 
 
-def _row(batch: int, bucket: int, needed: set[int], recent: Recent) -> tuple[int, int, str, bytes, bytes]:
+def _row(step: int, bucket: int, needed: set[int], recent: Recent) -> tuple[int, int, str, bytes, bytes]:
     segments = [_SegmentKept(segment.batch, segment.newest_us, segment.revises) for segment in recent.segments]
-    kept = _Kept(recent.frontier.newest_us, recent.frontier.watermark_us, recent.oldest_us, segments)
-    orders = b"".join(pack_table(segment.orders) for segment in recent.segments if segment.batch == batch)
+    kept = _Kept(recent.frontier.newest_us, recent.frontier.watermark_us, recent.oldest_us, segments, _FORMAT)
+    orders = b"".join(pack_table(segment.orders) for segment in recent.segments if segment.batch == step)
     needed = needed | {segment.batch for segment in segments}
-    return bucket, batch, json.dumps(sorted(needed)), msgspec.msgpack.encode(kept), orders
+    return bucket, step, json.dumps(sorted(needed)), msgspec.msgpack.encode(kept), orders
 
 
 def remembered_now(batch: MicroBatch, after: dict[int, Recent]) -> None:
@@ -195,33 +219,3 @@ def remembered_now(batch: MicroBatch, after: dict[int, Recent]) -> None:
         for key in [key for key in _segments if key[:3] == place]:
             del _segments[key]
         _segments.update({(*place, segment.batch): segment for segment in recent.segments})
-
-
-# --- at the start ----------------------------------------------------------------------------------------------------
-
-_START_ANEW = (
-    "has Postgres, or the checkpoint, been restored from a copy? Move the checkpoint away and start anew, as docs/runbook.md"
-    " says (the checkpoint of screening is lost): nothing is lost or doubled."
-)
-
-
-def require_state(dsn: str, query_id: str, committed: int, planned: int) -> None:
-    """Check that Postgres holds the state that a checkpoint goes on from.
-
-    Args:
-        dsn: of Postgres.
-        query_id: of the checkpoint.
-        committed, planned: the newest micro-batch of each kind in the checkpoint.
-
-    Raises:
-        StreamingError: the state is older or newer than the checkpoint, or was never there.
-        PostgresError: Postgres does not answer, or refuses.
-    """
-    with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
-        cursor.execute("select max(batch) from screening_state where query_id = %s", [query_id])
-        (newest,) = cursor.fetchone() or (None,)
-    if newest is None or not committed <= newest <= planned:
-        reached = "no state" if newest is None else f"the state of micro-batch {newest}"
-        raise StreamingError(
-            f"The checkpoint of screening has committed micro-batch {committed}, and Postgres holds {reached}: {_START_ANEW}"
-        )

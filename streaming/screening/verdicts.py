@@ -22,24 +22,21 @@ from streaming.screening.chunks import PartitionRead
 RECENT_SCHEMA = pl.Schema(
     {
         **ORDER_SCHEMA,
-        "given": pl.UInt8(),
-        "shadow": pl.UInt8(),
+        "given": pl.UInt64(),
+        "shadow": pl.UInt64(),
         **{f"evidence_{reason}": pl.String() for reason in REASONS},
     }
 )
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt8(), "shadow_gained": pl.UInt8(), "revision": pl.Boolean()})
-
-_REASON_LISTS = pl.Series(
-    [[reason for bit, reason in enumerate(REASONS) if given >> bit & 1] for given in range(2 ** len(REASONS))],
-    dtype=pl.List(pl.String),
-)
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt64(), "shadow_gained": pl.UInt64(), "revision": pl.Boolean()})
 
 
 def reason_lists(given: pl.Series) -> pl.Series:
     """The bits of a `given` or `shadow` column as lists of reasons, sorted."""
-    return _REASON_LISTS.gather(given)
+    different, row = np.unique(given.to_numpy(), return_inverse=True)
+    lists = [[reason for bit, reason in enumerate(REASONS) if bits >> bit & 1] for bits in different.tolist()]
+    return pl.Series(given.name, lists, dtype=pl.List(pl.String)).gather(row)
 
 
 def reason_bits(reasons: Iterable[str]) -> int:
@@ -124,7 +121,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     given, shadow = before.copy(), shadow_before.copy()
     for bit, (reason, finding) in enumerate(findings.items()):
         reasons = shadow if reason in rules.in_shadow else given
-        reasons[finding.rows] |= np.uint8(1 << bit)
+        reasons[finding.rows] |= np.uint64(1 << bit)
     changed = (is_new | (given != before) | (shadow != shadow_before)).nonzero()[0]
     verdicts = known[changed].with_columns(
         *_evidence(known, findings, changed),

@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from conf.settings import Settings, load_settings
-from conf.workers import spare_imports
+from conf.workers import freeze_imports
 from streaming.kafka import ORDERS, PROCESSED_ORDERS, SOURCE_TUNING, librdkafka_config, spark_config
 
 ORDER = pl.Struct(
@@ -71,7 +71,7 @@ def raw_orders(values: pa.Array) -> pa.Table:
 
 def pass_on(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Send each message as it is, and copy its order while Kafka's threads are at work. Yields nothing."""
-    spare_imports()
+    freeze_imports()
     topic = settings().topic(PROCESSED_ORDERS)
     for batch in batches:
         keys, values = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("key", "value"))

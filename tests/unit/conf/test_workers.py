@@ -6,13 +6,19 @@ import sys
 # In a process of its own: what is frozen stays so.
 _WORKER = """
 import gc
+from datetime import UTC, datetime
+from conf.rules import FraudRules
+from streaming.rules.recorded import RulesInForce, encode_rules
 from streaming.screening.division import By, Division
-from streaming.screening.pipeline import Screening, _parse
+from streaming.screening.pipeline import Screening, Task, _parse
 from streaming.screening.sinks import KafkaSink
+from streaming.screening.state import MicroBatch
 
 imported = len(gc.get_objects())
 screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
-list(_parse(screening, Division(By.PRODUCT, 2))(iter([])))
+now = datetime.now(UTC)
+rules = encode_rules([RulesInForce(now, FraudRules(version="1"))])
+list(_parse(Task(screening, None, MicroBatch("", Division(By.PRODUCT, 2), 0), now, rules), iter([])))
 print(imported, gc.get_freeze_count(), len(gc.get_objects()))
 """
 

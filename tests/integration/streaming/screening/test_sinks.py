@@ -13,8 +13,8 @@ import pytest
 from batch.postgres import connect
 from conf.settings import Settings
 from streaming.contract import DEAD_LETTER_SCHEMA
-from streaming.kafka import FRAUD_ALERT, PROCESSED_ORDERS, TOPICS, librdkafka_config
-from streaming.screening.sinks import KafkaSink, Stored, announce, store, stored_orders
+from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, librdkafka_config
+from streaming.screening.sinks import Announcer, KafkaSink, Stored, store, stored_orders
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
 from tests.runs.screening import consume
 
@@ -175,10 +175,15 @@ def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:
     return {record.key().decode(): msgspec.json.decode(record.value()) for record in consume(settings, topic)}
 
 
-def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(settings: Settings, dsn: str) -> None:
+def announcer(settings: Settings, **changes: Any) -> Announcer:
+    return Announcer(KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS}, **changes))
+
+
+def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(settings: Settings) -> None:
     rows = table([verdict("a", "foreign_country", "night_amount", shadow=["repeat_purchase"]), verdict("b", offset=1)])
-    sink = KafkaSink(librdkafka_config(settings), {topic: settings.topic(topic) for topic in TOPICS})
-    announce(sink, rows, pl.DataFrame(schema=DEAD_LETTER_SCHEMA), "v1", BATCH_TIME)
+    saying = announcer(settings)
+    saying.verdicts(rows.with_columns(screened_at=pl.lit(BATCH_TIME).cast(pl.Datetime("us", "UTC"))), "v1")
+    saying.wait()
     verdicts, alerts = announced(settings, PROCESSED_ORDERS), announced(settings, FRAUD_ALERT)
     assert verdicts["b"] == {
         "order_id": "b",
@@ -201,3 +206,34 @@ def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(sett
     assert verdicts["a"]["shadow_reasons"] == ["repeat_purchase"]
     evidence = {"order_ids": ["a"], "value": 1, "limit": 1}
     assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}
+
+
+def letters(*values: bytes | None) -> pl.DataFrame:
+    """Dead letters of these values, of the topic's first messages."""
+    rows = [
+        {"topic": "orders", "partition": 3, "offset": offset, "received_at": RECEIVED, "value": value, "reason": "é" * 600}
+        for offset, value in enumerate(values)
+    ]
+    return pl.DataFrame(rows, DEAD_LETTER_SCHEMA)
+
+
+def test_a_dead_letter_has_all_bytes_or_the_first_ones_with_its_size_and_always_its_place(settings: Settings) -> None:
+    saying = announcer(settings, dead_letter_bytes=10)
+    saying.letters(letters(b"\xff\0ten bytes", b"\xff", None, b""))
+    saying.wait()
+    records = {record.key().decode(): record for record in consume(settings, ORDERS_DEAD_LETTER)}
+    headers = {key: {name: value.decode() for name, value in record.headers()} for key, record in records.items()}
+    assert {key: record.value() for key, record in records.items()} == {
+        "orders-3-0": b"\xff\0ten byte",
+        "orders-3-1": b"\xff",
+        "orders-3-2": None,
+        "orders-3-3": b"",
+    }
+    assert headers["orders-3-0"] == headers["orders-3-1"] | {"offset": "0", "size": "11"}
+    assert headers["orders-3-1"] == {
+        "reason": "é" * 500,
+        "topic": "orders",
+        "partition": "3",
+        "offset": "1",
+        "received_at": "2026-11-01 11:59:00+00:00",
+    }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -14,7 +15,7 @@ from streaming.screening import state
 from streaming.screening.division import By, Division, home
 from streaming.screening.recent import NOTHING_RECENT, Recent, remembered, whole
 from streaming.screening.sinks import in_transaction
-from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now, require_state
+from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now
 from streaming.screening.verdicts import RECENT_SCHEMA, Frontier
 
 BY_PARTITION, BY_PRODUCT = Division(By.PARTITION, 4), Division(By.PRODUCT, 2)
@@ -58,7 +59,7 @@ def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: in
     frontier = Frontier({0: batch.number}, batch.number)
     oldest_us = round(START.replace(second=oldest_second).timestamp()) * 1_000_000
     after = {
-        bucket: remembered(recent, frontier, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.number)
+        bucket: remembered(recent, frontier, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.step)
         for bucket, recent in known.recents.items()
     }
     write(dsn, batch, known, after)
@@ -143,28 +144,29 @@ def test_rows_that_no_micro_batch_needs_any_more_go(dsn: str) -> None:
     assert {row[:2] for row in rows(dsn)} == {("partition/4", 2)}
 
 
-def test_a_task_without_orders_leaves_a_row_too(dsn: str) -> None:
+def test_a_later_part_of_a_micro_batch_finds_the_earlier_one_and_forgets_nothing_that_the_whole_needs(dsn: str) -> None:
     settle(dsn, MicroBatch("q", BY_PARTITION, 0), orders([1], 0))
-    for number in (1, 2):
-        write(dsn, MicroBatch("q", BY_PARTITION, number), Known({}, {}), {})
-    require_state(dsn, "q", committed=2, planned=2)
-    assert [row for row in rows(dsn) if row[1] == -1] == [("partition/4", -1, 2)]
-    assert found(dsn, MicroBatch("q", BY_PARTITION, 3)) == {"0-1": 0}
+    for part in range(3):
+        settle(dsn, MicroBatch("q", BY_PARTITION, 1, part), orders([1] * 9, 1 + part), oldest_second=1 + part)
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 2)) == {"3-1": 0}
+    state._segments.clear()
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 1)) == {"0-1": 0}, "it may be done again, from its first part"
 
 
-@pytest.mark.parametrize(
-    ("query", "committed", "planned", "words"),
-    [("another", 3, 3, "no state"), ("q", 4, 5, "micro-batch 3"), ("q", 1, 2, "micro-batch 3")],
-    ids=["none", "older", "newer"],
-)
-def test_a_checkpoint_and_a_state_that_do_not_belong_together_are_told(
-    dsn: str, query: str, committed: int, planned: int, words: str
-) -> None:
-    settle(dsn, MicroBatch("q", BY_PARTITION, 3), orders([1], 3))
-    require_state(dsn, "q", committed=2, planned=3)
-    require_state(dsn, "q", committed=3, planned=4)
-    with pytest.raises(StreamingError, match=f"Postgres holds .*{words}.*restored from a copy"):
-        require_state(dsn, query, committed, planned)
+def test_a_state_of_the_format_before_parts_is_read_and_one_of_a_newer_format_refused(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PARTITION, 1), orders([1], 1))
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select state from screening_state")
+        kept = msgspec.msgpack.decode(bytes(cursor.fetchone()[0]))  # type: ignore[index]
+        (segment,) = kept["segments"]
+        before = {name: value for name, value in kept.items() if name != "format"} | {"segments": [segment | {"batch": 1}]}
+        cursor.execute("update screening_state set state = %s", [msgspec.msgpack.encode(before)])
+    state._segments.clear()
+    assert found(dsn, MicroBatch("q", BY_PARTITION, 2)) == {"1-1": 0}
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("update screening_state set state = %s", [msgspec.msgpack.encode(kept | {"format": 9})])
+    with pytest.raises(StreamingError, match="written by a newer version of finpro"):
+        found(dsn, MicroBatch("q", BY_PARTITION, 2))
 
 
 def test_a_row_that_is_gone_is_told(dsn: str) -> None:

@@ -16,7 +16,7 @@ from jobs.health.checks import CHECKS
 from jobs.health.findings import Finding, State
 from jobs.health.status import Health, as_json, health, is_down
 from jobs.spark.running_job import RunningJob
-from streaming.screening.checkpoints import Committed, last_commit
+from streaming.committed import Committed, last_commit
 
 
 def answers(state: State, text: str = "") -> Callable[[Settings], Finding]:

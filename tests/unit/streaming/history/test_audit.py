@@ -38,7 +38,7 @@ def test_republished_orders_are_sent_with_the_reasons_the_shadow_reasons_and_the
     )
     verdicts = as_verdicts(orders)
     assert verdicts.schema == VERDICT_SCHEMA
-    (_, fraud, alert), (_, genuine, no_alert) = encode_verdicts(verdicts, "1", NOW).rows()
+    (_, fraud, alert), (_, genuine, no_alert) = encode_verdicts(verdicts.with_columns(screened_at=pl.lit(NOW)), "1").rows()
     said = msgspec.json.decode(fraud)
     assert (said["status"], said["reasons"]) == ("Fraud", ["foreign_country", "repeat_purchase"])
     assert said["shadow_reasons"] == ["night_amount"]

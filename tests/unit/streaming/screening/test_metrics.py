@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from conf.settings import Settings
 from jobs.spark.running_job import METRICS_PORTS, find_job, made_known
 from streaming.screening.metrics import QueryMetrics, ScreeningMetrics
-from streaming.screening.pipeline import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
+from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 
 NONE_MEASURED = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
 
@@ -167,7 +167,7 @@ def test_what_the_metrics_cannot_understand_is_logged_and_stops_nothing(
 ) -> None:
     with caplog.at_level(logging.ERROR):
         QueryMetrics(registry).progressed({"progress": "nonsense"})
-        ScreeningMetrics(registry).settled([])
+        ScreeningMetrics(registry).settled(["nonsense"])  # type: ignore[list-item]
 
     assert [record.message for record in caplog.records] == [
         "metrics are incomplete: progressed failed",

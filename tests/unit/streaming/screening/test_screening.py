@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 
 from conf.errors import TopicNotKeyed
 from conf.rules import FraudRules
-from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, read_messages
+from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_letters, clashes_among, read_messages
 from streaming.rules.rules import REASONS
 from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
 from streaming.screening.division import By, Division, home
-from streaming.screening.pipeline import LATENCY_BOUNDS_SECONDS, Receipt, divided, latencies, read_arrivals, screen_arrivals
+from streaming.screening.pipeline import divided, read_arrivals, screen_arrivals
+from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt, latencies, summed
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
 from streaming.screening.verdicts import Frontier, advance, reason_lists
@@ -27,6 +29,7 @@ from tests.oracle.brute_force import Message, judge
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
 SECOND_US = 1_000_000
+NO_RECEIPT = Receipt("1", 0, 0, 0, 0, {}, {}, 0, 0, 0, [])
 _PLACE = ("partition", "offset")
 _TIME = ORDER_SCHEMA["event_ts"]
 
@@ -53,15 +56,24 @@ class Stream:
         """One micro-batch, read by two tasks."""
         division = Division(self.by, self.buckets)
         tasks = [part for part in ([m for m in messages if m.partition % 2 == task] for task in (1, 0)) if part]
-        read = [read_arrivals(as_batch(part), self.rules, self._stored) for part in tasks]
+        read = [self._read(part) for part in tasks]
         if self.by is By.PARTITION:
             for arrivals in read:
-                division.require_at_home(arrivals.orders)
+                division.require_keyed(arrivals.orders)
                 self._settle_task(division, [arrivals], {partition.partition for partition in arrivals.reads})
         else:
             for bucket, shares in enumerate(zip(*(divided(arrivals, division) for arrivals in read), strict=True)):
                 self._settle_task(division, [unpack_arrivals(pack_arrivals(share)) for share in shares], {bucket})
         self.batches += 1
+
+    def _read(self, messages: list[Message]) -> Arrivals:
+        """What a task reads, but that the ids of other orders are no orders."""
+        batch = as_batch(messages)
+        arrivals = read_arrivals(batch, self.rules)
+        clashes = clashes_among(arrivals.orders, self._stored)
+        letters = pl.concat([arrivals.dead_letters, clash_letters(batch, clashes)])
+        orders = arrivals.orders.join(clashes, on=_PLACE, how="anti")
+        return Arrivals(arrivals.reads, orders, letters)
 
     def _settle_task(self, division: Division, arrivals: list[Arrivals], buckets: set[int]) -> None:
         """A task screens again as long as it turns out to hold used order ids with other content."""
@@ -335,6 +347,15 @@ def test_latencies_are_counted_per_bound_with_what_lies_beyond_and_what_has_not_
     }  # fmt: skip
     assert measured["event_latency_seconds"] == pytest.approx(0.1 + 0.100001 + 7 + 300 + 301)
     assert (measured["kafka_latency"][0], measured["kafka_latency_seconds"]) == (6, 0)
+
+
+def test_receipts_add_up_and_the_watermark_is_that_of_the_bucket_furthest_behind() -> None:
+    one = msgspec.structs.replace(NO_RECEIPT, orders=2, by_reason={"a": 2, "b": 0}, buckets=[BucketState(0, 0, 0, 2_000_000)])
+    other = msgspec.structs.replace(NO_RECEIPT, orders=1, by_reason={"a": 1}, buckets=[BucketState(1, 0, 0, 1_000_000)])
+    total = summed([one, other])
+    assert (total["orders"], total["by_reason"]) == (3, {"a": 3})
+    assert total["watermark"] == "1970-01-01T00:00:01+00:00"
+    assert summed([])["watermark"] is None
 
 
 # --- the watermark and the state -----------------------------------------------------------------------------------

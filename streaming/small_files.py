@@ -7,13 +7,13 @@ from typing import Any
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
-from conf.errors import LakehouseError
+from conf.errors import FileDamaged, LakehouseError
 
 
 class Folder:
     """A folder of such files. `setting` is what to look at when it cannot be read or written.
 
-    Every method raises LakehouseError then.
+    Every method raises LakehouseError then, FileDamaged where a file is not as it was written.
     """
 
     def __init__(self, spark: SparkSession, path: str, setting: str) -> None:
@@ -74,4 +74,6 @@ class Folder:
         except Py4JError as error:
             java = getattr(error, "java_exception", None)
             why = java.toString() if java else error
+            if "ChecksumException" in str(why):
+                raise FileDamaged(f"{path.toString()} is damaged") from error
             raise LakehouseError(f"{path.toString()} cannot be {verb}: {self._advice}\n({why})") from error

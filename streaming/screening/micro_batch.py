@@ -1,0 +1,98 @@
+"""The driver's part of a micro-batch: what `foreachBatch` calls.
+
+It opens the micro-batch in the ledger, has its messages screened, stored and announced by the workers, in one job, and settles
+it. A micro-batch of more messages than the limit, planned when the limit was another one, is
+screened in parts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pyspark.sql import DataFrame, SparkSession
+
+from streaming.checkpoint import Checkpoint
+from streaming.rules.live import LiveRules
+from streaming.screening.division import By, Division
+from streaming.screening.ledger import PARTS, Entry, Ledger, Ranges
+from streaming.screening.pipeline import Screening, Task, screened
+from streaming.screening.receipts import Receipt, decode_report, summed
+from streaming.screening.state import MicroBatch
+
+
+@dataclass
+class MicroBatches:
+    """Screens one micro-batch after the other.
+
+    Attributes:
+        spark: the query's session.
+        screening: what workers need to know.
+        checkpoint: of the query.
+        ledger: of the query.
+        rules: those in force.
+        topic_id: asks for the id of the topic as it is now.
+        read: gives the messages of these ranges, where they are not all of a micro-batch.
+        division: how products are divided.
+        on_not_keyed: hears why orders are shuffled from now on.
+        reports: hear what came of each part of a micro-batch.
+    """
+
+    spark: SparkSession
+    screening: Screening
+    checkpoint: Checkpoint
+    ledger: Ledger
+    rules: LiveRules
+    topic_id: Callable[[], str]
+    read: Callable[[Ranges], DataFrame]
+    division: Division
+    on_not_keyed: Callable[[str], None]
+    reports: Sequence[Callable[[list[Receipt]], None]]
+
+    def __call__(self, messages: DataFrame, number: int) -> None:
+        """Screen a micro-batch; then Spark commits it.
+
+        Raises:
+            FinproError: it cannot go on; says why and what to do. Nothing is lost or doubled by then.
+        """
+        self.ledger.take(str(self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")))
+        with self.rules.fixed() as version:
+            entry = self.ledger.open(number, self.checkpoint.ends(number), self.checkpoint.begins, self.topic_id(), version)
+        if entry.is_settled:  # before the driver died, just not committed by Spark
+            return
+        parts = in_parts(entry.ranges, self.screening.backlog_offsets)
+        receipts, states = [], 0
+        for part, ranges in enumerate(parts):
+            done = self._screen(messages if len(parts) == 1 else self.read(ranges), entry, part)
+            states += sum(len(receipt.buckets) for receipt in done)
+            receipts += done
+            for report in self.reports:
+                report(done)
+        self.ledger.settle(entry, summed(receipts), states)
+
+    def _screen(self, messages: DataFrame, entry: Entry, part: int) -> list[Receipt]:
+        """Screen, store and announce messages; the receipts of all tasks."""
+        batch = MicroBatch(entry.query_id, self.division, entry.number, part)
+        moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
+        task = Task(self.screening, entry, batch, moment, self.rules.encoded(entry.rules_version))
+        reports = [decode_report(row["report"]) for row in screened(messages, task).collect()]  # one a task
+        if not_keyed := next((report.not_keyed for report in reports if report.not_keyed), None):
+            self.on_not_keyed(not_keyed.why)
+            self.division = Division(By.PRODUCT, self.screening.tasks)
+            self.ledger.reopen(entry, batch.step)
+            return self._screen(messages, entry, part)
+        return [report.receipt for report in reports if report.receipt]
+
+
+def in_parts(ranges: Ranges, most: int | None) -> list[Ranges]:
+    """Ranges of offsets as parts of at most so many offsets, or as many parts as there may be: each has its share of each."""
+    offsets = sum(end - first for first, end in ranges.values())
+    count = min(-(-offsets // most), PARTS) if most else 1
+    if count <= 1:
+        return [ranges]
+    return [
+        {
+            partition: (first + (end - first) * part // count, first + (end - first) * (part + 1) // count)
+            for partition, (first, end) in ranges.items()
+        }
+        for part in range(count)
+    ]

@@ -1,0 +1,120 @@
+"""What the tasks of a micro-batch made of it, in numbers, and what that adds up to."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+# Upper bounds of the counts of a latency; one more count is of what took longer.
+LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class BucketState(msgspec.Struct, frozen=True):
+    """How a bucket is after a micro-batch.
+
+    Attributes:
+        bucket: which one.
+        kept: orders remembered.
+        bytes: their size in memory.
+        watermark_us: epoch microseconds.
+    """
+
+    bucket: int
+    kept: int
+    bytes: int
+    watermark_us: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What one task made of one micro-batch, in numbers.
+
+    Attributes:
+        rules_version: what it was screened by.
+        orders: new orders.
+        genuine: those of them that went out as Genuine.
+        revisions: orders that went out again, with a further reason or shadow reason.
+        frauds: orders that became Fraud.
+        by_reason, shadow_by_reason: reason → orders that gained it.
+        duplicates: arrivals that were known.
+        late: orders behind the watermark.
+        dead_letters: messages that broke the contract, or used the id of another order.
+        buckets: how the buckets are that it had orders of.
+        messages: how many it read.
+        screen_seconds, store_seconds, announce_seconds: what these steps took.
+        event_latency, kafka_latency: how many new orders were announced so long after their event time, and after Kafka
+            received them: a count for each of LATENCY_BOUNDS_SECONDS, not cumulative, and one for what lies beyond.
+        event_latency_seconds, kafka_latency_seconds: the sums.
+    """
+
+    rules_version: str
+    orders: int
+    genuine: int
+    revisions: int
+    frauds: int
+    by_reason: dict[str, int]
+    shadow_by_reason: dict[str, int]
+    duplicates: int
+    late: int
+    dead_letters: int
+    buckets: list[BucketState]
+    messages: int = 0
+    screen_seconds: float = 0.0
+    store_seconds: float = 0.0
+    announce_seconds: float = 0.0
+    event_latency: list[int] = []
+    event_latency_seconds: float = 0.0
+    kafka_latency: list[int] = []
+    kafka_latency_seconds: float = 0.0
+
+
+class NotKeyed(msgspec.Struct, frozen=True):
+    """What a task says instead that has stored nothing, since it read an order where others of its product are not.
+
+    Attributes:
+        why: names the order.
+    """
+
+    why: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a task hands to the driver, as one row: one of the two."""
+
+    receipt: Receipt | None = None
+    not_keyed: NotKeyed | None = None
+
+
+REPORT = "report binary"
+encode_report = msgspec.msgpack.encode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
+    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced."""
+    measured: dict[str, Any] = {}
+    announced_us = round(announced_at.timestamp() * 1_000_000)
+    for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
+        microseconds = announced_us - orders[since].to_physical().to_numpy()
+        seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
+        bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
+        measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()
+        measured[f"{name}_seconds"] = float(seconds.sum())
+    return measured
+
+
+def summed(receipts: Iterable[Receipt]) -> dict[str, Any]:
+    """What a micro-batch came to: counts by name, and the watermark that all its buckets have reached."""
+    totals, by_reason, shadow = Counter[str](), Counter[str](), Counter[str]()
+    watermarks = []
+    for receipt in receipts:
+        for name in ("messages", "orders", "genuine", "frauds", "revisions", "duplicates", "late", "dead_letters"):
+            totals[name] += getattr(receipt, name)
+        by_reason.update(receipt.by_reason)
+        shadow.update(receipt.shadow_by_reason)
+        watermarks += [bucket.watermark_us for bucket in receipt.buckets if bucket.watermark_us > 0]
+    watermark = datetime.fromtimestamp(min(watermarks) / 1e6, UTC).isoformat() if watermarks else None
+    return {**totals, "by_reason": +by_reason, "shadow_by_reason": +shadow, "watermark": watermark}
