@@ -1,6 +1,5 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,8 @@ PROCESSED_ORDERS = "processed_orders"
 FRAUD_ALERT = "fraud_alert"
 ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
+
+_MOST_MILLISECONDS = (2**63 - 1) // 1000
 
 _WAIT_SECONDS = 30
 _ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
@@ -168,7 +169,8 @@ class TopicReader:
 
 def as_messages(records: list[Any]) -> pa.RecordBatch:
     """Records of a client as Spark's Kafka source gives them: `contract.MESSAGE_COLUMNS`."""
-    received = [datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC) for record in records]
+    # What a producer gives may be any 64 bits, and beyond what 64 bits of microseconds hold.
+    received = [min(max(record.timestamp()[1], -_MOST_MILLISECONDS), _MOST_MILLISECONDS) * 1000 for record in records]
     return pa.record_batch(
         {
             "topic": pa.array([record.topic() for record in records], pa.string()),

@@ -34,6 +34,7 @@ from streaming.contract import (
     NO_CLASHES,
     NO_DEAD_LETTERS,
     NO_ORDERS,
+    NO_TIMESTAMP,
     clash_letters,
     clashes_among,
     read_messages,
@@ -47,7 +48,7 @@ from streaming.screening.division import By, Division
 from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import KafkaSink, announce, in_transaction, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
-from streaming.screening.verdicts import advance, oldest_needed, screen
+from streaming.screening.verdicts import advance, epoch_us, oldest_needed, screen
 
 CHUNK = "bucket int, payload binary"
 RECEIPT = "receipt string, newest timestamp"
@@ -193,7 +194,8 @@ def _settle_partitions(screening: Screening, division: Division) -> Callable[[Ba
     def settle_partitions(batches: Batches) -> Batches:
         spare_imports()
         messages, task = _in_one_piece(batches), _task(division)
-        arrivals = [read_arrivals(messages, task.rules, partial(stored_orders, screening.dsn))] if messages else []
+        stored = partial(stored_orders, screening.dsn)
+        arrivals = [read_arrivals(messages, task.rules, task.time, stored)] if messages else []
         for part in arrivals:
             division.require_at_home(part.orders)
         yield _settle(screening, task, arrivals, {read.partition for part in arrivals for read in part.reads})
@@ -208,7 +210,8 @@ def _parse(screening: Screening, division: Division) -> Callable[[Batches], Batc
         spare_imports()
         messages = _in_one_piece(batches)
         if messages:
-            arrivals = read_arrivals(messages, _task(division).rules, partial(stored_orders, screening.dsn))
+            task = _task(division)
+            arrivals = read_arrivals(messages, task.rules, task.time, partial(stored_orders, screening.dsn))
             payloads = [pack_arrivals(share) for share in divided(arrivals, division)]
             yield pa.record_batch({"bucket": keys, "payload": pa.array(payloads, pa.binary())})
 
@@ -234,12 +237,14 @@ def _in_one_piece(batches: Batches) -> pa.RecordBatch | None:
     return pieces[0] if pieces else None
 
 
-def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, stored: Callable[[Sequence[str]], pl.DataFrame]) -> Arrivals:
-    """Read messages (`contract.MESSAGE_COLUMNS`).
+def read_arrivals(
+    messages: pa.RecordBatch, rules: FraudRules, read_at: datetime, stored: Callable[[Sequence[str]], pl.DataFrame]
+) -> Arrivals:
+    """Read messages (`contract.MESSAGE_COLUMNS`) at `read_at`, the micro-batch's own time.
 
     Among the dead letters are orders that use the id of another one read here (`contract.clashes_among`, which asks `stored`).
     """
-    contents = read_messages(messages, rules.max_future_skew)
+    contents = read_messages(messages, rules.max_future_skew, read_at)
     clashes = clashes_among(contents.orders, stored)
     orders = _without(contents.orders, clashes)
     letters = pl.concat([contents.dead_letters, clash_letters(messages, clashes)])
@@ -290,7 +295,7 @@ def _settle(screening: Screening, task: _Task, arrivals: list[Arrivals], buckets
         known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, buckets))
     while True:
         with _timed(seconds, "screen_seconds"):
-            outcome = screen_arrivals(arrivals, known.recents, batch, rules, screening.backlog_offsets, clashes)
+            outcome = screen_arrivals(arrivals, known.recents, batch, screened_at, rules, screening.backlog_offsets, clashes)
         remember = partial(remember_after, batch=batch, known=known, after=outcome.recents)
         with _timed(seconds, "store_seconds"):
             stored = store(screening.dsn, outcome.verdicts, rules.version, screened_at, remember)
@@ -319,11 +324,15 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 
 def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
-    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced."""
+    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced.
+
+    Those that have no Kafka timestamp are left out of the latter.
+    """
     measured: dict[str, Any] = {}
     announced_us = round(announced_at.timestamp() * 1_000_000)
     for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
-        microseconds = announced_us - orders[since].to_physical().to_numpy()
+        known = orders.filter(pl.col(since) != NO_TIMESTAMP) if since == "received_at" else orders
+        microseconds = announced_us - known[since].to_physical().to_numpy()
         seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
         bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
         measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()
@@ -363,6 +372,7 @@ def screen_arrivals(
     arrivals: list[Arrivals],
     recents: dict[int, Recent],
     batch: MicroBatch,
+    moment: datetime,
     rules: FraudRules,
     backlog_offsets: int | None,
     clashes: pl.DataFrame = NO_CLASHES,
@@ -375,6 +385,7 @@ def screen_arrivals(
         arrivals: what was read of these buckets.
         recents: bucket → state, of these buckets.
         batch: which micro-batch it is.
+        moment: its own time.
         rules: in force.
         backlog_offsets: see `screening.advance`.
         clashes: orders to leave out.
@@ -389,8 +400,10 @@ def screen_arrivals(
     after, late = {}, 0
     for bucket, recent in recents.items():
         own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
-        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets)
+        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets, moment)
         oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
+        # Beyond now nothing is forgotten yet, whatever a clock that was ahead had the state forget.
+        recent = recent._replace(oldest_us=min(recent.oldest_us, epoch_us(moment)))
         changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
         after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.number)
         late += _count((bucket_of == bucket) & (events_us < recent.frontier.watermark_us))

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from batch.postgres import connect
 from conf.rules import FraudRules
 from conf.settings import Settings
+from streaming.contract import EARLIEST, LATEST
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
 from streaming.screening.division import home
 from tests.oracle.brute_force import Judgement, Message, Order, judge
@@ -136,12 +137,20 @@ def sent_messages(settings: Settings) -> list[Message]:
             ORDERS,
             record.partition(),
             record.offset(),
-            datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC),
+            kafka_time(record.timestamp()[1]),
             record.key(),
             record.value(),
         )
         for record in consume(settings, ORDERS)
     ]
+
+
+def kafka_time(milliseconds: int) -> datetime:
+    """A Kafka timestamp; what no datetime holds is the first or last one."""
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return LATEST if milliseconds > 0 else EARLIEST
 
 
 @dataclass(frozen=True)
@@ -204,5 +213,5 @@ def assert_agrees(found: Outcome, judgement: Judgement) -> None:
 
 
 def judged(settings: Settings, rules: FraudRules) -> Judgement:
-    """The brute force's verdicts on all that lies on the `orders` topic."""
-    return judge(sent_messages(settings), rules)
+    """The brute force's verdicts on all that lies on the `orders` topic, as if it were read now."""
+    return judge(sent_messages(settings), rules, read_at=datetime.now(UTC))
