@@ -1,6 +1,7 @@
 """The screening job: `spark-submit jobs/screen_orders.py [options]`, or `finpro screen`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,13 +13,13 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter
 from rich.console import Console
 
-from conf.errors import FinproError, StreamingError, TopicNotKeyed
+from conf.errors import FinproError, KafkaError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
 from jobs.spark.session import job_session, run_as_program
 from jobs.spark.streaming_job import Query, Reporter, run_until_stopped, stop_requested
-from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config
+from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, orders_kept, require_topics, spark_config
 from streaming.lakehouse.continuation import Checkpoint
 from streaming.rules.live import LiveRules
 from streaming.rules.recorded import record
@@ -56,11 +57,18 @@ def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
 def check(settings: Settings) -> Division:
     """Check what can be checked without Spark: settings, rules, topics, tables. How products are divided by the partitions.
 
+    Warns where the topic's timestamps are its producers'.
+
     Raises:
         FinproError: something is missing or does not answer; says what to do.
     """
     load_rules(settings.rules)
     partitions = require_topics(settings)[ORDERS]
+    kept = orders_kept(settings)
+    if kept.loses:
+        raise KafkaError(kept.loses)
+    if kept.dates:
+        print(f"finpro: warning: {kept.dates}", file=sys.stderr)
     require_tables(settings.require("postgres_dsn"))
     return Division(By.PARTITION, partitions)
 

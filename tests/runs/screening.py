@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from batch.postgres import connect
 from conf.rules import FraudRules
@@ -69,6 +71,28 @@ def repeated(orders: Sequence[Order], *, seed: int, keyed: bool = False) -> list
         other = choose.choice(others[:1] if keyed else others)
         sent.insert(place + choose.randint(1, 60), (spelled(choose.choice((order, other)), place % 6), partition))
     return sent
+
+
+def alter_topic(settings: Settings, topic: str, **config: str) -> None:
+    """Change the configuration of one of finpro's topics, and wait until it is in force; dots are underscores in names here."""
+    wanted = {name.replace("_", "."): value for name, value in config.items()}
+    altered = ConfigResource(ResourceType.TOPIC, settings.topic(topic))
+    for name, value in wanted.items():
+        altered.add_incremental_config(ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET))
+    admin = AdminClient(librdkafka_config(settings))  # which has to live until it is answered
+    for done in admin.incremental_alter_configs([altered]).values():
+        done.result(timeout=20)
+    asked = ConfigResource(ResourceType.TOPIC, settings.topic(topic))
+    while {name: admin.describe_configs([asked])[asked].result(20)[name].value for name in wanted} != wanted:
+        time.sleep(0.02)
+
+
+def send_dated(settings: Settings, values: Sequence[tuple[bytes, int]]) -> None:
+    """Put values on the `orders` topic, each in partition 0 with a timestamp of its producer's, in milliseconds."""
+    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    for value, milliseconds in values:
+        producer.produce(settings.topic(ORDERS), value, partition=0, timestamp=milliseconds)
+    assert producer.flush(60) == 0
 
 
 def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None:
