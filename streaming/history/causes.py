@@ -121,13 +121,13 @@ def _announced(orders: DataFrame, wrong: str, verdicts: DataFrame) -> DataFrame:
 
 def _stored_first(orders: DataFrame) -> DataFrame:
     why = F.format_string(
-        "partition %d offset %d was received before, with this id and other content: of two partitions' orders the one that"
-        " Postgres stores first stands",
+        "partition %d offset %d was received before, with this id and other content: of two partitions' orders, and of two"
+        " whose timestamps are not in the order of their offsets, the one that Postgres stores first stands",
         F.col("earlier.partition"),
         F.col("earlier.offset"),
     )
-    rows = orders.where(F.col("earlier.partition") != F.col("partition"))
-    return _caused(rows, NOT_THE_FIRST, STORED_FIRST, why)
+    is_behind = (F.col("earlier.partition") == F.col("partition")) & (F.col("earlier.offset") < F.col("offset"))
+    return _caused(orders.where(~is_behind), NOT_THE_FIRST, STORED_FIRST, why)
 
 
 # --- missing reasons -------------------------------------------------------------------------------------------------

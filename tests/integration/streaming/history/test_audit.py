@@ -182,12 +182,14 @@ def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_s
     }
 
 
-@pytest.mark.parametrize(("partition", "cause"), [(1, causes.STORED_FIRST), (0, causes.UNEXPLAINED)])
-def test_of_two_orders_with_one_id_the_first_may_lose_only_to_another_partition(
-    spark_session: SparkSession, partition: int, cause: str
+@pytest.mark.parametrize(
+    ("partition", "offset", "cause"), [(1, 0, causes.STORED_FIRST), (0, 0, causes.STORED_FIRST), (0, 6, causes.UNEXPLAINED)]
+)
+def test_of_two_orders_with_one_id_the_first_may_lose_only_to_another_partition_or_a_smaller_offset(
+    spark_session: SparkSession, partition: int, offset: int, cause: str
 ) -> None:
     first, second = purchase("o", 1, 0), purchase("o", 2, 0)
-    lake, _ = lake_of(received([(spelled(second), partition)], START, STEP), RULES)
+    lake, _ = lake_of([Message(ORDERS, partition, offset, START, None, spelled(second))], RULES)
     lake.messages.append(lake.messages[0].__class__(ORDERS, 0, 5, START - STEP, None, spelled(first)))
     lake.quarantine.append(
         {"topic": ORDERS, "partition": 0, "offset": 5, "received_at": START - STEP, "value": spelled(first)}
