@@ -163,7 +163,7 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
     rows = sorted(reasons)
     taken = messages.take(pa.array(rows, pa.int64()))
     columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "value")}
-    stamped = pl.Series(taken.column("timestamp"))
+    stamped = _kafka_timestamps(taken)
     remark = (
         pl.when(stamped < EARLIEST)
         .then(pl.lit(" (its Kafka timestamp lies before the year 1)"))
@@ -178,7 +178,11 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
 
 
 def _received_at(messages: pa.RecordBatch) -> pl.Series:
-    return pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS).clip(EARLIEST, LATEST)
+    return _kafka_timestamps(messages).clip(EARLIEST, LATEST)
+
+
+def _kafka_timestamps(messages: pa.RecordBatch) -> pl.Series:
+    return pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS)
 
 
 def clash_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
