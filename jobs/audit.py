@@ -73,7 +73,8 @@ def show(console: Console, lakehouse: Snapshot, found: Audit, limit: int) -> Non
     for (wrong, cause), count in sorted(found.found.items()):
         console.print(f"{count:>10,}  {wrong}: {cause}")
     unexplained_first = F.when(F.col("cause") == UNEXPLAINED, 0).otherwise(1)
-    for row in found.findings.orderBy(unexplained_first, "wrong", "partition", "offset").limit(limit).collect():
+    shown = found.findings.orderBy(unexplained_first, "wrong", "partition", "offset").limit(limit)
+    for row in shown.drop("received_at", "event_ts").collect():  # in some time zones Python lacks the first and last of times
         console.print(_line(row))
     total = sum(found.found.values())
     if total > limit:

@@ -52,7 +52,7 @@ def migrate() -> None:
     from batch.postgres import migrate as migrate_postgres
     from conf.settings import finpro_home, load_settings
     from jobs.local.platform import Platform
-    from streaming.kafka import create_topics
+    from streaming.kafka import create_topics, orders_kept
 
     settings = load_settings()
     warn = partial(typer.echo, err=True)
@@ -60,6 +60,8 @@ def migrate() -> None:
         typer.echo(f"applied {name}")
     for name in create_topics(settings):
         typer.echo(f"created topic {name}")
+    for wrong in filter(None, orders_kept(settings)):
+        warn(f"warning: {wrong}")
     if settings.storage_emulator_host and settings.bigquery_emulator_host:
         emulators = Platform.at(finpro_home())
         emulators.gcs.create_bucket(settings)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
@@ -12,14 +13,23 @@ from prometheus_client import CollectorRegistry
 from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 
-from conf.errors import StreamingError
+from conf.errors import KafkaError, StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
 from jobs.spark.session import job_session, run_as_program
 from jobs.spark.streaming_job import Query, Reporter, run_until_stopped, stop_requested
 from streaming.checkpoint import Checkpoint
-from streaming.kafka import ORDERS, SOURCE_TUNING, TOPICS, librdkafka_config, require_topics, spark_config, topic_ids
+from streaming.kafka import (
+    ORDERS,
+    SOURCE_TUNING,
+    TOPICS,
+    librdkafka_config,
+    orders_kept,
+    require_topics,
+    spark_config,
+    topic_ids,
+)
 from streaming.rules.live import LiveRules
 from streaming.rules.recorded import record
 from streaming.screening.division import By, Division
@@ -57,11 +67,18 @@ def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
 def check(settings: Settings) -> Division:
     """Check what can be checked without Spark: settings, rules, topics, tables. How products are divided by the partitions.
 
+    Warns where the topic's timestamps are its producers'.
+
     Raises:
         FinproError: something is missing or does not answer; says what to do.
     """
     load_rules(settings.rules)
     partitions = require_topics(settings)[ORDERS]
+    kept = orders_kept(settings)
+    if kept.loses:
+        raise KafkaError(kept.loses)
+    if kept.dates:
+        print(f"finpro: warning: {kept.dates}", file=sys.stderr)
     require_tables(settings.require("postgres_dsn"))
     return Division(By.PARTITION, partitions)
 

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Annotated, NamedTuple
 
 import msgspec
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -25,6 +26,18 @@ LABEL_HEADER = "label"
 
 # What a message from Kafka must bring: the columns of Spark's Kafka source that are read.
 MESSAGE_COLUMNS = ("topic", "partition", "offset", "timestamp", "value")
+
+# What Postgres, Spark and Python can all hold. A Kafka timestamp beyond it counts as the first or the last moment of it.
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# The timestamp of a message that was sent without one: -1 milliseconds.
+NO_TIMESTAMP = datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC)
+
+# JSON nested deeper is refused. The decoder's own limit is the interpreter's: another one in each version of Python, and
+# lower the deeper the call.
+MOST_LEVELS = 100
+
+# How the reason for an order from the future names the time of reading, where it is that which bounds it.
+TIME_OF_READING = r"lies in the future of (\S+), when it was read"
 
 # An order as it travels: its own fields, and where and when Kafka received it.
 ORDER_SCHEMA = pl.Schema(
@@ -97,6 +110,7 @@ class _Message(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Message).decode
+_decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _FIELDS = _Message.__struct_fields__
 
 # `17` or `U17` for a user, `203` or `P203` for a product: the digits are the id.
@@ -108,8 +122,9 @@ _TIMESTAMP_TEXT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d+))?(Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)",
     re.ASCII | re.IGNORECASE,
 )
-# What Postgres, Spark and Python can all hold.
-_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# A text of JSON; one without an end goes to the end of the message. Possessive, so that no message is gone through twice.
+_JSON_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_OPENING, _CLOSING = np.frombuffer(b"[{", np.uint8), np.frombuffer(b"]}", np.uint8)
 
 
 class Contents(NamedTuple):
@@ -119,15 +134,21 @@ class Contents(NamedTuple):
     dead_letters: pl.DataFrame
 
 
-def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta) -> Contents:
+def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta, read_at: datetime) -> Contents:
     """Read a run of Kafka messages (MESSAGE_COLUMNS, as Spark's Kafka source gives them).
 
     Each message is in exactly one of the two results. Never raises for what a message holds.
+
+    Args:
+        messages: as received.
+        max_future_skew: how far the times of an order may lie ahead of its Kafka timestamp, and of `read_at`: a timestamp
+            that a producer gave may itself lie in the future. A message without one is judged by `read_at` alone.
+        read_at: when it is read. Of a micro-batch its own time, which is the same on a replay.
     """
     values = messages.column("value").to_pylist()
-    decoded, broken = _decode_each(values, _all_utf8(messages.column("value")))
+    decoded, broken = _decode_each(values, _texts(messages.column("value")))
     orders = _orders(messages, decoded, broken)
-    checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew)))
+    checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew, read_at)))
     if checked["reason"].null_count() < len(checked):
         failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
         broken |= dict(failed.iter_rows())
@@ -142,11 +163,26 @@ def dead_letters(messages: pa.RecordBatch, reasons: dict[int, str]) -> pl.DataFr
     rows = sorted(reasons)
     taken = messages.take(pa.array(rows, pa.int64()))
     columns = {name: taken.column(name) for name in ("topic", "partition", "offset", "value")}
-    columns["received_at"] = taken.column("timestamp")
+    stamped = _kafka_timestamps(taken)
+    remark = (
+        pl.when(stamped < EARLIEST)
+        .then(pl.lit(" (its Kafka timestamp lies before the year 1)"))
+        .when(stamped > LATEST)
+        .then(pl.lit(" (its Kafka timestamp lies after the year 9999)"))
+        .otherwise(pl.lit(""))
+    )
     frame = pl.from_arrow(pa.table(columns)).with_columns(  # type: ignore[union-attr]
-        reason=pl.Series([reasons[row] for row in rows], dtype=pl.String)
+        reason=pl.Series([reasons[row] for row in rows], dtype=pl.String) + remark, received_at=_received_at(taken)
     )
     return frame.select(pl.col(name).cast(dtype) for name, dtype in DEAD_LETTER_SCHEMA.items())
+
+
+def _received_at(messages: pa.RecordBatch) -> pl.Series:
+    return _kafka_timestamps(messages).clip(EARLIEST, LATEST)
+
+
+def _kafka_timestamps(messages: pa.RecordBatch) -> pl.Series:
+    return pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS)
 
 
 def clash_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
@@ -177,26 +213,60 @@ def clashes_among(orders: pl.DataFrame, stored: Callable[[Sequence[str]], pl.Dat
     return claims.join(standing, on=["order_id", *CONTENT], how="anti").select(CLASH_SCHEMA.names())
 
 
-def _all_utf8(values: pa.Array) -> bool:
+def _texts(values: pa.Array) -> pl.Series | None:
+    """The values as texts; None where one of them is not UTF-8."""
     try:
-        values.cast(pa.string())
+        return pl.Series(values.cast(pa.string()))
     except pa.ArrowInvalid:
-        return False
-    return True
+        return None
 
 
-def _decode_each(values: list[bytes | None], all_utf8: bool) -> tuple[dict[int, _Message], dict[int, str]]:
+def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[dict[int, _Message], dict[int, str]]:
     """Row → message for what decodes, row → reason for what does not."""
     decoded: dict[int, _Message] = {}
     broken: dict[int, str] = {}
+    maybe_deep = _with_many_openings(values, texts)
     for row, value in enumerate(values):
         try:
-            if not all_utf8 and value is not None:
+            if texts is None and value is not None:
                 value.decode()  # the decoder does not look inside fields that it skips
-            decoded[row] = _decode(value)  # type: ignore[arg-type]
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            if row in maybe_deep:
+                _require_levels(value)  # type: ignore[arg-type]
+            decoded[row] = _decode_last(value)  # type: ignore[arg-type]
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
             broken[row] = _why(value, error)
     return decoded, broken
+
+
+def _with_many_openings(values: list[bytes | None], texts: pl.Series | None) -> set[int]:
+    """The rows that hold more brackets and braces than a message may be deep; seen over the whole column in no time."""
+    if texts is not None:
+        return set((texts.str.count_matches(r"[\[{]") > MOST_LEVELS).arg_true())
+    return {
+        row for row, value in enumerate(values) if value is not None and value.count(b"{") + value.count(b"[") > MOST_LEVELS
+    }
+
+
+def _decode_last(value: bytes) -> _Message:
+    """The message in a JSON object; of a name that is given more than once, the last value counts.
+
+    The decoder refuses the first wrong value that it meets. Whether a later one takes its place is looked up then only.
+    """
+    try:
+        return _decode(value)
+    except msgspec.ValidationError:
+        return _decode(msgspec.json.encode(_decode_names(value)))
+
+
+class _TooDeep(ValueError):
+    """JSON that is nested deeper than MOST_LEVELS."""
+
+
+def _require_levels(value: bytes) -> None:
+    marks = np.frombuffer(_JSON_TEXT.sub(b"", value), np.uint8)
+    levels = np.cumsum(np.isin(marks, _OPENING).astype(np.int64) - np.isin(marks, _CLOSING))
+    if levels.max(initial=0) > MOST_LEVELS:
+        raise _TooDeep(f"nested deeper than {MOST_LEVELS} levels")
 
 
 def _why(value: bytes | None, error: Exception) -> str:
@@ -206,6 +276,8 @@ def _why(value: bytes | None, error: Exception) -> str:
         return "empty message"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason}"
+    if isinstance(error, _TooDeep):
+        return str(error)
     if isinstance(error, msgspec.ValidationError):
         return f"breaks the contract: {error}"
     return f"not JSON: {error}"
@@ -233,7 +305,7 @@ def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict
         event_ts=event_ts,
         partition=pl.Series(messages.column("partition")).cast(pl.Int32),
         offset=pl.Series(messages.column("offset")).cast(pl.Int64),
-        received_at=pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS),
+        received_at=_received_at(messages),
     ).with_columns(declared_amount="amount_numeric", amount_numeric="amount_value")
 
 
@@ -263,7 +335,7 @@ def _timestamps(texts: pl.Series) -> pl.Series:
     """ISO 8601 with offset, to the microsecond; null where it is not that. The common form is read as a column."""
     usual = texts.str.contains(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$")
     parsed = texts.set(~usual, None).str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False)
-    parsed = parsed.set(~parsed.is_between(_EARLIEST, _LATEST), None)
+    parsed = parsed.set(~parsed.is_between(EARLIEST, LATEST), None)
     rest = parsed.is_null()
     if not rest.any():
         return parsed
@@ -290,9 +362,20 @@ def _second_fraction(time: str, fraction: str | None) -> str:
     return f".{fraction[:6].ljust(6, '0')}"
 
 
-def _checks(max_future_skew: timedelta) -> list[pl.Expr]:
+def _checks(max_future_skew: timedelta, read_at: datetime) -> list[pl.Expr]:
     """Each check is null where an order passes, and says what is wrong where it does not; the first one speaks."""
-    latest = pl.col("received_at") + max_future_skew
+    reading = pl.lit(read_at).cast(UTC_MICROSECONDS)
+    has_timestamp = pl.col("received_at") != NO_TIMESTAMP
+    by_kafka = has_timestamp & (pl.col("received_at") <= reading)
+    latest = pl.when(by_kafka).then("received_at").otherwise(reading) + max_future_skew
+    when_read = f"{read_at.astimezone(UTC).isoformat(timespec='microseconds').replace('+00:00', 'Z')}, when it was read"
+    ahead = (
+        pl.when(by_kafka)
+        .then(pl.lit(" lies in the future of its Kafka timestamp"))
+        .when(has_timestamp)
+        .then(pl.lit(f" lies in the future of {when_read}, as its Kafka timestamp does"))
+        .otherwise(pl.lit(f" lies in the future of {when_read}; it has no Kafka timestamp"))
+    )
     is_pending = pl.col("status").str.to_lowercase() == "pending"
     disagrees = pl.col("declared_amount").is_not_null() & (pl.col("declared_amount") != pl.col("amount_numeric"))
     return [
@@ -330,14 +413,7 @@ def _checks(max_future_skew: timedelta) -> list[pl.Expr]:
             pl.col("event_ts").is_null(),
             "event_ts is not an ISO 8601 timestamp with offset",
         ),
-        _fails(
-            pl.col("created_date") > latest,
-            "created_date lies in the future of its Kafka timestamp",
-        ),
-        _fails(
-            pl.col("event_ts") > latest,
-            "event_ts lies in the future of its Kafka timestamp",
-        ),
+        *(pl.when(pl.col(name) > latest).then(pl.lit(name) + ahead) for name in ("created_date", "event_ts")),
     ]
 
 

@@ -1,14 +1,13 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import tenacity
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import KafkaError as ClientError
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from conf.errors import KafkaError
 from conf.settings import Settings
@@ -18,6 +17,13 @@ PROCESSED_ORDERS = "processed_orders"
 FRAUD_ALERT = "fraud_alert"
 ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
+
+# What a topic may not leave to the broker's defaults: each message counts, also one of a key that comes again. The time
+# of an order is Kafka's own, since a producer's clock may be wrong.
+_KEEPS_ALL = {"cleanup.policy": "delete"}
+_KAFKAS_TIME = {"message.timestamp.type": "LogAppendTime"}
+
+_MOST_MILLISECONDS = (2**63 - 1) // 1000
 
 _WAIT_SECONDS = 30
 _ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
@@ -170,7 +176,8 @@ class TopicReader:
 
 def as_messages(records: list[Any]) -> pa.RecordBatch:
     """Records of a client as Spark's Kafka source gives them: `contract.MESSAGE_COLUMNS`."""
-    received = [datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC) for record in records]
+    # What a producer gives may be any 64 bits, and beyond what 64 bits of microseconds hold.
+    received = [min(max(record.timestamp()[1], -_MOST_MILLISECONDS), _MOST_MILLISECONDS) * 1000 for record in records]
     return pa.record_batch(
         {
             "topic": pa.array([record.topic() for record in records], pa.string()),
@@ -194,7 +201,15 @@ def create_topics(settings: Settings, *, partitions: int = 4, replication: int =
     missing = [settings.topic(name) for name in TOPICS if settings.topic(name) not in existing]
     if missing:
         admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
-        wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in missing]
+        wanted = [
+            NewTopic(
+                name,
+                num_partitions=partitions,
+                replication_factor=replication,
+                config=_KEEPS_ALL | _KAFKAS_TIME if name == settings.topic(ORDERS) else _KEEPS_ALL,
+            )
+            for name in missing
+        ]
         for name, done in admin.create_topics(wanted, operation_timeout=15).items():
             try:
                 done.result(timeout=20)
@@ -202,6 +217,48 @@ def create_topics(settings: Settings, *, partitions: int = 4, replication: int =
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise KafkaError(f"Kafka would not create the topic {name}: {error.args[0].str()}") from error
     return missing
+
+
+class OrdersKept(NamedTuple):
+    """What is wrong with how Kafka keeps `orders`, and what to do about it; None where nothing is.
+
+    Attributes:
+        loses: it forgets orders.
+        dates: their timestamps are the producers'.
+    """
+
+    loses: str | None = None
+    dates: str | None = None
+
+
+def orders_kept(settings: Settings) -> OrdersKept:
+    """How Kafka keeps `orders`. A login that may not ask (DescribeConfigs) hears nothing, and is not kept from its work."""
+    topic = settings.topic(ORDERS)
+    admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
+    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=_WAIT_SECONDS)
+    try:
+        (config,) = (answer.result() for answer in asked.values())
+    except KafkaException:
+        return OrdersKept()
+    values = {name: str(config[name].value) for name in (*_KEEPS_ALL, *_KAFKAS_TIME) if name in config}
+    return kept_by(topic, values)
+
+
+def kept_by(topic: str, config: dict[str, str]) -> OrdersKept:
+    """The same of a topic (a full name) that has this configuration."""
+    alter = f"`kafka-configs.sh --bootstrap-server … --alter --entity-type topics --entity-name {topic} --add-config "
+    loses = dates = None
+    if "compact" in config.get("cleanup.policy", ""):
+        loses = (
+            f"Kafka's topic {topic} is compacted (cleanup.policy is {config['cleanup.policy']}): of orders with one key it"
+            f" keeps the last, screened or not. {alter}cleanup.policy=delete` ends that; what is gone has to be sent again."
+        )
+    if config.get("message.timestamp.type") == "CreateTime":
+        dates = (
+            f"the timestamps of {topic} are its producers' (message.timestamp.type is CreateTime): where a clock is wrong, so"
+            f" is which of two orders came first. {alter}message.timestamp.type=LogAppendTime` makes them Kafka's."
+        )
+    return OrdersKept(loses, dates)
 
 
 def topic_id(settings: Settings, name: str) -> str:

@@ -18,7 +18,7 @@ from expectations.outcome import data_docs, read_gate_run
 from jobs.health.findings import Check, Finding, State, age, dated, duration, milliseconds_since
 from jobs.spark.running_job import RunningJob, find_job
 from streaming.committed import Committed, last_commit, unread
-from streaming.kafka import TOPICS, require_topics
+from streaming.kafka import TOPICS, orders_kept, require_topics
 
 # Idle queries say so every 10 seconds, and no micro-batch takes minutes.
 _SILENT = timedelta(minutes=5)
@@ -32,8 +32,11 @@ _METRICS_SECONDS = 3
 def _kafka(settings: Settings) -> Finding:
     started = time.monotonic()
     require_topics(settings)
-    servers = settings.require("kafka_bootstrap_servers")
-    return Finding(State.OK, f"{servers}, {len(TOPICS)} topics, answers in {milliseconds_since(started)}")
+    answer = f"{settings.require('kafka_bootstrap_servers')}, {len(TOPICS)} topics, answers in {milliseconds_since(started)}"
+    kept = orders_kept(settings)
+    if kept.loses or kept.dates:
+        return Finding(State.DOWN if kept.loses else State.WARN, f"{answer}; {kept.loses or kept.dates}")
+    return Finding(State.OK, answer)
 
 
 def _postgres(settings: Settings) -> Finding:

@@ -202,11 +202,23 @@ def _cause(error: StreamingQueryException) -> FinproError:
     ours = raised_elsewhere(text)
     if ours:
         return ours
+    if "overflows when converting to Spark's microsecond-precision TimestampType" in text:
+        return KafkaError(
+            "Spark cannot read a message, and starting again does not help: its timestamp, which its producer gave, is beyond"
+            " what can be held (nanoseconds in the place of milliseconds?). docs/runbook.md says how to go on: a timestamp that"
+            f" Spark cannot hold.\n({_named_cause(text, 'KafkaIllegalStateException')})"
+        )
     if "org.apache.kafka" in text:
         return KafkaError(f"Kafka stopped answering: is it running? Start again, nothing is lost.\n({_last_cause(text)})")
     return StreamingError(
         f"The query failed: {_last_cause(text)}\nStart again, nothing is lost; --debug shows where it failed."
     )
+
+
+def _named_cause(text: str, exception: str) -> str:
+    """What an exception in a captured stack trace says."""
+    match = re.search(rf"{exception}: (.*)", text)
+    return match[1].strip() if match else _last_cause(text)
 
 
 def _last_cause(text: str) -> str:

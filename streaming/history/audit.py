@@ -95,7 +95,7 @@ def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
         period: of event time; a dead letter, which may have none, belongs to when it was received.
         reached: how far the streams had come, at the latest when the snapshot was taken.
     """
-    read = read_messages_of(lakehouse.bronze, lakehouse.history, period.since).persist()
+    read = read_messages_of(lakehouse, period.since, reached.letters).persist()
     messages = judged(read, lakehouse.silver, period, lakehouse.history).persist()
     counts = _counts(messages, period)
     read.unpersist()

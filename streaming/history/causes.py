@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from conf.rules import FraudRules
+from streaming.contract import NO_TIMESTAMP
 from streaming.history.differences import (
     DUPLICATE,
     LETTER_MISSING,
@@ -49,7 +50,7 @@ class Reached(NamedTuple):
     Attributes:
         screened: partition of `orders` → the first offset that was not screened.
         verdicts: not yet in silver, though announced: `order_id` and `announced` (reasons of both kinds).
-        letters: not yet in quarantine, though announced: `partition` and `offset` of their messages.
+        letters: not yet in quarantine, though announced: `partition` and `offset` of their messages, and `reason`.
     """
 
     screened: dict[int, int] | None = None
@@ -120,13 +121,13 @@ def _announced(orders: DataFrame, wrong: str, verdicts: DataFrame) -> DataFrame:
 
 def _stored_first(orders: DataFrame) -> DataFrame:
     why = F.format_string(
-        "partition %d offset %d was received before, with this id and other content: of two partitions' orders the one that"
-        " Postgres stores first stands",
+        "partition %d offset %d was received before, with this id and other content: of two partitions' orders, and of two"
+        " whose timestamps are not in the order of their offsets, the one that Postgres stores first stands",
         F.col("earlier.partition"),
         F.col("earlier.offset"),
     )
-    rows = orders.where(F.col("earlier.partition") != F.col("partition"))
-    return _caused(rows, NOT_THE_FIRST, STORED_FIRST, why)
+    is_behind = (F.col("earlier.partition") == F.col("partition")) & (F.col("earlier.offset") < F.col("offset"))
+    return _caused(orders.where(~is_behind), NOT_THE_FIRST, STORED_FIRST, why)
 
 
 # --- missing reasons -------------------------------------------------------------------------------------------------
@@ -164,9 +165,15 @@ def with_delays(messages: DataFrame, history: Sequence[RulesInForce]) -> DataFra
     """Standing orders (of `differences.judged`) with how late they came.
 
     Adds `behind` and `allowed` (microseconds): how far an order's event time lies behind the newest one received until
-    then, in its millisecond at the latest, and how far it may; and `is_late`.
+    then, in its millisecond at the latest, and how far it may; and `is_late`. What has no Kafka timestamp was received
+    before it was screened, and else, for all that is known, when it happened.
     """
-    orders = messages.where(F.col("role").isin(STANDING, DUPLICATE)).withColumn("minute", F.date_trunc("minute", "received_at"))
+    orders = messages.where(F.col("role").isin(STANDING, DUPLICATE))
+    screened_at = F.when(F.col("is_held"), F.col("held.screened_at"))
+    known = F.when(F.col("received_at") == F.lit(NO_TIMESTAMP), F.coalesce(screened_at, "event_ts")).otherwise(
+        F.col("received_at")
+    )
+    orders = orders.withColumn("received_at", known).withColumn("minute", F.date_trunc("minute", "received_at"))
     # A window over all orders would be one task: so within a minute, and over the minutes, which are few.
     until_now = Window.partitionBy("minute").orderBy("received_at").rangeBetween(Window.unboundedPreceding, Window.currentRow)
     minutes_before = Window.orderBy("minute").rowsBetween(Window.unboundedPreceding, -1)

@@ -7,7 +7,7 @@ A difference is found here; `causes` says why it is there.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pyspark.sql.types import StructField, StructType
 
 from conf.errors import LakehouseError
 from conf.rules import FraudRules
-from streaming.contract import CONTENT, FRAUD
+from streaming.contract import CONTENT, FRAUD, NO_TIMESTAMP, TIME_OF_READING
 from streaming.history.rescreening import Period, orders_of, rescreened
 from streaming.lakehouse.tables import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER, SILVER_ORDERS, Table
 from streaming.rules.recorded import RulesInForce, rules_in_force
@@ -69,6 +69,7 @@ class Snapshot(NamedTuple):
         bronze, silver, quarantine: the tables as of their versions; of one topic.
         versions: table name → version.
         history: which rules were in force when; at least one entry.
+        looked_at: when that was.
     """
 
     bronze: DataFrame
@@ -76,6 +77,7 @@ class Snapshot(NamedTuple):
     quarantine: DataFrame
     versions: dict[str, int]
     history: Sequence[RulesInForce]
+    looked_at: datetime
 
 
 def snapshot(spark: SparkSession, lakehouse: str, topic: str) -> Snapshot:
@@ -105,7 +107,7 @@ def snapshot(spark: SparkSession, lakehouse: str, topic: str) -> Snapshot:
 
     of_topic = F.col("topic") == topic
     bronze, quarantine = as_of(BRONZE_ORDERS).where(of_topic), as_of(QUARANTINE_ORDERS).where(of_topic)
-    return Snapshot(bronze, as_of(SILVER_ORDERS), quarantine, versions, history)
+    return Snapshot(bronze, as_of(SILVER_ORDERS), quarantine, versions, history, datetime.now(UTC))
 
 
 def _newest_version(spark: SparkSession, table: Table, lakehouse: str) -> int:
@@ -133,22 +135,52 @@ def widest_window(history: Sequence[RulesInForce]) -> timedelta:
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
-def read_messages_of(bronze: DataFrame, history: Sequence[RulesInForce], since: datetime | None) -> DataFrame:
+def read_messages_of(lakehouse: Snapshot, since: datetime | None, letters: DataFrame | None = None) -> DataFrame:
     """Messages read by the contract (`history.ORDERS`): all that can matter to orders of `since` or later.
 
     Nobody receives an order before it happens, but for the skew that the rules allow; a late one may come at any time.
+    When the stream read a message is known where its dead letter says that this was too early, in quarantine or among the
+    `letters` that are not there yet (`partition`, `offset`, `reason`). All others are read now: later, so that what is
+    ahead of its reading now was so then.
     """
+    bronze, history = lakehouse.bronze, lakehouse.history
     if since:
         earliest = (
             since - 2 * widest_window(history) - max(entry.rules.lateness + entry.rules.max_future_skew for entry in history)
         )
-        bronze = bronze.where(Period(earliest, None).touches(F.col("received_date")) & (F.col("timestamp") >= F.lit(earliest)))
-    skews = {entry.rules.max_future_skew for entry in history}
-    if len(skews) == 1:
-        return orders_of(bronze, skews.pop())
+        days, moment = F.col("received_date"), F.col("timestamp")
+        is_undated = (days == F.lit(NO_TIMESTAMP.date())) & (moment == F.lit(NO_TIMESTAMP))
+        bronze = bronze.where((Period(earliest, None).touches(days) & (moment >= F.lit(earliest))) | is_undated)
     skew_then = at(F.col("timestamp"), history, _skew_us)
-    parts = [orders_of(bronze.where(skew_then == skew // timedelta(microseconds=1)), skew) for skew in sorted(skews)]
-    return reduce(DataFrame.unionByName, parts)
+    skews = sorted({entry.rules.max_future_skew for entry in history})
+    parts = [
+        orders_of(
+            bronze if len(skews) == 1 else bronze.where(skew_then == skew // timedelta(microseconds=1)),
+            skew,
+            lakehouse.looked_at,
+        )
+        for skew in skews
+    ]
+    read, told = reduce(DataFrame.unionByName, parts), _told(lakehouse.quarantine)
+    if letters is not None:
+        told = told.unionByName(_told(letters))
+    return read if told.isEmpty() else _read_as_told(read, told, history)
+
+
+def _told(letters: DataFrame) -> DataFrame:
+    """Dead letters that say when their message was read: `partition`, `offset`, `told_at`, `told`."""
+    told_at = F.regexp_extract("reason", TIME_OF_READING, 1).try_cast("timestamp")
+    told = letters.select(*_POSITION, told_at.alias("told_at"), F.col("reason").alias("told"))
+    return told.where(F.col("told_at").isNotNull())
+
+
+def _read_as_told(read: DataFrame, told: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
+    """Messages (`history.ORDERS`), with a `reason` for those that were ahead of when they were read, as they are told to be."""
+    first = told.groupBy(*_POSITION).agg(F.min_by("told", "told_at").alias("told"), F.min("told_at").alias("told_at"))
+    newest_us = F.unix_micros(F.greatest("created_date", "event_ts"))
+    was_ahead = newest_us > F.unix_micros("told_at") + at(F.col("received_at"), history, _skew_us)
+    reason = F.coalesce("reason", F.when(was_ahead, F.col("told")))
+    return read.join(first, list(_POSITION), "left").withColumn("reason", reason).select(*read.columns)
 
 
 def _skew_us(rules: FraudRules) -> int:

@@ -60,7 +60,7 @@ class Draft:
 
     def write(self, lakehouse: Snapshot) -> None:
         """Screen everything, and write it."""
-        read = read_messages_of(lakehouse.bronze, lakehouse.history, None).persist()
+        read = read_messages_of(lakehouse, None).persist()
         messages = judged(read, lakehouse.silver, _ALWAYS, lakehouse.history).persist()
         begins_after(messages, lakehouse).write.mode("overwrite").parquet(f"{self._folder}/{_BEGINS}")
         self._write_by_day(_LETTERS, dead_letters(messages, lakehouse), "received_at")

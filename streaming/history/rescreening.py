@@ -94,8 +94,8 @@ def _moment(option: str, text: str | None, time_zone: str) -> datetime | None:
         raise SettingsError(message) from error
 
 
-def orders_of(bronze: DataFrame, max_future_skew: timedelta) -> DataFrame:
-    """Archived messages (`contract.MESSAGE_COLUMNS`) read by the contract: ORDERS, one row a message.
+def orders_of(bronze: DataFrame, max_future_skew: timedelta, read_at: datetime) -> DataFrame:
+    """Archived messages (`contract.MESSAGE_COLUMNS`) read by the contract at `read_at`: ORDERS, one row a message.
 
     `reason` says why a message is a dead letter, which has no other columns than its position and `received_at`; it is
     null for an order. What only several messages together show (an order_id used twice) is not looked at.
@@ -103,7 +103,7 @@ def orders_of(bronze: DataFrame, max_future_skew: timedelta) -> DataFrame:
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            contents = read_messages(batch, max_future_skew)
+            contents = read_messages(batch, max_future_skew, read_at)
             letters = contents.dead_letters.select("partition", "offset", "received_at", "reason")
             yield from _to_spark(pl.concat([contents.orders, letters], how="diagonal"), schema)
 

@@ -28,7 +28,7 @@ def reached(spark: SparkSession, settings: Settings) -> Reached:
     return Reached(
         screened=screening.ends.get(settings.topic(ORDERS), {}) if screening else None,
         verdicts=None if said is None else _announced(verdicts(said)),
-        letters=None if letters is None else dead_letters(letters).select("partition", "offset").distinct(),
+        letters=None if letters is None else dead_letters(letters).select("partition", "offset", "reason").distinct(),
     )
 
 

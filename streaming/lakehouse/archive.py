@@ -7,7 +7,7 @@ is appended to, and Delta remembers with each append which micro-batch it was. T
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import reduce
 from operator import and_
 from time import monotonic
@@ -20,7 +20,7 @@ from pyspark.sql.types import StringType, StructField, StructType, TimestampType
 from rich.console import Console
 
 from conf.errors import LakehouseError
-from streaming.contract import FRAUD, GENUINE
+from streaming.contract import EARLIEST, FRAUD, GENUINE, LATEST
 from streaming.kafka import unread
 from streaming.lakehouse.continuation import AppendId
 from streaming.lakehouse.tables import (
@@ -38,6 +38,7 @@ SinkFunction = Callable[[DataFrame, int], None]
 _Values = dict[str, str | Column]
 
 _SECONDS_BETWEEN_LINES = 5.0
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 # --- bronze ----------------------------------------------------------------------------------------------------------
@@ -50,8 +51,14 @@ def as_received(messages: DataFrame) -> DataFrame:
         F.col("timestampType").alias("timestamp_type"),
         "key",
         "headers",
-        F.to_date("timestamp").alias("received_date"),
+        F.to_date(_dated("timestamp")).alias("received_date"),
     )
+
+
+def _dated(timestamp: str) -> Column:
+    """A timestamp as the contract has it: what a producer gives may be of a year that is no folder's name elsewhere."""
+    first, last = (F.timestamp_micros(F.lit((moment - _EPOCH) // _MICROSECOND)) for moment in (EARLIEST, LATEST))
+    return F.least(F.greatest(F.col(timestamp), first), last)
 
 
 def append_to_bronze(lakehouse: str, topic: str, topic_id: str, files: int) -> SinkFunction:
@@ -113,7 +120,7 @@ def _merged_verdicts(silver: DeltaTable, rows: DataFrame, days: list[date]) -> D
     of_order: _Values = {name: F.col(f"new.{name}") for name in _ORDER}
     return (
         silver.alias("stored")
-        .merge(orders.alias("new"), _same("order_id", "event_date") & F.col("stored.event_date").isin(days))
+        .merge(orders.alias("new"), _same("order_id", "event_date") & _is_among("stored.event_date", days))
         .whenMatchedUpdate(_accumulated(stored) != stored, _in_force(_accumulated(stored)))
         .whenNotMatchedInsert(values=of_order | _in_force(_accumulated(first)))
     )
@@ -181,7 +188,7 @@ def merge_into_quarantine(lakehouse: str) -> SinkFunction:
 def _merged_letters(quarantine: DeltaTable, rows: DataFrame, days: list[date]) -> DeltaMergeBuilder:
     first = F.min_by(F.struct(*QUARANTINE.names), "letter").alias("first")
     letters = rows.groupBy(*_POSITION).agg(first).select("first.*")
-    is_here = _same(*_POSITION, "received_date") & F.col("stored.received_date").isin(days)
+    is_here = _same(*_POSITION, "received_date") & _is_among("stored.received_date", days)
     return quarantine.alias("stored").merge(letters.alias("new"), is_here).whenNotMatchedInsertAll()
 
 
@@ -201,6 +208,11 @@ def _all_there(columns: dict[str, Column]) -> Column:
 
 def _same(*names: str) -> Column:
     return reduce(and_, (F.col(f"stored.{name}") == F.col(f"new.{name}") for name in names))
+
+
+def _is_among(day: str, days: list[date]) -> Column:
+    # As text: Python writes the year 1 as `1`, which Java takes for no date.
+    return F.col(day).isin([F.expr(f"date'{one.isoformat()}'") for one in days])
 
 
 @contextmanager

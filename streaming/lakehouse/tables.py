@@ -61,7 +61,7 @@ BRONZE = _columns(
         "timestamp_type": IntegerType(),  # 0: the producer's time, 1: the broker's
         "key": BinaryType(),
         "headers": _HEADERS,
-        "received_date": DateType(),  # day of `timestamp`, UTC
+        "received_date": DateType(),  # day of `timestamp`, UTC; within the years 1 to 9999
     },
 )
 

@@ -52,7 +52,7 @@ from streaming.screening.receipts import REPORT, BucketState, NotKeyed, Receipt,
 from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
-from streaming.screening.verdicts import advance, oldest_needed, screen
+from streaming.screening.verdicts import advance, epoch_us, oldest_needed, screen
 
 CHUNK = "bucket int, payload binary"
 
@@ -138,7 +138,7 @@ class _Reading:
     """What a task has read so far. Orders are kept, dead letters only as long as they are not large: they have no bound."""
 
     def __init__(self, task: Task) -> None:
-        self._rules, self._screening = rules_of(task.rules), task.screening
+        self._rules, self._screening, self._read_at = rules_of(task.rules), task.screening, task.entry.moment
         self._parts: list[Arrivals] = []
         self._letters: list[pl.DataFrame] = []
         self.messages = 0
@@ -148,7 +148,7 @@ class _Reading:
         """Read messages; yields dead letters (DEAD_LETTER_SCHEMA) among them that cannot be kept."""
         for batch in batches:
             if batch.num_rows:
-                part = read_arrivals(batch, self._rules)
+                part = read_arrivals(batch, self._rules, self._read_at)
                 self.messages += batch.num_rows
                 self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
                 self._letters.append(part.dead_letters)
@@ -165,9 +165,9 @@ class _Reading:
         return Arrivals(_reads_of_all(read for part in self._parts for read in part.reads), _without(orders, clashes), letters)
 
 
-def read_arrivals(messages: pa.RecordBatch, rules: FraudRules) -> Arrivals:
-    """Read messages (`contract.MESSAGE_COLUMNS`)."""
-    contents = read_messages(messages, rules.max_future_skew)
+def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, read_at: datetime) -> Arrivals:
+    """Read messages (`contract.MESSAGE_COLUMNS`) at `read_at`, the micro-batch's own time."""
+    contents = read_messages(messages, rules.max_future_skew, read_at)
     return Arrivals(_reads(messages, contents.orders), contents.orders, contents.dead_letters)
 
 
@@ -312,7 +312,9 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
         known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, buckets))
     while True:
         with _timed(seconds, "screen_seconds"):
-            outcome = screen_arrivals(arrivals, known.recents, batch, rules, screening.backlog_offsets, clashes)
+            outcome = screen_arrivals(
+                arrivals, known.recents, batch, task.entry.moment, rules, screening.backlog_offsets, clashes
+            )
         with _timed(seconds, "store_seconds"):
             stored = store(
                 screening.dsn,
@@ -364,6 +366,7 @@ def screen_arrivals(
     arrivals: list[Arrivals],
     recents: dict[int, Recent],
     batch: MicroBatch,
+    moment: datetime,
     rules: FraudRules,
     backlog_offsets: int | None,
     clashes: pl.DataFrame = NO_CLASHES,
@@ -376,6 +379,7 @@ def screen_arrivals(
         arrivals: what was read of these buckets.
         recents: bucket → state, of these buckets.
         batch: which micro-batch it is.
+        moment: its own time.
         rules: in force.
         backlog_offsets: see `screening.advance`.
         clashes: orders to leave out.
@@ -390,8 +394,10 @@ def screen_arrivals(
     after, late = {}, 0
     for bucket, recent in recents.items():
         own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
-        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets)
+        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets, moment)
         oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
+        # Beyond now nothing is forgotten yet, whatever a clock that was ahead had the state forget.
+        recent = recent._replace(oldest_us=min(recent.oldest_us, epoch_us(moment)))
         changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
         after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.step)
         late += _count((bucket_of == bucket) & (events_us < recent.frontier.watermark_us))

@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from streaming.contract import NO_TIMESTAMP
+
 # Upper bounds of the counts of a latency; one more count is of what took longer.
 LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -94,11 +96,15 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
-    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced."""
+    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced.
+
+    Those that have no Kafka timestamp are left out of the latter.
+    """
     measured: dict[str, Any] = {}
     announced_us = round(announced_at.timestamp() * 1_000_000)
     for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
-        microseconds = announced_us - orders[since].to_physical().to_numpy()
+        known = orders.filter(pl.col(since) != NO_TIMESTAMP) if since == "received_at" else orders
+        microseconds = announced_us - known[since].to_physical().to_numpy()
         seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
         bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
         measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()

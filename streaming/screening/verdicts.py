@@ -6,7 +6,7 @@ adds its reason to the earlier members, once, as a revision.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -65,26 +65,33 @@ def advance(
     reads: list[PartitionRead],
     lateness: timedelta,
     backlog_offsets: int | None,
+    moment: datetime,
 ) -> Frontier:
-    """The frontier after a micro-batch that read these ranges.
+    """The frontier after a micro-batch of `moment` that read these ranges.
 
     The watermark trails the newest event time by `lateness`. While a backlog is being read (the batch came near its
     limit of `backlog_offsets`, so partitions may hold older orders that are yet unread), it trails the partition that
     is furthest behind: Spark gives every partition with a backlog a share of each batch, so the ones in this batch are
     the ones to wait for. A watermark of the newest event of all partitions would make honest orders late whenever
     partitions differ in length. The watermark never moves back.
+
+    Nothing has happened after `moment`: an event time beyond it, of a clock that is ahead, moves nothing as long as it does,
+    and a frontier that lies beyond it comes back.
     """
+    now_us = epoch_us(moment)
     newest = dict(frontier.newest_us)
     for read in reads:
         if read.newest_us is not None:
             newest[read.partition] = max(read.newest_us, newest.get(read.partition, read.newest_us))
+    newest = {partition: min(newest_us, now_us) for partition, newest_us in newest.items()}
     offsets = sum(read.last_offset - read.first_offset + 1 for read in reads)
     has_backlog = backlog_offsets is not None and 2 * offsets >= backlog_offsets
     if has_backlog:  # of a partition that has brought no order yet, nobody knows how far behind it is
         reached = min((newest.get(read.partition, NEVER_US) for read in reads), default=NEVER_US)
     else:
         reached = max(newest.values(), default=NEVER_US)
-    return Frontier(newest, max(frontier.watermark_us, reached - _microseconds(lateness)))
+    lateness_us = _microseconds(lateness)
+    return Frontier(newest, min(max(frontier.watermark_us, reached - lateness_us), now_us - lateness_us))
 
 
 class Screened(NamedTuple):
@@ -171,6 +178,11 @@ def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
     members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list()
     evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]})
     return evidence.select(pl.struct("order_ids", "value", limit=pl.lit(finding.limit)).struct.json_encode()).to_series()
+
+
+def epoch_us(moment: datetime) -> int:
+    """Microseconds since 1970."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _microseconds(duration: timedelta) -> int:

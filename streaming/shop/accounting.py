@@ -6,6 +6,7 @@ no counter of the query's.
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 import polars as pl
@@ -81,8 +82,8 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
         PostgresError: Postgres does not answer.
     """
     sent, labels = _sent(settings, since[ORDERS])
-    skew = load_rules(settings.rules).max_future_skew
-    contents = [read_messages(part, skew) for part in sent]
+    skew, now = load_rules(settings.rules).max_future_skew, datetime.now(UTC)
+    contents = [read_messages(part, skew, now) for part in sent]
     orders = pl.concat([part.orders for part in contents])
     unreadable = pl.concat([part.dead_letters for part in contents]).select("partition", "offset")
     stored = _stored(settings)

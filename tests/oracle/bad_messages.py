@@ -140,10 +140,20 @@ def _not_json() -> list[BadMessage]:
         "a raw line break in a text": _with_raw("source", b'"we\nb"'),
         "an unknown escape": _with_raw("source", rb'"we\qb"'),
         "half an escape": _with_raw("source", rb'"we\u12"'),
-        "lists nested a hundred thousand deep": _with_raw("path", b"[" * 100_000 + b"]" * 100_000),
-        "objects nested a hundred thousand deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     }
     return [BadMessage(f"not JSON: {kind}", value, "JSON") for kind, value in kinds.items()]
+
+
+def _too_deep() -> list[BadMessage]:
+    kinds = {
+        "lists, one level": _with_raw("path", b"[" * 100 + b"]" * 100),
+        "lists and objects, one level": _with_raw("path", b'[{"a":' * 50 + b"1" + b"}]" * 50),
+        "behind a text that ends in a backslash": _with_raw("path", rb'["\\",' + b"[" * 99 + b"]" * 100),
+        "lists, a hundred thousand levels": _with_raw("path", b"[" * 100_000 + b"]" * 100_000),
+        "objects, a hundred thousand levels": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "never closed": b"[" * 100_000,
+    }
+    return [BadMessage(f"too deep: {kind}", value, "nested deeper than 100 levels") for kind, value in kinds.items()]
 
 
 def _not_an_object() -> list[BadMessage]:
@@ -262,6 +272,7 @@ BAD: list[BadMessage] = [
     BadMessage("a message of white space", b" \n\t ", "empty"),
     BadMessage("not JSON: a hexadecimal number", _with_raw("quantity", b"0x2"), ""),
     *_not_json(),
+    *_too_deep(),
     *_not_an_object(),
     *_not_utf_8(),
     *_wrong_fields(),
@@ -319,8 +330,21 @@ def unusual() -> list[tuple[str, bytes]]:
     named = [(name, encoded(good(f"unusual-{number}", **change))) for number, (name, change) in enumerate(changes.items())]
     spaced = b" \r\n\t" + json.dumps(good("unusual-spaced"), indent=4).encode() + b"\n\n"
     twice = encoded(good("unusual-twice"))[:-1] + rb', "note": 1, "note": 2, "quantit\u0079": 3}'
+    wrong_first = rb'{"quantity": "x", "status": null, "order_id": 7, "quantit\u0079": 0, ' + encoded(good("unusual-wrong"))[1:]
+    deep = _with_raw("path", b"[" * 99 + b"]" * 99)
+    brackets = _with_raw("path", json.dumps(['[{"' * 200 + "\\", "[" * 200, {"{" * 200: '"'}]).encode())
+    flat = _with_raw("path", b"[" + b"[],{}," * 200 + b"1]")
     raw = json.dumps(good("unusual-raw", source="é\x7f🛒"), ensure_ascii=False).encode()
-    return [*named, ("white space around", spaced), ("fields given twice", twice), ("UTF-8 without escapes", raw)]
+    more = {
+        "white space around": spaced,
+        "fields given twice": twice,
+        "fields given twice, wrong the first time": wrong_first,
+        "UTF-8 without escapes": raw,
+        "a hundred levels": deep,
+        "hundreds of brackets in texts": brackets,
+        "hundreds of lists side by side": flat,
+    }
+    return [*named, *more.items()]
 
 
 def message(value: bytes | None, *, offset: int = 0, timestamp: datetime = RECEIVED) -> Message:
@@ -402,6 +426,13 @@ def _replace_a_digit(value: bytes, choose: random.Random) -> bytes:
     return value[:place] + choose.choice("0123456789").encode() + value[place + 1 :]
 
 
+def _give_a_name_twice(value: bytes, choose: random.Random) -> bytes:
+    name, other = (json.dumps(choose.choice((*_REQUIRED, "amount_numeric", "note"))) for _ in range(2))
+    given = choose.choice((b'"x"', b"0", b"null", b"[{}]", b"1e400", b'"\\ud800"', b"7", b"truly", other.encode()))
+    pair = name.encode() + b": " + given
+    return value.replace(b"{", b"{" + pair + b", ", 1) if choose.random() < 0.7 else value[:-1] + b", " + pair + b"}"
+
+
 def _change_fields(change: Callable[[dict[str, Any], random.Random], None]) -> Callable[[bytes, random.Random], bytes]:
     """A mutation of a message's fields, which leaves alone what earlier mutations made unreadable."""
 
@@ -469,4 +500,5 @@ _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _rename_a_field,
     _change_the_case,
     _put_in_an_extreme,
+    _give_a_name_twice,
 )

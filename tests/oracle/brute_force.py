@@ -19,6 +19,9 @@ from conf.rules import FraudRules
 Place = tuple[str, int, int]
 
 _LARGEST = 2**63 - 1
+_MOST_LEVELS = 100
+NO_TIMESTAMP = datetime(1969, 12, 31, 23, 59, 59, 999_000, UTC)  # -1 milliseconds: sent without one
+LONG_AFTER = datetime(9000, 1, 1, tzinfo=UTC)  # when it is read: so late that it bounds no time of an order
 _REQUIRED = (
     "order_id",
     "user_id",
@@ -39,7 +42,10 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """One record of the `orders` topic; `timestamp` is Kafka's own, with its zone."""
+    """One record of the `orders` topic; `timestamp` is Kafka's own, with its zone.
+
+    One before the year 1 or after the year 9999 counts as the first or last moment that there is.
+    """
 
     topic: str
     partition: int
@@ -114,8 +120,14 @@ def as_given(_message: Message) -> int:
     return 0
 
 
-def judge(messages: Iterable[Message], rules: FraudRules, *, received: Callable[[Message], Any] = kafka_order) -> Judgement:
-    """Read and screen a whole set of messages.
+def judge(
+    messages: Iterable[Message],
+    rules: FraudRules,
+    *,
+    received: Callable[[Message], Any] = kafka_order,
+    read_at: datetime = LONG_AFTER,
+) -> Judgement:
+    """Read and screen a whole set of messages, all of them read at `read_at`.
 
     `received` is the sort key that says which of several messages with one order id came first: it stands, the others
     are duplicates when they say the same and dead letters otherwise. A dead letter counts for no rule.
@@ -125,7 +137,7 @@ def judge(messages: Iterable[Message], rules: FraudRules, *, received: Callable[
     duplicates = 0
     for message in sorted(messages, key=received):
         try:
-            order = read(message, rules.max_future_skew)
+            order = read(message, rules.max_future_skew, read_at)
         except Unreadable as problem:
             dead_letters[message.place] = str(problem)
             continue
@@ -140,8 +152,8 @@ def judge(messages: Iterable[Message], rules: FraudRules, *, received: Callable[
 # --- the order contract -------------------------------------------------------------------------------------------
 
 
-def read(message: Message, max_future_skew: timedelta) -> Order:
-    """The order in a message.
+def read(message: Message, max_future_skew: timedelta, read_at: datetime = LONG_AFTER) -> Order:
+    """The order in a message that is read at `read_at`.
 
     Raises:
         Unreadable: the message breaks the contract.
@@ -155,7 +167,9 @@ def read(message: Message, max_future_skew: timedelta) -> Order:
     amount_numeric = _rupiah(fields["amount"])
     _check_agreement(fields.get("amount_numeric"), amount_numeric)
     _check_pending(fields["status"])
-    latest = message.timestamp + max_future_skew
+    # A producer's clock may be ahead, or it gives no time at all: then the time of reading has to do.
+    received = read_at if message.timestamp == NO_TIMESTAMP else min(message.timestamp, read_at)
+    latest = received + max_future_skew
     return Order(
         order_id=_text("order_id", fields["order_id"]),
         user_id=_identifier("user_id", "U", fields["user_id"]),
@@ -183,11 +197,31 @@ def _json_object(value: bytes | None) -> dict[str, Any]:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8: byte {error.start}") from error
+    if text.count("[") + text.count("{") > _MOST_LEVELS and _depth(text) > _MOST_LEVELS:
+        raise Unreadable(f"nested deeper than {_MOST_LEVELS} levels")
     parsed = _parse(text)
     if not isinstance(parsed, _Pairs):
         raise Unreadable("not a JSON object")
-    # A name given twice means its last value, as nearly every reader of JSON has it.
+    # A name given twice means its last value, as nearly every reader of JSON has it: those before it may be anything.
     return dict(parsed)
+
+
+def _depth(text: str) -> int:
+    """How many objects and arrays are open at once, at most; brackets in texts are letters."""
+    depth = deepest = 0
+    in_text = is_escaped = False
+    for letter in text:
+        if in_text:
+            in_text = is_escaped or letter != '"'
+            is_escaped = letter == "\\" and not is_escaped
+        elif letter == '"':
+            in_text = True
+        elif letter in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in "]}":
+            depth -= 1
+    return deepest
 
 
 def _parse(text: str) -> Any:
@@ -198,8 +232,6 @@ def _parse(text: str) -> Any:
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise Unreadable("not UTF-8: half a surrogate pair in an escape") from error
-    except RecursionError as error:
-        raise Unreadable("not JSON that can be read: nested too deeply") from error
     except ValueError as error:
         raise Unreadable(f"not JSON: {error}") from error
     return parsed

@@ -13,7 +13,7 @@ from streaming.history.differences import Snapshot
 from streaming.kafka import ORDERS
 from streaming.lakehouse.tables import BRONZE, QUARANTINE, SILVER
 from streaming.rules.recorded import RulesInForce
-from tests.oracle.brute_force import Judgement, Message, Order, judge
+from tests.oracle.brute_force import LONG_AFTER, Judgement, Message, Order, judge
 from tests.oracle.order_sets import spelled
 
 START = datetime(2026, 11, 1, 3, 0, tzinfo=UTC)
@@ -29,12 +29,14 @@ class Lake:
         history: which rules were in force when.
         silver: its rows.
         quarantine: its rows.
+        looked_at: when it is.
     """
 
     messages: list[Message]
     history: list[RulesInForce]
     silver: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    looked_at: datetime = LONG_AFTER
 
     def order(self, order_id: str) -> dict[str, Any]:
         """The row of silver."""
@@ -60,6 +62,7 @@ class Lake:
             spark.createDataFrame(quarantine, QUARANTINE),
             {},
             self.history,
+            self.looked_at,
         )
 
 

@@ -15,10 +15,12 @@ from typing import IO, Any
 import msgspec
 import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from batch.postgres import connect
 from conf.rules import FraudRules
 from conf.settings import Settings
+from streaming.contract import EARLIEST, LATEST
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
 from streaming.screening.division import home
 from tests.oracle.brute_force import Judgement, Message, Order, judge
@@ -71,6 +73,28 @@ def repeated(orders: Sequence[Order], *, seed: int, keyed: bool = False) -> list
         other = choose.choice(others[:1] if keyed else others)
         sent.insert(place + choose.randint(1, 60), (spelled(choose.choice((order, other)), place % 6), partition))
     return sent
+
+
+def alter_topic(settings: Settings, topic: str, **config: str) -> None:
+    """Change the configuration of one of finpro's topics, and wait until it is in force; dots are underscores in names here."""
+    wanted = {name.replace("_", "."): value for name, value in config.items()}
+    altered = ConfigResource(ResourceType.TOPIC, settings.topic(topic))
+    for name, value in wanted.items():
+        altered.add_incremental_config(ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET))
+    admin = AdminClient(librdkafka_config(settings))  # which has to live until it is answered
+    for done in admin.incremental_alter_configs([altered]).values():
+        done.result(timeout=20)
+    asked = ConfigResource(ResourceType.TOPIC, settings.topic(topic))
+    while {name: admin.describe_configs([asked])[asked].result(20)[name].value for name in wanted} != wanted:
+        time.sleep(0.02)
+
+
+def send_dated(settings: Settings, values: Sequence[tuple[bytes, int]]) -> None:
+    """Put values on the `orders` topic, each in partition 0 with a timestamp of its producer's, in milliseconds."""
+    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    for value, milliseconds in values:
+        producer.produce(settings.topic(ORDERS), value, partition=0, timestamp=milliseconds)
+    assert producer.flush(60) == 0
 
 
 def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None:
@@ -159,12 +183,20 @@ def sent_messages(settings: Settings) -> list[Message]:
             ORDERS,
             record.partition(),
             record.offset(),
-            datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC),
+            kafka_time(record.timestamp()[1]),
             record.key(),
             record.value(),
         )
         for record in consume(settings, ORDERS)
     ]
+
+
+def kafka_time(milliseconds: int) -> datetime:
+    """A Kafka timestamp; what no datetime holds is the first or last one."""
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return LATEST if milliseconds > 0 else EARLIEST
 
 
 @dataclass(frozen=True)
@@ -227,5 +259,5 @@ def assert_agrees(found: Outcome, judgement: Judgement) -> None:
 
 
 def judged(settings: Settings, rules: FraudRules) -> Judgement:
-    """The brute force's verdicts on all that lies on the `orders` topic."""
-    return judge(sent_messages(settings), rules)
+    """The brute force's verdicts on all that lies on the `orders` topic, as if it were read now."""
+    return judge(sent_messages(settings), rules, read_at=datetime.now(UTC))

@@ -31,14 +31,17 @@ from streaming.kafka import (
     ORDERS_DEAD_LETTER,
     PROCESSED_ORDERS,
     TOPICS,
+    OrdersKept,
     create_topics,
     existing_topics,
     librdkafka_config,
+    orders_kept,
 )
 from streaming.shop.producer import produce
 from tests.runs import screening as runs
 from tests.runs.commands import finpro_process
 from tests.runs.exports import make_room_for_spark
+from tests.runs.screening import alter_topic
 from tests.runs.secured_servers import BROKER_PASSWORD, BROKER_USER, Authority, SecuredBroker, SecuredPostgres
 from tests.runs.spark_events import event_log
 
@@ -179,6 +182,15 @@ def test_postgres_lets_nobody_in_with_a_wrong_dsn_and_the_error_says_what_is_wro
 
     assert not isinstance(caught.value, PostgresUnavailable), "another try does not help"
     assert POSTGRES_SECRET not in str(caught.value)
+
+
+def test_a_login_that_may_not_ask_how_orders_are_kept_is_not_kept_from_its_work(secured: Secured) -> None:
+    alter_topic(secured.settings, ORDERS, message_timestamp_type="CreateTime")
+    try:
+        assert orders_kept(secured.settings).dates
+        assert orders_kept(secured.as_user("finpro_screen")) == OrdersKept()
+    finally:
+        alter_topic(secured.settings, ORDERS, message_timestamp_type="LogAppendTime")
 
 
 # --- least privilege -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from streaming.kafka import ORDERS, TOPICS, create_topics, existing_topics, libr
 from streaming.lakehouse.tables import silver_orders
 from streaming.rules.recorded import RulesInForce
 from tests.oracle.bad_messages import BAD
-from tests.oracle.brute_force import Judgement
+from tests.oracle.brute_force import NO_TIMESTAMP, Judgement, Message
 from tests.oracle.lakes import RECEIVED, START, Lake, in_turn, lake_of, purchase, received
 from tests.oracle.order_sets import spelled
 from tests.runs import screening as screening_runs
@@ -182,12 +182,14 @@ def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_s
     }
 
 
-@pytest.mark.parametrize(("partition", "cause"), [(1, causes.STORED_FIRST), (0, causes.UNEXPLAINED)])
-def test_of_two_orders_with_one_id_the_first_may_lose_only_to_another_partition(
-    spark_session: SparkSession, partition: int, cause: str
+@pytest.mark.parametrize(
+    ("partition", "offset", "cause"), [(1, 0, causes.STORED_FIRST), (0, 0, causes.STORED_FIRST), (0, 6, causes.UNEXPLAINED)]
+)
+def test_of_two_orders_with_one_id_the_first_may_lose_only_to_another_partition_or_a_smaller_offset(
+    spark_session: SparkSession, partition: int, offset: int, cause: str
 ) -> None:
     first, second = purchase("o", 1, 0), purchase("o", 2, 0)
-    lake, _ = lake_of(received([(spelled(second), partition)], START, STEP), RULES)
+    lake, _ = lake_of([Message(ORDERS, partition, offset, START, None, spelled(second))], RULES)
     lake.messages.append(lake.messages[0].__class__(ORDERS, 0, 5, START - STEP, None, spelled(first)))
     lake.quarantine.append(
         {"topic": ORDERS, "partition": 0, "offset": 5, "received_at": START - STEP, "value": spelled(first)}
@@ -205,6 +207,70 @@ def test_what_has_not_come_so_far_is_no_fault_and_what_should_have_is(spark_sess
         (differences.ORDER_MISSING, causes.UNEXPLAINED, "c"),
         (differences.ORDER_MISSING, causes.NOT_SCREENED, "d"),
     }
+
+
+AHEAD_OF_START = (
+    f"event_ts lies in the future of {START:%Y-%m-%dT%H:%M:%S}.000000Z, when it was read, as its Kafka timestamp does"
+)
+
+
+@pytest.mark.parametrize("is_archived", [True, False])
+def test_what_was_ahead_of_when_the_stream_read_it_is_a_dead_letter_to_the_audit_too(
+    spark_session: SparkSession, is_archived: bool
+) -> None:
+    """The Kafka timestamps are a producer's whose clock is 50 minutes ahead, and all of it has happened by now."""
+    orders = [purchase("ahead", 9, 3000), purchase("lost", 9, 2900), purchase("told too much", 8, 50), purchase("fine", 7, 3)]
+    stamped = received([(spelled(order), 0) for order in orders], START + timedelta(minutes=50), timedelta(0))
+    lake, judgement = lake_of(stamped, RULES)
+    assert len(judgement.orders) == 4
+    letters = [
+        {"topic": ORDERS, "partition": 0, "offset": offset, "received_at": stamped[offset].timestamp, "value": b""}
+        | {"reason": AHEAD_OF_START, "received_date": START.date()}
+        for offset in (0, 2)
+    ]
+    lake.silver = [row for row in lake.silver if row["order_id"] == "fine"]
+    on_kafka = None
+    if is_archived:
+        lake.quarantine = letters
+    else:
+        places = [(letter["partition"], letter["offset"], letter["reason"]) for letter in letters]
+        on_kafka = spark_session.createDataFrame(places, "partition int, offset bigint, reason string")
+    found = summary(found_in(spark_session, lake, reached=Reached(letters=on_kafka)))
+    lost = {(differences.ORDER_MISSING, "lost"), (differences.ORDER_MISSING, "told too much")}
+    surplus = {(differences.LETTER_SURPLUS, (0, 2))} if is_archived else set()
+    missing = set() if is_archived else {(differences.LETTER_MISSING, causes.NOT_ARCHIVED, "ahead")}
+    assert found == unexplained(*lost, *surplus) | missing
+
+
+def test_what_is_ahead_of_the_audit_itself_has_to_be_a_dead_letter(spark_session: SparkSession) -> None:
+    stamped = received([(spelled(purchase("ahead", 9, 3000)), 0)], START + timedelta(minutes=50), timedelta(0))
+    lake, _ = lake_of(stamped, RULES)
+    lake.looked_at = START
+    assert summary(found_in(spark_session, lake)) == unexplained(
+        (differences.LETTER_MISSING, (0, 0)), (differences.ORDER_UNKNOWN, "ahead")
+    )
+
+
+def test_an_order_without_a_kafka_timestamp_belongs_to_its_period_and_makes_no_other_late(spark_session: SparkSession) -> None:
+    users = (1, 7, 20)
+    early = [purchase(f"early-{user}", user, second) for second, user in enumerate(users)]
+    undated = [purchase(f"undated-{user}", user, 5000 + second) for second, user in enumerate(users)]
+    lake, judgement = lake_of(
+        [
+            *in_turn(early),
+            *(Message(ORDERS, 1, offset, NO_TIMESTAMP, None, spelled(order)) for offset, order in enumerate(undated)),
+        ],
+        RULES,
+    )
+    assert {tuple(verdict.reasons) for verdict in judgement.orders.values()} == {("coordinated_users",)}
+    period = Period(START + timedelta(seconds=4000), None)
+    assert summary(found_in(spark_session, lake, period)) == set()
+    assert found_in(spark_session, lake, period).counts.orders == 3
+    lake.says("early-1")
+    lake.says("undated-1")
+    assert summary(found_in(spark_session, lake)) == unexplained(
+        (differences.REASONS_MISSING, "early-1"), (differences.REASONS_MISSING, "undated-1")
+    )
 
 
 @pytest.mark.timeout(600)

@@ -7,7 +7,7 @@ from pyspark.sql import SparkSession
 from conf.rules import FraudRules
 from streaming.history.rescreening import orders_of, rescreened
 from tests.oracle.bad_messages import BAD, MAX_FUTURE_SKEW, message
-from tests.oracle.brute_force import Message, Order, Unreadable, read, screen
+from tests.oracle.brute_force import LONG_AFTER, Message, Order, Unreadable, read, screen
 from tests.oracle.order_sets import spelled
 from tests.runs.screening import dense_orders
 
@@ -45,7 +45,7 @@ def test_bronze_read_by_the_contract_is_orders_and_dead_letters(spark_session: S
     bronze = spark_session.createDataFrame(
         rows, "topic string, partition int, offset bigint, timestamp timestamp, value binary"
     )
-    found = orders_of(bronze, MAX_FUTURE_SKEW).collect()
+    found = orders_of(bronze, MAX_FUTURE_SKEW, LONG_AFTER).collect()
     assert {row["offset"]: row["order_id"] for row in found} == {one.offset: order_id(one) for one in messages}
     assert all((row["reason"] is None) == (row["order_id"] is not None) for row in found)
 

@@ -2,19 +2,33 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from batch.postgres import connect
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
-from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
-from tests.oracle.bad_messages import BAD, RECEIVED, mutations
+from streaming.kafka import (
+    FRAUD_ALERT,
+    ORDERS,
+    ORDERS_DEAD_LETTER,
+    PROCESSED_ORDERS,
+    TOPICS,
+    OrdersKept,
+    create_topics,
+    librdkafka_config,
+    orders_kept,
+)
+from tests.oracle.bad_messages import BAD, RECEIVED, encoded, good, mutations
 from tests.oracle.brute_force import Judgement
 from tests.oracle.order_sets import spelled
 from tests.runs import screening as runs
+from tests.runs.archive import archive_all
+from tests.runs.commands import finpro
 
 pytestmark = pytest.mark.usefixtures("spark_session")
 
@@ -110,6 +124,134 @@ def test_a_duplicate_or_a_reused_id_is_recognised_long_after_its_order_has_left_
     found = runs.outcome(settings)
     runs.assert_agrees(found, runs.judged(settings, rules))
     assert len(found.dead_letters) == 10
+
+
+UNLIMITED = str(2**63 - 1)
+PRODUCERS_TIME = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": UNLIMITED,
+    "message.timestamp.before.max.ms": UNLIMITED,
+}
+
+
+@pytest.fixture
+def undated(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings of topics of which `orders` carries whatever time its producers give."""
+    undated = settings.model_copy(update={"topic_prefix": f"{settings.topic_prefix}undated_"})
+    monkeypatch.setenv("FINPRO_TOPIC_PREFIX", undated.topic_prefix)
+    admin = AdminClient(librdkafka_config(undated))
+    for created in admin.create_topics([NewTopic(undated.topic(ORDERS), 1, config=PRODUCERS_TIME)]).values():
+        created.result(timeout=20)
+    create_topics(undated, partitions=1)
+    yield undated
+    for deleted in admin.delete_topics([undated.topic(name) for name in TOPICS]).values():
+        deleted.result(timeout=20)
+
+
+def milliseconds(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def test_kafka_timestamps_of_any_kind_end_as_the_brute_force_says_in_the_stream_the_lakehouse_and_the_audit(
+    undated: Settings, rules: FraudRules
+) -> None:
+    now = datetime.now(UTC)
+    stamps = {
+        "none": -1,
+        "the year -27": -63_000_000_000_000,
+        "microseconds": milliseconds(now) * 1000,
+        "the year 10000": 253_402_300_800_000,
+        "the farthest": (2**63 - 1) // 1000,
+        "the farthest back": -(2**63 - 1) // 1000 + 1,
+        "fifty minutes ahead": milliseconds(now + timedelta(minutes=50)),
+    }
+    sent = []
+    for number, stamp in enumerate(stamps.values()):
+        moments = {
+            "honest": now,
+            "ahead": now + timedelta(minutes=50),
+            "last": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+            "ancient": datetime(998, 7, 6, 5, tzinfo=UTC),
+        }
+        orders = [
+            encoded(good(f"{name}-{number}", event_ts=moment.isoformat(), created_date=min(moment, now).isoformat()))
+            for name, moment in moments.items()
+        ]
+        sent += [(value, stamp) for value in (b"not json", *orders)]
+    runs.send_dated(undated, sent)
+    screened = runs.run_screen("--available-now")
+    assert screened.returncode == 0, screened.stderr
+    assert screened.stderr.count("message.timestamp.type is CreateTime") == 1
+
+    found, judgement = runs.outcome(undated), runs.judged(undated, rules)
+    runs.assert_agrees(found, judgement)
+    in_the_past = {list(stamps).index(name) for name in ("the year -27", "the farthest back")}
+    assert set(found.stored) == {
+        f"{name}-{number}" for name in ("honest", "ancient") for number in range(len(stamps)) if number not in in_the_past
+    }
+    reasons = [found.dead_letters[ORDERS, 0, 5 * number] for number in range(len(stamps))]
+    before, after = (f"(its Kafka timestamp lies {when})" for when in ("before the year 1", "after the year 9999"))
+    remarks = ("", before, after, after, after, before, "")
+    assert all(reason.endswith(remark) for reason, remark in zip(reasons, remarks, strict=True)), reasons
+    assert sum("its Kafka timestamp lies" in reason for reason in reasons) == 5
+    assert "it has no Kafka timestamp" in found.dead_letters[ORDERS, 0, 3]
+
+    archive_all()
+    audited = finpro("audit")
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+    assert "every verdict and every dead letter is what it has to be" in audited.stdout
+    since = finpro("audit", "--since", (now - timedelta(minutes=1)).isoformat())
+    assert "every verdict and every dead letter is what it has to be" in since.stdout, since.stdout
+    assert f"audited {len(found.stored) // 2} orders" in since.stdout
+
+
+def test_one_producer_whose_clock_is_ahead_hides_no_pattern_of_others(undated: Settings, rules: FraudRules) -> None:
+    now = datetime.now(UTC) - timedelta(seconds=10)
+    ahead = now + timedelta(minutes=50)
+    runs.send_dated(undated, [(encoded(good("ahead", event_ts=ahead.isoformat(), user_id=9)), milliseconds(ahead))])
+    assert runs.run_screen("--available-now").returncode == 0
+    for second in range(3):
+        moment = now + timedelta(seconds=second)
+        value = encoded(good(f"later-{second}", event_ts=moment.isoformat(), created_date=moment.isoformat()))
+        runs.send_dated(undated, [(value, milliseconds(moment))])
+        assert runs.run_screen("--available-now").returncode == 0
+    found = runs.outcome(undated)
+    runs.assert_agrees(found, runs.judged(undated, rules))
+    assert {order_id: row["reasons"] for order_id, row in found.stored.items()} == {
+        f"later-{second}": ["repeat_purchase"] for second in range(3)
+    }
+    assert "when it was read, as its Kafka timestamp does" in found.dead_letters[ORDERS, 0, 0]
+
+
+def test_a_timestamp_that_spark_cannot_hold_is_named_with_its_place(undated: Settings) -> None:
+    runs.send_dated(undated, [(b"in nanoseconds", milliseconds(datetime.now(UTC)) * 1_000_000)])
+    failed = runs.run_screen("--available-now")
+    assert failed.returncode == 3
+    assert f"topic {undated.topic(ORDERS)} partition 0 offset 0" in failed.stderr
+    assert "nanoseconds" in failed.stderr
+    assert "nothing is lost" not in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_compacted_topic_of_orders_is_refused_by_name_and_said_by_status(settings: Settings) -> None:
+    runs.alter_topic(settings, ORDERS, cleanup_policy="compact,delete")
+    failed = runs.run_screen("--available-now")
+    assert failed.returncode == 3
+    assert f"topic {settings.topic(ORDERS)} is compacted" in failed.stderr
+    assert "--add-config cleanup.policy=delete" in failed.stderr
+    assert "is compacted" in finpro("status").stdout
+    assert "is compacted" in finpro("migrate").stderr
+
+
+def test_topics_are_made_to_keep_every_message_and_orders_to_carry_kafkas_time(settings: Settings) -> None:
+    admin = AdminClient(librdkafka_config(settings))
+    asked = [ConfigResource(ResourceType.TOPIC, settings.topic(name)) for name in TOPICS]
+    configs = {resource.name: answer.result() for resource, answer in admin.describe_configs(asked).items()}
+    own = {name: {key for key, entry in config.items() if not entry.is_default} for name, config in configs.items()}
+    assert all("cleanup.policy" in keys for keys in own.values()), "not left to the broker"
+    assert {config["cleanup.policy"].value for config in configs.values()} == {"delete"}
+    assert configs[settings.topic(ORDERS)]["message.timestamp.type"].value == "LogAppendTime"
+    assert orders_kept(settings) == OrdersKept()
 
 
 def test_sigterm_lets_the_micro_batch_finish_and_exits_0(settings: Settings, rules: FraudRules) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin import AdminClient
 
 from batch.reference_data import generate
 from conf.errors import KafkaError, PostgresError
@@ -18,7 +18,7 @@ from conf.settings import Settings
 from streaming.kafka import ORDERS, librdkafka_config
 from streaming.shop import producer
 from streaming.shop.producer import Progress, produce
-from tests.runs.screening import consume, judged
+from tests.runs.screening import alter_topic, consume, judged
 
 COMMAND = [str(Path(sys.executable).with_name("finpro")), "produce"]
 
@@ -146,11 +146,7 @@ def test_the_command_ends_cleanly_on_a_signal(shop: Settings, number: signal.Sig
 
 
 def test_a_message_that_kafka_refuses_is_an_error(shop: Settings) -> None:
-    topic = ConfigResource(ConfigResource.Type.TOPIC, shop.topic(ORDERS))
-    topic.add_incremental_config(ConfigEntry("max.message.bytes", "100", incremental_operation=AlterConfigOpType.SET))
-    admin = AdminClient(librdkafka_config(shop))
-    for altered in admin.incremental_alter_configs([topic]).values():
-        altered.result(timeout=20)
+    alter_topic(shop, ORDERS, max_message_bytes="100")
     with pytest.raises(KafkaError, match=r"(?s)At least 0 messages were acknowledged.*MessageSizeTooLarge"):
         produce(shop, orders=10, rate=0, seed=3)
 

@@ -25,11 +25,12 @@ from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Re
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
 from streaming.screening.verdicts import Frontier, advance, reason_lists
-from tests.oracle.brute_force import Message, judge
+from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Message, judge
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
 SECOND_US = 1_000_000
 NO_RECEIPT = Receipt("1", 0, 0, 0, 0, {}, {}, 0, 0, 0, [])
+LATENESS = timedelta(seconds=30)
 _PLACE = ("partition", "offset")
 _TIME = ORDER_SCHEMA["event_ts"]
 
@@ -52,35 +53,36 @@ class Stream:
     receipts: list[Receipt] = field(default_factory=list)
     batches: int = 0
 
-    def feed(self, messages: list[Message]) -> None:
-        """One micro-batch, read by two tasks."""
+    def feed(self, messages: list[Message], moment: datetime = LONG_AFTER) -> None:
+        """One micro-batch of `moment`, read by two tasks."""
         division = Division(self.by, self.buckets)
         tasks = [part for part in ([m for m in messages if m.partition % 2 == task] for task in (1, 0)) if part]
-        read = [self._read(part) for part in tasks]
+        read = [self._read(part, moment) for part in tasks]
         if self.by is By.PARTITION:
             for arrivals in read:
                 division.require_keyed(arrivals.orders)
-                self._settle_task(division, [arrivals], {partition.partition for partition in arrivals.reads})
+                self._settle_task(division, moment, [arrivals], {partition.partition for partition in arrivals.reads})
         else:
             for bucket, shares in enumerate(zip(*(divided(arrivals, division) for arrivals in read), strict=True)):
-                self._settle_task(division, [unpack_arrivals(pack_arrivals(share)) for share in shares], {bucket})
+                packed = [unpack_arrivals(pack_arrivals(share)) for share in shares]
+                self._settle_task(division, moment, packed, {bucket})
         self.batches += 1
 
-    def _read(self, messages: list[Message]) -> Arrivals:
+    def _read(self, messages: list[Message], moment: datetime) -> Arrivals:
         """What a task reads, but that the ids of other orders are no orders."""
         batch = as_batch(messages)
-        arrivals = read_arrivals(batch, self.rules)
+        arrivals = read_arrivals(batch, self.rules, moment)
         clashes = clashes_among(arrivals.orders, self._stored)
         letters = pl.concat([arrivals.dead_letters, clash_letters(batch, clashes)])
         orders = arrivals.orders.join(clashes, on=_PLACE, how="anti")
         return Arrivals(arrivals.reads, orders, letters)
 
-    def _settle_task(self, division: Division, arrivals: list[Arrivals], buckets: set[int]) -> None:
+    def _settle_task(self, division: Division, moment: datetime, arrivals: list[Arrivals], buckets: set[int]) -> None:
         """A task screens again as long as it turns out to hold used order ids with other content."""
         batch, clashes = MicroBatch("query", division, self.batches), NO_CLASHES
         recents = {bucket: self.recent.get(bucket, NOTHING_RECENT) for bucket in buckets}
         while True:
-            outcome = screen_arrivals(arrivals, recents, batch, self.rules, self.backlog_offsets, clashes)
+            outcome = screen_arrivals(arrivals, recents, batch, moment, self.rules, self.backlog_offsets, clashes)
             found = self._clashes(outcome.verdicts)
             if found.is_empty():
                 break
@@ -152,7 +154,7 @@ def at_home(messages: Sequence[Message], partitions: int) -> list[Message]:
     products = {message.place: 1 for message in messages}
     for partition in {message.partition for message in messages}:
         part = [message for message in messages if message.partition == partition]
-        orders = read_messages(as_batch(part), timedelta(days=1)).orders
+        orders = read_messages(as_batch(part), timedelta(days=1), LONG_AFTER).orders
         places = zip(orders["partition"], orders["offset"], orders["product_id"], strict=True)
         products |= {("orders", partition, offset): product for partition, offset, product in places}
     return [
@@ -358,6 +360,14 @@ def test_receipts_add_up_and_the_watermark_is_that_of_the_bucket_furthest_behind
     assert summed([])["watermark"] is None
 
 
+def test_an_order_without_a_kafka_timestamp_has_a_latency_since_its_event_and_none_since_kafka() -> None:
+    announced = datetime(2026, 11, 1, tzinfo=UTC)
+    orders = pl.DataFrame({"event_ts": [announced], "received_at": [NO_TIMESTAMP]}, {"event_ts": _TIME, "received_at": _TIME})
+    measured = latencies(orders, announced)
+    assert (sum(measured["event_latency"]), sum(measured["kafka_latency"])) == (1, 0)
+    assert measured["kafka_latency_seconds"] == 0
+
+
 # --- the watermark and the state -----------------------------------------------------------------------------------
 
 
@@ -366,22 +376,62 @@ def read(partition: int, first: int, last: int, newest_seconds: float) -> Partit
 
 
 def test_the_watermark_waits_for_the_partition_that_is_furthest_behind_while_there_is_a_backlog() -> None:
-    behind = advance(Frontier(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], timedelta(seconds=30), backlog_offsets=100)
+    behind = advance(Frontier(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], LATENESS, 100, LONG_AFTER)
     assert behind.watermark_us == 70 * SECOND_US
-    caught_up = advance(behind, [read(0, 90, 99, 1000), read(1, 10, 10, 110)], timedelta(seconds=30), backlog_offsets=100)
+    caught_up = advance(behind, [read(0, 90, 99, 1000), read(1, 10, 10, 110)], LATENESS, 100, LONG_AFTER)
     assert caught_up.watermark_us == 970 * SECOND_US
 
 
 def test_the_watermark_waits_for_a_partition_in_a_backlog_that_has_brought_no_order_yet() -> None:
     nothing_readable = PartitionRead(1, 0, 9, None)
-    frontier = advance(Frontier(), [read(0, 0, 89, 900), nothing_readable], timedelta(seconds=30), backlog_offsets=100)
+    frontier = advance(Frontier(), [read(0, 0, 89, 900), nothing_readable], LATENESS, 100, LONG_AFTER)
     assert frontier.watermark_us <= Frontier().watermark_us
     assert frontier.newest_us == {0: 900 * SECOND_US}
 
 
 def test_the_watermark_never_moves_back() -> None:
-    ahead = advance(Frontier(), [read(0, 0, 0, 1000)], timedelta(seconds=30), backlog_offsets=None)
-    assert advance(ahead, [read(1, 0, 0, 10)], timedelta(seconds=30), backlog_offsets=None).watermark_us == ahead.watermark_us
+    ahead = advance(Frontier(), [read(0, 0, 0, 1000)], LATENESS, None, LONG_AFTER)
+    assert advance(ahead, [read(1, 0, 0, 10)], LATENESS, None, LONG_AFTER).watermark_us == ahead.watermark_us
+
+
+def test_an_event_time_ahead_of_the_micro_batch_does_not_move_the_watermark_beyond_it() -> None:
+    now = datetime.fromtimestamp(1000, UTC)
+    ahead = advance(Frontier(), [read(0, 0, 0, 1000 + 3000)], LATENESS, None, now)
+    assert ahead.watermark_us == 970 * SECOND_US
+    later = advance(ahead, [read(0, 1, 1, 1001)], LATENESS, None, now + timedelta(seconds=2))
+    assert later.watermark_us == 971 * SECOND_US
+
+
+@pytest.mark.parametrize("backlog_offsets", [None, 1])
+def test_a_frontier_from_beyond_the_micro_batch_comes_back(backlog_offsets: int | None) -> None:
+    beyond = Frontier({0: 250_000_000_000 * SECOND_US}, watermark_us=249_999_999_970 * SECOND_US)
+    back = advance(beyond, [read(0, 1, 1, 990)], LATENESS, backlog_offsets, datetime.fromtimestamp(1000, UTC))
+    assert back == Frontier({0: 1000 * SECOND_US}, watermark_us=970 * SECOND_US)
+
+
+def test_a_state_that_was_made_to_forget_the_future_remembers_again() -> None:
+    rules = FraudRules(version="test", lateness=timedelta(seconds=30))
+    far_us = 250_000_000_000 * SECOND_US
+    start = datetime(2026, 11, 1, tzinfo=UTC)
+    stream = Stream(rules, buckets=1, recent={0: Recent(Frontier({0: far_us}, far_us), far_us)})
+    for second in (0, 100, 101, 102):
+        moment = start + timedelta(seconds=second)
+        stream.feed([plain_order(second, moment, user_id=1)], moment)
+    repeat = {"repeat_purchase"}
+    assert stream.reasons == {"o0": set(), "o100": repeat, "o101": repeat, "o102": repeat}
+
+
+def test_an_order_from_a_clock_that_is_ahead_costs_no_other_order_its_pattern() -> None:
+    """Its Kafka timestamp, which the same clock gave, does not vouch for its event time."""
+    rules = FraudRules(version="test", lateness=timedelta(seconds=30))
+    stream, start, ahead = Stream(rules, buckets=1), datetime(2026, 11, 1, 5, tzinfo=UTC), timedelta(minutes=50)
+    stream.feed([plain_order(0, start + ahead, user_id=9)], start)
+    for second in (1, 2, 3):
+        moment = start + timedelta(seconds=second)
+        stream.feed([plain_order(second, moment, user_id=1)], moment)
+    assert stream.dead == {(0, 0)}
+    assert stream.reasons == {f"o{second}": {"repeat_purchase"} for second in (1, 2, 3)}
+    assert stream.late == 0
 
 
 def test_the_state_holds_the_orders_of_lateness_and_the_widest_window_and_no_more() -> None:
