@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter
 from rich.console import Console
 
+from batch.postgres import told_of_silence
 from conf.errors import FinproError, StreamingError, TopicNotKeyed
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
@@ -141,7 +142,11 @@ def screen(
         return query(Division(By.PRODUCT, options.buckets))
 
     asked_to_stop = nullcontext(stop) if stop else stop_requested(spark)
-    with made_known("screen", registry, settings), asked_to_stop as stopping:
+    with (
+        made_known("screen", registry, settings),
+        asked_to_stop as stopping,
+        told_of_silence(screening.dsn, progress.waits),
+    ):
         watching = Query(query(division), _WatchingRules(rules, progress), shuffled)
         run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
 

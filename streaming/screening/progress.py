@@ -77,6 +77,10 @@ class Progress:
         """The topic is not keyed by product, so orders are shuffled from now on."""
         self._console.print(f"orders are shuffled from now on, which takes longer: {why}", markup=False)
 
+    def waits(self, why: str) -> None:
+        """Something outside does not answer, or does again."""
+        self._errors.print(f"finpro: {why}")
+
     def _line(self, start: str, rate: float | None, progress: Any) -> str:
         totals = self._totals
         parts = [f"{start}  {totals.orders:,} orders"]

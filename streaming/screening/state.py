@@ -217,7 +217,7 @@ def require_state(dsn: str, query_id: str, committed: int, planned: int) -> None
         StreamingError: the state is older or newer than the checkpoint, or was never there.
         PostgresError: Postgres does not answer, or refuses.
     """
-    with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
+    with explained(dsn), connect(dsn, application_name="finpro screen") as connection, connection.cursor() as cursor:
         cursor.execute("select max(batch) from screening_state where query_id = %s", [query_id])
         (newest,) = cursor.fetchone() or (None,)
     if newest is None or not committed <= newest <= planned:
