@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,10 +59,14 @@ def connect(dsn: str, *, application_name: str = "finpro", limits: Limits = USUA
     """A connection for one block, and one transaction: committed at its end, rolled back on an error, closed either way."""
     connection = open_connection(dsn, application_name=application_name, limits=limits)
     try:
-        with connection:
-            with connection.cursor() as cursor:
-                begun(cursor)
-            yield connection
+        with connection.cursor() as cursor:
+            begun(cursor)
+        yield connection
+        connection.commit()
+    except BaseException:
+        with suppress(psycopg2.Error):  # it may be this connection that is lost, which the error tells of
+            connection.rollback()
+        raise
     finally:
         connection.close()
 
@@ -208,7 +212,8 @@ def told_of_silence(dsn: str, say: Callable[[str], None], *, every_seconds: floa
                 continue  # which is for those to say who work with it
             else:
                 if silent_since is not None:
-                    say(f"Postgres at {describe(dsn)} answers again, after {datetime.now(UTC) - silent_since}".split(".")[0])
+                    seconds = (datetime.now(UTC) - silent_since).total_seconds()
+                    say(f"Postgres at {describe(dsn)} answers again, after {seconds:,.0f} s")
                     silent_since = None
 
     watcher = threading.Thread(target=watch, name="watch of Postgres", daemon=True)

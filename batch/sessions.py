@@ -51,6 +51,13 @@ _SILENCE = {
     "keepalives_count": "4",
     "tcp_user_timeout": "45000",  # milliseconds
 }
+# The server's side of it: what a client holds that has vanished is free after as long.
+_SILENCE_OF_CLIENTS = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+    "tcp_user_timeout": "45s",
+}
 # A pooler may swallow a connection's options instead of refusing them: then this one is not there afterwards.
 _DIRECT = "finpro.direct"
 _NO_OPTIONS = "unsupported startup parameter|command-line options"
@@ -84,7 +91,7 @@ def conninfo(dsn: str, application_name: str, limits: Limits, *, by_options: boo
     """
     parts = _parsed(dsn)
     own = parts.pop("options", os.environ.get("PGOPTIONS", ""))
-    limited = [f"-c {name}={value}" for name, value in limits.settings().items()]
+    limited = [f"-c {name}={value}" for name, value in (_SILENCE_OF_CLIENTS | limits.settings()).items()]
     options = [f"-c {_DIRECT}=1", *limited, own] if by_options else [own]
     fixed = {"application_name": application_name, "client_encoding": "UTF8", "options": " ".join(options).strip()}
     return make_dsn(**_SILENCE | parts | {name: value for name, value in fixed.items() if value})
@@ -232,8 +239,8 @@ _ADVICE = {
         " (docs/security.md)"
     ),
     "42501": _Advice(
-        "Grant its user the role for this work, such as finpro_screen or finpro_export; who migrates owns finpro's tables, or may"
-        " create some in a schema of its search_path (docs/security.md)"
+        "Grant its user the role for this work, such as finpro_screen or finpro_export; who migrates owns finpro's tables, or"
+        " may create some in a schema of its search_path (docs/security.md)"
     ),
     "3F000": _Advice("Its search_path names no schema that is there and that this user may use"),
     "55P03": _Advice(_LOCKED, passes=True),
