@@ -215,7 +215,7 @@ def test_pgbouncer_in_transaction_mode_gives_one_clients_settings_and_locks_to_n
 ) -> None:
     with pgbouncer(platform, database, home) as dsn:
         for _ in range(2):
-            assert in_transaction(dsn, fetched("show search_path")) == [('"public"',)]
+            assert in_transaction(dsn, fetched("select current_setting('search_path')")) == [('"public"',)]
             with held_snapshot(dsn, TABLES) as held, reader(held.snapshot) as rows:
                 assert next(rows("select 1 as one")).num_rows == 1
                 held.require()
@@ -326,9 +326,8 @@ def test_the_tables_are_made_in_the_schema_of_the_search_path_and_found_without_
     run(empty.dsn, 'create schema "Shop ""1"""')
     path = quote('"Shop\\ ""1"""')
     assert migrate(f"{empty.dsn}?options=-csearch_path%3D{path}")
-    assert run(
-        empty.dsn, "select nspname from pg_class join pg_namespace n on n.oid = relnamespace where relname = 'raw_orders'"
-    ) == [('Shop "1"',)]
+    found = run(empty.dsn, "select relnamespace::regnamespace::text from pg_class where relname = 'raw_orders'")
+    assert found == [('"Shop ""1"""',)]
     assert migrate(empty.dsn) == [], "they are not made once more in public"
     assert in_transaction(empty.dsn, copy_a_query_id)
     assert states(empty.dsn) == [(1,)]
@@ -382,14 +381,13 @@ def test_a_missing_right_is_named_at_the_start(database: Database) -> None:
 
 def test_a_worker_gives_the_same_advice_on_a_missing_right_and_a_missing_table(database: Database, empty: Database) -> None:
     dsn = database.login("finpro_monitor")
-    for work in (copy_a_query_id, fetched("select * from screening_state")):
-        with pytest.raises(
-            PostgresError, match=r"^\S+ \S+ \S+: permission denied for table \w+\. Grant its user the role"
-        ) as caught:
+    works = (copy_a_query_id, fetched("select * from screening_state"))
+    for work in works:
+        with pytest.raises(PostgresError, match=r"^\S+ \S+ \S+: permission denied for table \w+\. Grant its user") as caught:
             in_transaction(dsn, work)
         assert not isinstance(caught.value, PostgresUnavailable)
     run(database.dsn, "drop table screening_state")
-    for work in (copy_a_query_id, fetched("select * from screening_state")):
+    for work in works:
         with pytest.raises(PostgresError, match=r'relation "\S+" does not exist\. `finpro migrate` creates'):
             in_transaction(database.dsn, work)
 
@@ -469,6 +467,11 @@ def test_a_silence_of_the_network_ends_an_export_with_a_message(database: Databa
         relay.silence(),
     ):
         list(rows("select 1 as one"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packets are dropped in Linux's way")
+def test_an_export_that_has_lost_its_lock_in_a_silence_does_not_take_itself_for_alone(database: Database, relay: Relay) -> None:
+    dsn = relay.dsn(database.dsn, **SOON)
     with pytest.raises(PostgresUnavailable, match="does not answer"), held_snapshot(dsn, TABLES) as held, relay.silence():
         held.require()
 
@@ -500,9 +503,9 @@ def test_a_try_that_took_long_itself_is_followed_by_others() -> None:
 
     def slow() -> None:
         tries.append(time.monotonic())
-        if len(tries) < 3:
+        if len(tries) == 1:
             time.sleep(0.3)
             raise PostgresUnavailable
 
     until_reachable(slow, seconds=0.2)
-    assert len(tries) >= 2
+    assert len(tries) == 2
