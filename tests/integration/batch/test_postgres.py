@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -33,43 +33,34 @@ from jobs.local.unprivileged import Unprivileged
 from streaming.screening import sinks
 from streaming.screening.sinks import in_transaction, require_tables
 from tests.runs.commands import finpro
+from tests.runs.logins import HASTY, login, own_schema, user_of
 from tests.runs.silent_servers import Options, Relay
-
-HASTY = {"statement_timeout": "50ms", "lock_timeout": "50ms", "transaction_timeout": "200ms", "idle_session_timeout": "200ms"}
 
 
 class Database:
-    """A database of a test's own, migrated or not, and logins for it."""
+    """A database of a test's own, and logins for it."""
 
-    def __init__(self, platform: Platform) -> None:
-        self._platform = platform
-        self.name = f"test_{uuid.uuid4().hex[:12]}"
-        self.logins: list[str] = []
-        platform.postgres.create_database(self.name)
-        self.dsn = platform.postgres.dsn("finpro", self.name)
-        self.superuser = platform.postgres.dsn("postgres", self.name)
+    def __init__(self, platform: Platform, opened: ExitStack) -> None:
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        platform.postgres.create_database(name)
+        opened.callback(platform.postgres.drop_database, name)
+        self._platform, self._opened, self.name = platform, opened, name
+        self.dsn = platform.postgres.dsn("finpro", name)
+        self.superuser = platform.postgres.dsn("postgres", name)
 
-    def login(self, *roles: str) -> str:
+    def login(self, *roles: str, hasty: bool = False) -> str:
         """The DSN of a new login that has these roles."""
-        name = f"login_{uuid.uuid4().hex[:12]}"
-        run(self.superuser, f"create role {name} login password 'p'")
-        for role in roles:
-            run(self.superuser, f"grant {role} to {name}")
-        self.logins.append(name)
-        return urlsplit(self.dsn)._replace(netloc=f"{name}:p@{self._platform.postgres.address}").geturl()
+        return self._opened.enter_context(login(self._platform, self.dsn, *roles, hasty=hasty))
 
-    def drop(self) -> None:
-        self._platform.postgres.drop_database(self.name)
-        server = self._platform.postgres.dsn("postgres", "postgres")
-        for name in self.logins:
-            run(server, f"drop role {name}")
+    def own_schema(self, login: str) -> None:
+        """Give a login a schema of its name, in which there is an older table of orders."""
+        own_schema(self._platform, self.dsn, login)
 
 
 @pytest.fixture
 def empty(platform: Platform) -> Iterator[Database]:
-    database = Database(platform)
-    yield database
-    database.drop()
+    with ExitStack() as opened:
+        yield Database(platform, opened)
 
 
 @pytest.fixture
@@ -83,10 +74,6 @@ def own_worker_connection() -> Iterator[None]:
     sinks._worker_connection.cache_clear()
     yield
     sinks._worker_connection.cache_clear()
-
-
-def user_of(dsn: str) -> str:
-    return str(urlsplit(dsn).username)
 
 
 def run(dsn: str, *statements: str) -> list[tuple[Any, ...]]:
@@ -131,9 +118,8 @@ EXPECTED = {
 
 
 def test_every_connection_has_a_name_and_limits_of_our_own_whatever_the_role_is_set_to(database: Database) -> None:
-    dsn = database.login("finpro_screen", "finpro_export")
-    for name, value in {**HASTY, "client_encoding": "LATIN1"}.items():
-        run(database.superuser, f"alter role {user_of(dsn)} set {name} = '{value}'")
+    dsn = database.login("finpro_screen", "finpro_export", hasty=True)
+    run(database.superuser, f"alter role {user_of(dsn)} set client_encoding = 'LATIN1'")
     with closing(open_connection(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute(SETTINGS)
         assert dict(cursor.fetchall()) == EXPECTED
@@ -187,12 +173,10 @@ def pooled(platform: Platform, options: Options) -> Iterator[Relay]:
 def test_behind_a_pooler_that_knows_no_options_each_transaction_has_its_limits_and_leaves_none(
     platform: Platform, database: Database, options: Options
 ) -> None:
-    login = database.login("finpro_screen", "finpro_export")
-    run(database.superuser, f"create schema authorization {user_of(login)}")
-    for name, value in HASTY.items():
-        run(database.superuser, f"alter role {user_of(login)} set {name} = '{value}'")
+    direct = database.login("finpro_screen", "finpro_export", hasty=True)
+    database.own_schema(direct)
     with pooled(platform, options) as relay:
-        dsn = relay.dsn(login)
+        dsn = relay.dsn(direct)
         found = dict(run(dsn, SETTINGS))
         assert found == EXPECTED
         assert in_transaction(dsn, copy_a_query_id)
@@ -204,10 +188,10 @@ def test_behind_a_pooler_that_knows_no_options_each_transaction_has_its_limits_a
             held.require()
         with closing(open_connection(dsn)) as connection, connection.cursor() as cursor:
             cursor.execute("select current_setting('statement_timeout'), current_schema()")
-            assert cursor.fetchall() == [(HASTY["statement_timeout"], user_of(login))], "nothing of ours is left behind"
+            assert cursor.fetchall() == [(HASTY["statement_timeout"], user_of(direct))], "nothing of ours is left behind"
         if options is Options.REFUSED:
             with pytest.raises(PostgresError, match="a pooler refuses the options in FINPRO_POSTGRES_DSN"):
-                open_connection(relay.dsn(login, options="-csearch_path%3Dshop"))
+                open_connection(relay.dsn(direct, options="-csearch_path%3Dshop"))
 
 
 def test_pgbouncer_in_transaction_mode_gives_one_clients_settings_and_locks_to_no_other(
@@ -257,9 +241,7 @@ def pgbouncer(platform: Platform, database: Database, home: Path) -> Iterator[st
 
 
 def test_an_export_a_worker_and_status_outlast_what_their_role_is_set_to(database: Database) -> None:
-    dsn = database.login("finpro_screen", "finpro_export", "finpro_monitor")
-    for name, value in HASTY.items():
-        run(database.superuser, f"alter role {user_of(dsn)} set {name} = '{value}'")
+    dsn = database.login("finpro_screen", "finpro_export", "finpro_monitor", hasty=True)
     assert in_transaction(dsn, fetched("select pg_sleep(0.3), 1"))[0][1] == 1
     (pid,) = in_transaction(dsn, fetched("select pg_backend_pid()"))
     with held_snapshot(dsn, TABLES) as held, reader(held.snapshot) as rows:
@@ -300,18 +282,11 @@ def test_rows_land_in_finpros_tables_when_a_schema_is_named_like_the_login(datab
 
 def test_rows_land_in_finpros_tables_when_the_logins_schema_has_an_older_table_of_that_name(database: Database) -> None:
     dsn = database.login("finpro_screen")
-    own = user_of(dsn)
-    run(
-        database.superuser,
-        f"create schema authorization {own}",
-        f"create table {own}.raw_orders as table public.raw_orders",
-        f"create table {own}.screening_state as table public.screening_state",
-        f"grant all on all tables in schema {own} to {own}",
-    )
+    database.own_schema(dsn)
     require_tables(dsn)
     assert in_transaction(dsn, copy_a_query_id)
     assert states(database.dsn) == [(1,)]
-    assert run(database.superuser, f"select count(*) from {own}.screening_state") == [(0,)]
+    assert run(database.superuser, f"select count(*) from {user_of(dsn)}.screening_state") == [(0,)]
 
 
 def test_rows_land_in_finpros_tables_when_the_search_path_begins_with_another_schema(database: Database) -> None:

@@ -59,7 +59,10 @@ def test_a_connection_that_cannot_be_opened_is_worth_another_try_or_not(said: st
     assert said in str(caught.value)
 
 
-ADBC = 'NOT_FOUND: Failed to prepare query: ERROR:  relation "nope" does not exist\nLINE 1: select\n\nQuery was: select. SQLSTATE: 42P01'
+ADBC = """NOT_FOUND: Failed to prepare query: ERROR:  relation "nope" does not exist
+LINE 1: select
+
+Query was: select. SQLSTATE: 42P01"""
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.cloud.storage import Bucket
+from pydantic import SecretStr
 from pyspark import SparkContext
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
@@ -44,6 +45,8 @@ from batch.warehouse.slices import ExportedSlice, Slice, export_slice
 from batch.warehouse.snapshot import Snapshot, held_snapshot, reader
 from conf.errors import ExportError, PostgresError, PostgresUnavailable
 from conf.settings import Settings
+from jobs.local.platform import Platform
+from tests.runs.logins import login
 
 Start = Callable[[], SparkContext]
 COMMAND = [str(Path(sys.executable).parent / "finpro"), "export"]
@@ -469,6 +472,16 @@ def test_two_exports_of_one_database_exclude_each_other(
     monkeypatch.setattr(snapshots, "_WAIT_FOR_LOCK_SECONDS", 0.1)
     with held_snapshot(dsn, TABLES), pytest.raises(ExportError, match="Another export"):
         export(spark, settings, "second")
+
+
+def test_a_login_with_hasty_limits_exports(
+    spark: Start, settings: Settings, dsn: str, bucket: Bucket, platform: Platform
+) -> None:
+    execute(dsn, orders(1, 20_000))
+    with login(platform, dsn, "finpro_export", hasty=True) as own:
+        manifest = export(spark, settings.model_copy(update={"postgres_dsn": SecretStr(own)}), "hasty")
+    assert of(manifest, "raw_orders").rows == 20_000
+    assert manifest == find_manifest(bucket, "hasty")
 
 
 def test_a_missing_database_is_one_message_before_spark_starts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
