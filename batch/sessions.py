@@ -31,10 +31,12 @@ class Limits(NamedTuple):
     idle_in_transaction: int = 120
 
     def settings(self) -> dict[str, str]:
-        """By the names that Postgres has for them. A connection may be idle, and a transaction take, as long as it likes."""
-        seconds = {f"{name}_timeout": f"{value}s" for name, value in self._asdict().items() if name != "idle_in_transaction"}
-        idle = {"idle_in_transaction_session_timeout": f"{self.idle_in_transaction}s", "idle_session_timeout": "0"}
-        return seconds | idle
+        """By the names that every Postgres has for them."""
+        return {
+            "statement_timeout": f"{self.statement}s",
+            "lock_timeout": f"{self.lock}s",
+            "idle_in_transaction_session_timeout": f"{self.idle_in_transaction}s",
+        }
 
 
 USUAL = Limits()
@@ -143,7 +145,8 @@ ARRIVAL = f"""
            current_setting('server_version_num')::integer as version
     from pg_database where datname = current_database()
 """
-_TRANSACTION_TIMEOUT = 170_000  # the version since which there is one
+# A connection may be idle, and a transaction take, as long as it likes: limit → the version since which there is one.
+_UNLIMITED = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
 
 
 class Arrival(NamedTuple):
@@ -178,8 +181,7 @@ def arrived(dsn: str, row: Sequence[Any], limits: Limits) -> Arrival:
             " not needed any more"
         )
     settings = {"search_path": _identifier(own[0])} if own else {}
-    if version >= _TRANSACTION_TIMEOUT:
-        settings["transaction_timeout"] = "0"
+    settings |= {name: "0" for name, since in _UNLIMITED.items() if version >= since}
     if is_direct:
         return Arrival(_set(settings, local=False), "")
     return Arrival("", _set(limits.settings() | settings, local=True))

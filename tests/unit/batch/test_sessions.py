@@ -95,14 +95,18 @@ def test_what_a_driver_reports_says_what_to_do(
     assert words in str(error)
 
 
-def test_versions_that_know_no_transaction_timeout_are_not_told_of_it() -> None:
-    old = arrived(DSN, ("UTF8", [], [], True, 160_004), USUAL)
-    new = arrived(DSN, ("UTF8", ["o'clock"], [], True, 170_000), USUAL)
+def test_a_server_is_told_of_no_limit_that_its_version_does_not_know() -> None:
+    old = arrived(DSN, ("UTF8", [], [], True, 130_020), USUAL)
+    new = arrived(DSN, ("UTF8", ["o'clock"], [], True, 160_004), USUAL)
+    newer = arrived(DSN, ("UTF8", [], [], True, 170_000), USUAL)
 
     assert old.at_once == ""
     assert (
         new.at_once
-        == """select set_config('search_path', '"o''clock"', False), set_config('transaction_timeout', '0', False)"""
+        == """select set_config('search_path', '"o''clock"', False), set_config('idle_session_timeout', '0', False)"""
+    )
+    assert newer.at_once == (
+        "select set_config('idle_session_timeout', '0', False), set_config('transaction_timeout', '0', False)"
     )
     assert (old.at_begin, new.at_begin) == ("", "")
 
