@@ -14,6 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from batch.frames import copy_frame
 from batch.postgres import connect, explained
+from batch.sessions import BULK
 from conf.errors import PostgresError
 
 _BLOCK = 50_000  # ids that share one random stream: a whole block is always drawn, so the count changes nothing in it
@@ -90,7 +91,11 @@ def generate(
         PostgresError: Postgres cannot be reached or lacks the tables, or holds rows that another seed made.
     """
     work = [(USERS, users(user_count, seed)), (PRODUCTS, products(product_count, seed))]
-    with explained(dsn), connect(dsn, application_name="finpro generate") as connection, connection.cursor() as cursor:
+    with (
+        explained(dsn),
+        connect(dsn, application_name="finpro generate", limits=BULK) as connection,
+        connection.cursor() as cursor,
+    ):
         return [load(cursor, table, _observed(frames, table, on_rows)) for table, frames in work]
 
 

@@ -1,13 +1,14 @@
 """Every setting of finpro, typed, from the environment, `.env`, or the embedded platform that `finpro up` started."""
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from conf.errors import SettingsError
@@ -23,7 +24,7 @@ def project_root() -> Path:
 
 def finpro_home() -> Path:
     """Where the embedded platform, checkpoints and logs live: `FINPRO_HOME`, else `.finpro/` in the checkout."""
-    return Path(os.environ.get("FINPRO_HOME") or project_root() / ".finpro").absolute()
+    return Path(os.environ.get("FINPRO_HOME", "").strip() or project_root() / ".finpro").absolute()
 
 
 def embedded_env_file() -> Path:
@@ -110,6 +111,27 @@ class Settings(BaseSettings):
     )
     discord_webhook_url: SecretStr | None = Field(None, description="webhook of the Discord channel that hears of runs")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_wrapping(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        return _unwrapped(value, info.field_name or "") if isinstance(value, str) else value
+
+    @field_validator("topic_prefix")
+    @classmethod
+    def _part_of_a_topic(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-zA-Z0-9._-]*", value):
+            raise ValueError("Kafka's topics have letters, digits, dots, underscores and hyphens only")
+        return value
+
+    @field_validator("gcs_bucket")
+    @classmethod
+    def _a_buckets_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", value):
+            raise ValueError("a bucket's name has small letters, digits, dots, underscores and hyphens only")
+        return value
+
     @field_validator("discord_webhook_url")
     @classmethod
     def _encrypted_on_its_way(cls, value: SecretStr | None) -> SecretStr | None:
@@ -153,6 +175,29 @@ class Settings(BaseSettings):
         return self.topic_prefix + name
 
 
+def _unwrapped(value: str, name: str) -> str:
+    """A value without what files and Kubernetes secrets put around it: white space. Quotes and comments cannot be dropped.
+
+    A password may have blanks, quotes and `#` of its own: of that one only line breaks at the end go.
+
+    Raises:
+        ValueError: quotes or a comment are around it, or a line break is in it.
+    """
+    if name == "kafka_password":
+        return value.rstrip("\r\n")
+    value = value.strip()
+    if not value and name != "topic_prefix":
+        raise ValueError("is blank: give it a value, or unset it")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise ValueError("the value still has its quotes: write it without them")
+    is_conninfo = name == "postgres_dsn" and not value.startswith("postgres")  # host=… password='a # b'
+    if re.search(r"\s#", value) and not is_conninfo:
+        raise ValueError("the value still has a comment behind it: write it without one")
+    if re.search(r"[\r\n]", value):
+        raise ValueError("the value has a line break in it")
+    return value
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -164,6 +209,12 @@ def variable(name: str) -> str:
     """The environment variable of a setting."""
     alias = Settings.model_fields[name].validation_alias
     return alias if isinstance(alias, str) else f"FINPRO_{name.upper()}"
+
+
+def _variable_of(place: int | str) -> str:
+    """The environment variable of what pydantic names by its field or by its alias."""
+    name = str(place)
+    return variable(name.lower()) if name.lower() in Settings.model_fields else name
 
 
 def _missing(name: str) -> str:
@@ -190,5 +241,5 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = "\n".join(f"  FINPRO_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        problems = "\n".join(f"  {_variable_of(e['loc'][0])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise SettingsError(f"Settings that cannot be used:\n{problems}") from error

@@ -174,7 +174,10 @@ class Flow:
     def _has_orders(self) -> bool:
         from batch.postgres import connect
 
-        with connect(self._settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+        with (
+            connect(self._settings.require("postgres_dsn"), application_name="finpro demo") as connection,
+            connection.cursor() as cursor,
+        ):
             cursor.execute("select from raw_orders limit 1")
             return bool(cursor.rowcount)
 

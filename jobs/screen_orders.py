@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 
+from batch.postgres import told_of_silence
 from conf.errors import KafkaError, StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
@@ -169,7 +170,11 @@ def screen(
             .trigger(**({"availableNow": True} if options.available_now else {"processingTime": options.trigger}))
         )
         asked_to_stop = nullcontext(stop) if stop else stop_requested(spark)
-        with made_known("screen", registry, settings), asked_to_stop as stopping:
+        with (
+            made_known("screen", registry, settings),
+            asked_to_stop as stopping,
+            told_of_silence(screening.dsn, progress.waits),
+        ):
             watching = Query(query, _Watching(rules, ledger, progress))
             run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
 

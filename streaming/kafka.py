@@ -302,7 +302,19 @@ def existing_topics(settings: Settings) -> dict[str, int]:
         return _topics(AdminClient(config), seen)
     except KafkaException as error:
         why = next(filter(_is_clear, seen), error.args[0])
-        raise KafkaError(f"Kafka at {servers} {_ADVICE.get(why.code(), _UNREACHABLE)}.\n({why.str()})") from error
+        advice = _ADVICE.get(why.code(), _UNREACHABLE)
+        hint = _wrapped_password(settings) if why.code() == ClientError._AUTHENTICATION else ""
+        raise KafkaError(f"Kafka at {servers} {advice}{hint}.\n({why.str()})") from error
+
+
+def _wrapped_password(settings: Settings) -> str:
+    """What a password that was refused looks like: it may have quotes and `#` of its own, so nothing else says so."""
+    password = settings.get("kafka_password") or ""
+    if len(password) > 1 and password[0] == password[-1] and password[0] in "\"'":
+        return "; the password has quotes around it, which count as a part of it"
+    if " #" in password or password != password.strip():
+        return "; the password ends in white space or in what looks like a comment, which count as a part of it"
+    return ""
 
 
 def _topics(client: AdminClient, seen: list[ClientError]) -> dict[str, int]:

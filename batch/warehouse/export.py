@@ -102,7 +102,8 @@ def export(
         finished = find_manifest(bucket, run_id)
     if finished:
         return finished  # without a wait for whatever export is running
-    with explained(settings), held_snapshot(settings.require("postgres_dsn"), TABLES) as (snapshot, cursor):
+    with explained(settings), held_snapshot(settings.require("postgres_dsn"), TABLES, say) as held:
+        snapshot, cursor = held.snapshot, held.cursor
         finished = find_manifest(bucket, run_id)
         if finished:
             return finished
@@ -128,7 +129,7 @@ def export(
             tables=tables,
             database=snapshot.database,
         )
-        cursor.execute("select 1")  # an error when the holder's lock is lost: another export may have overtaken this one
+        held.require()
         write_manifest(bucket, manifest)
         return manifest
 

@@ -12,6 +12,7 @@ from psycopg2.extras import Json, execute_values
 from batch.google_cloud import explained, open_bucket
 from batch.postgres import connect
 from batch.postgres import explained as postgres_explained
+from batch.sessions import Limits
 from batch.warehouse.manifest import Manifest, TableExport, read_manifest
 from batch.warehouse.profile import TableProfile, destination_profile, differences
 from batch.warehouse.tables import Warehouse
@@ -19,6 +20,7 @@ from conf.errors import LoadError, ReconciliationError
 from conf.settings import Settings
 
 MONITORING = "ingestion_monitoring"
+_LIMITS = Limits(idle_in_transaction=1800)  # which lasts as long as BigQuery takes the copy
 _COLUMNS = {
     "run_id": "STRING",
     "dag_id": "STRING",
@@ -78,7 +80,7 @@ def reconcile(
         exports = [export for export in manifest.tables if tables is None or export.table in tables]
         found = [_compare(warehouse, manifest, export, dag_id) for export in exports]
         _require_newest(warehouse, manifest)  # nothing was merged while the tables were read
-        with postgres_explained(dsn), connect(dsn, application_name="finpro reconcile") as connection:
+        with postgres_explained(dsn), connect(dsn, application_name="finpro reconcile", limits=_LIMITS) as connection:
             # Copied before the lock goes with the transaction: no copy lacks what another one has recorded meanwhile.
             _copy(warehouse, _record(connection, found))
     return found

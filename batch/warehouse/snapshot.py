@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import adbc_driver_manager
-import adbc_driver_postgresql
-import psycopg2
 import pyarrow as pa
-from adbc_driver_manager import AdbcConnection, AdbcStatement
+from adbc_driver_manager import AdbcStatement
 from psycopg2.extensions import cursor as Cursor
 
-from batch.postgres import describe, explained, open_connection
+from batch.arrow_sessions import arrow_session
+from batch.postgres import LockHeld, begun, connect, explained, open_connection, take_lock, told_of_silence
+from batch.sessions import BULK, describe
 from conf.errors import ExportError, PostgresError, PostgresUnavailable
 
 _BEGIN = "begin isolation level repeatable read read only"
 _EXPORT_LOCK = 0x65787072  # one export at a time: their order is then the order of their snapshots
-_WAIT_FOR_LOCK = "60s"
+_WAIT_FOR_LOCK_SECONDS = 60.0
+_WAIT_FOR_TABLES = f"{BULK.lock}s"
 _WAIT_FOR_READ = "10s"
 
 
@@ -47,34 +49,72 @@ class Snapshot:
     database: str
 
 
-@contextmanager
-def held_snapshot(dsn: str, tables: Sequence[str]) -> Iterator[tuple[Snapshot, Cursor]]:
-    """Hold a snapshot for one block; the cursor is the holder's own, inside it.
+class Held(NamedTuple):
+    """A snapshot that is held.
 
-    The tables can be written but not altered or truncated meanwhile, and no other export of this database runs.
+    Attributes:
+        snapshot: for readers.
+        cursor: the holder's own, inside the snapshot.
+        lock: of the connection that keeps other exports out.
+    """
+
+    snapshot: Snapshot
+    cursor: Cursor
+    lock: Cursor
+
+    def require(self) -> None:
+        """Check that the snapshot and the lock are held to this moment: else another export may have overtaken this one.
+
+        Raises:
+            psycopg2.Error: one of them is lost.
+        """
+        self.cursor.execute("select 1")
+        self.lock.execute("select 1")
+
+
+@contextmanager
+def held_snapshot(dsn: str, tables: Sequence[str], say: Callable[[str], None] = lambda line: None) -> Iterator[Held]:
+    """Hold a snapshot for one block.
+
+    The tables can be written but not altered or truncated meanwhile, and no other export of this database runs: `say` hears
+    for whom this one waits, and when Postgres falls silent. The lock has a connection of its own, in a transaction that is open
+    as long: the snapshot has to be taken after it, and behind a pooler a lock that is no transaction's would be left to others.
 
     Raises:
-        ExportError: another export is running, for a minute or more.
+        ExportError: another export is running, or somebody holds its lock, for a minute or more.
         PostgresError: Postgres cannot be reached, or lacks the tables.
     """
-    with explained(dsn), closing(open_connection(dsn, application_name="finpro export")) as connection:
+    with (
+        explained(dsn),
+        told_of_silence(dsn, say),
+        connect(dsn, application_name="finpro export lock", limits=BULK) as alone,
+        alone.cursor() as lock,
+        closing(open_connection(dsn, application_name="finpro export", limits=BULK)) as connection,
+    ):
+        _exclude_other_exports(lock, say)
         connection.autocommit = True  # transactions are begun and ended here by hand
         with connection.cursor() as cursor:
-            _exclude_other_exports(cursor)
             cursor.execute(_BEGIN)
             # Before the first query, which takes the snapshot: nothing may change a table's columns after it.
+            cursor.execute(f"set local lock_timeout = '{_WAIT_FOR_TABLES}'")
             cursor.execute(f"lock table {', '.join(tables)} in access share mode")
-            cursor.execute("set local idle_in_transaction_session_timeout = 0; set local statement_timeout = 0")
-            yield _taken(dsn, cursor), cursor
+            begun(cursor)
+            yield Held(_taken(dsn, cursor), cursor, lock)
 
 
-def _exclude_other_exports(cursor: Cursor) -> None:
-    cursor.execute("select set_config('lock_timeout', %s, false)", [_WAIT_FOR_LOCK])
+def _exclude_other_exports(cursor: Cursor, say: Callable[[str], None]) -> None:
     try:
-        cursor.execute("select pg_advisory_lock(%s)", [_EXPORT_LOCK])
-    except psycopg2.errors.LockNotAvailable as error:
-        raise ExportError("Another export of this database is running: wait for its end, then start again.") from error
-    cursor.execute("reset lock_timeout")
+        take_lock(
+            cursor,
+            _EXPORT_LOCK,
+            seconds=_WAIT_FOR_LOCK_SECONDS,
+            on_wait=lambda holder: say(f"waiting for another export of this database: {holder}"),
+        )
+    except LockHeld as held:
+        raise ExportError(
+            f"Another export of this database is running, or somebody holds its lock: {held}. Wait for its end, or end it, then"
+            " start again."
+        ) from held
 
 
 def _taken(dsn: str, cursor: Cursor) -> Snapshot:
@@ -101,15 +141,15 @@ def reader(snapshot: Snapshot) -> Iterator[Callable[[str], Iterator[pa.RecordBat
     """
     try:
         with (
-            adbc_driver_postgresql.connect(snapshot.dsn) as database,
-            AdbcConnection(database) as connection,
-            AdbcStatement(connection) as statement,
+            arrow_session(snapshot.dsn, application_name="finpro export reader", limits=BULK) as session,
+            AdbcStatement(session.connection) as statement,
         ):
             # Who wants to alter a table waits for the holder, and would be waited for in turn, for ever.
             wait = f"set local lock_timeout = '{_WAIT_FOR_READ}'"
-            for command in (_BEGIN, f"set transaction snapshot '{snapshot.name}'", wait):
-                statement.set_sql_query(command)
-                statement.execute_update()
+            for command in (_BEGIN, f"set transaction snapshot '{snapshot.name}'", session.at_begin, wait):
+                if command:
+                    statement.set_sql_query(command)
+                    statement.execute_update()
 
             def read(query: str) -> Iterator[pa.RecordBatch]:
                 statement.set_sql_query(query)

@@ -11,8 +11,9 @@ import msgspec
 from pyarrow import fs
 
 from batch.file_systems import file_system
-from batch.postgres import connect, describe
+from batch.postgres import connect
 from batch.postgres import explained as postgres_explained
+from batch.sessions import QUICK, describe
 from conf.settings import Settings
 from expectations.outcome import data_docs, read_gate_run
 from jobs.health.findings import Check, Finding, State, age, dated, duration, milliseconds_since
@@ -46,7 +47,11 @@ def _postgres(settings: Settings) -> Finding:
 
 
 def _query(dsn: str, query: str) -> list[tuple[Any, ...]]:
-    with connect(dsn, application_name="finpro status") as connection, postgres_explained(dsn), connection.cursor() as cursor:
+    with (
+        postgres_explained(dsn),
+        connect(dsn, application_name="finpro status", limits=QUICK) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute(query)
         return cursor.fetchall()
 

@@ -24,7 +24,7 @@ import adbc_driver_postgresql.dbapi as adbc
 import psutil
 from psycopg2.extensions import connection as Connection
 
-from batch.postgres import explained, open_connection, until_reachable
+from batch.postgres import begun, explained, open_connection, until_reachable
 from conf.errors import FinproError, PostgresUnavailable, StreamingError
 from streaming.checkpoint import Checkpoint, Ends
 
@@ -493,9 +493,9 @@ class Ledger:
         """
 
         def attempt() -> _Result:
-            self._connection = self._connection or open_connection(self._dsn, application_name="finpro screen")
             try:
-                with explained(self._dsn), self._connection, self._connection.cursor() as cursor:
+                with explained(self._dsn), self._connected() as connection, connection.cursor() as cursor:
+                    begun(cursor)
                     if not synchronous:
                         cursor.execute("set local synchronous_commit = off")
                     return work(cursor)
@@ -505,6 +505,10 @@ class Ledger:
 
         with self._using:
             return until_reachable(attempt, seconds=patience)
+
+    def _connected(self) -> Connection:
+        self._connection = self._connection or open_connection(self._dsn, application_name="finpro screen")
+        return self._connection
 
     def _forget(self) -> None:
         if self._connection:

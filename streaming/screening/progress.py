@@ -74,13 +74,13 @@ class Progress:
         """A changed rules file cannot be used; this version stays in force."""
         self._errors.print(f"finpro: the changed rules are refused, version {version} stays in force: {why}")
 
-    def waits(self, what: str) -> None:
-        """It has to wait for something before it begins."""
-        self._console.print(what, markup=False)
-
     def shuffles(self, why: str) -> None:
         """The topic is not keyed by product, so orders are shuffled from now on."""
         self._console.print(f"orders are shuffled from now on, which takes longer: {why}", markup=False)
+
+    def waits(self, why: str) -> None:
+        """It has to wait for something outside, or no longer has to."""
+        self._errors.print(f"finpro: {why}")
 
     def _line(self, start: str, rate: float | None, progress: Any) -> str:
         totals = self._totals

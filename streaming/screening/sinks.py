@@ -18,8 +18,10 @@ import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 import pyarrow as pa
 
-from batch.postgres import connect, describe, explained, until_reachable
-from conf.errors import FinproError, KafkaError, PostgresError, PostgresUnavailable
+from batch.arrow_sessions import ArrowSession, open_arrow_session, reported
+from batch.postgres import connect, explained, require_rights, until_reachable
+from batch.sessions import USUAL
+from conf.errors import FinproError, KafkaError
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
 from streaming.rules.rules import REASONS
@@ -278,14 +280,23 @@ def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
     return _as_standing(verdicts, rows)
 
 
+_NEEDED_RIGHTS = {
+    "raw_orders": ("select", "insert", "update"),
+    "screening_state": ("select", "insert", "update", "delete"),
+    "screening_ledger": ("select", "insert", "update", "delete"),
+    "screening_drivers": ("select", "insert", "update"),
+}
+
+
 def require_tables(dsn: str) -> None:
-    """Check that Postgres answers and has the tables that screening writes.
+    """Check that Postgres answers and has the tables that screening writes, and that this login may.
 
     Raises:
-        PostgresError: unreachable, refused, or a table is missing.
+        PostgresError: unreachable, refused, a table or a right is missing.
     """
-    with connect(dsn, application_name="finpro screen") as connection, explained(dsn), connection.cursor() as cursor:
+    with explained(dsn), connect(dsn, application_name="finpro screen") as connection, connection.cursor() as cursor:
         cursor.execute("select from raw_orders, screening_state, screening_ledger, screening_drivers limit 0")
+        require_rights(cursor, "finpro_screen", _NEEDED_RIGHTS)
 
 
 def _copy_screened(cursor: adbc.Cursor, rows: pl.DataFrame) -> None:
@@ -313,10 +324,12 @@ def in_transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
 
 
 def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
+    session, connection = _worker_connection(dsn)
     try:
-        connection = _worker_connection(dsn)
         try:
             with connection.cursor() as cursor:
+                if session.at_begin:
+                    cursor.execute(session.at_begin).fetchall()
                 result = work(cursor)
         except FinproError:
             connection.rollback()
@@ -327,20 +340,15 @@ def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
             connection.commit()
     except adbc_driver_manager.Error as error:
         _worker_connection.cache_clear()
-        kind = PostgresUnavailable if _is_passing(error) else PostgresError
-        raise kind(f"Postgres at {describe(dsn)}: {error}") from error
+        raise reported(dsn, error) from error
     return result
 
 
-def _is_passing(error: adbc_driver_manager.Error) -> bool:
-    """Whether another try is worth it: Postgres is away, or has ended one of two transactions that were in each other's way."""
-    return isinstance(error, adbc_driver_manager.OperationalError) or error.sqlstate in ("40P01", "40001")
-
-
 @lru_cache(maxsize=1)
-def _worker_connection(dsn: str) -> adbc.Connection:
+def _worker_connection(dsn: str) -> tuple[ArrowSession, adbc.Connection]:
     """One connection a worker process, kept between micro-batches."""
-    return adbc.connect(dsn)
+    session = open_arrow_session(dsn, application_name="finpro screen worker", limits=USUAL)
+    return session, adbc.Connection(session.database, session.connection)
 
 
 # --- announce --------------------------------------------------------------------------------------------------------

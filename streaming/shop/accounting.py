@@ -143,8 +143,8 @@ def _stored(settings: Settings) -> pl.DataFrame:
     dsn = settings.require("postgres_dsn")
     query = f"select order_id, {', '.join(CONTENT)}, status, array_to_string(reasons, ',') from raw_orders"
     schema = {name: pl.String() for name in ("order_id", *CONTENT, "status", "reasons")}
-    with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("set timezone to 'UTC'")
+    with explained(dsn), connect(dsn, application_name="finpro demo") as connection, connection.cursor() as cursor:
+        cursor.execute("set local timezone to 'UTC'")
         rows = read_frame(cursor, query, schema)
     return rows.with_columns(
         pl.col("user_id", "product_id", "quantity", "amount_numeric").cast(pl.Int64),

@@ -130,6 +130,15 @@ def test_kafka_lets_nobody_in_with_a_wrong_setting_and_the_error_names_it(secure
     assert KAFKA_SECRET not in str(caught.value)
 
 
+def test_a_refused_password_that_still_has_its_quotes_is_told(secured: Secured) -> None:
+    quoted = secured.as_user("finpro_screen").model_copy(update={"kafka_password": SecretStr(f"'{KAFKA_PASSWORD}'")})
+
+    with pytest.raises(KafkaError, match="the password has quotes around it") as caught:
+        existing_topics(quoted)
+
+    assert KAFKA_SECRET not in str(caught.value)
+
+
 def test_kafka_lets_in_by_plain_and_by_scram_and_shows_the_topics_that_a_login_may_use(secured: Secured) -> None:
     assert existing_topics(secured.settings).keys() >= set(TOPICS)
     assert existing_topics(secured.as_user("finpro_screen")).keys() == set(TOPICS)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from google.cloud.storage import Bucket
+from pydantic import SecretStr
 from pyspark import SparkContext
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
@@ -44,6 +45,8 @@ from batch.warehouse.slices import ExportedSlice, Slice, export_slice
 from batch.warehouse.snapshot import Snapshot, held_snapshot, reader
 from conf.errors import ExportError, PostgresError, PostgresUnavailable
 from conf.settings import Settings
+from jobs.local.platform import Platform
+from tests.runs.logins import login
 
 Start = Callable[[], SparkContext]
 COMMAND = [str(Path(sys.executable).parent / "finpro"), "export"]
@@ -432,7 +435,7 @@ def read(snapshot: Snapshot, query: str) -> list[tuple[Any, ...]]:
 
 def test_a_lost_holder_is_an_error_that_says_so_and_not_other_data(settings: Settings, dsn: str) -> None:
     holders = "from pg_stat_activity where application_name = 'finpro export' and datname = current_database()"
-    with held_snapshot(dsn, TABLES) as (snapshot, _):
+    with held_snapshot(dsn, TABLES) as (snapshot, *_):
         execute(dsn, orders(1, 1))
         assert read(snapshot, "select count(*) from raw_orders") == [(0,)]
         assert execute(dsn, f"select pg_terminate_backend(pid, 5000) {holders}") == [(True,)]
@@ -441,7 +444,7 @@ def test_a_lost_holder_is_an_error_that_says_so_and_not_other_data(settings: Set
 
 
 def test_a_reader_that_is_cut_off_between_two_batches_says_so(settings: Settings, dsn: str) -> None:
-    with held_snapshot(dsn, TABLES) as (snapshot, _), reader(snapshot) as rows:
+    with held_snapshot(dsn, TABLES) as (snapshot, *_), reader(snapshot) as rows:
         batches = rows("select pg_backend_pid() as pid, number from generate_series(1, 10000000) as number")
         pid = next(batches).column("pid")[0].as_py()
         execute(dsn, f"select pg_terminate_backend({pid}, 5000)")
@@ -454,7 +457,7 @@ def test_a_reader_does_not_wait_for_ever_for_who_waits_for_its_holder(
 ) -> None:
     monkeypatch.setattr(snapshots, "_WAIT_FOR_READ", "200ms")
     altering = threading.Thread(target=execute, args=(dsn, "alter table raw_orders add x text"))
-    with held_snapshot(dsn, TABLES) as (snapshot, _):
+    with held_snapshot(dsn, TABLES) as (snapshot, *_):
         altering.start()
         while execute(dsn, "select count(*) from pg_locks where not granted and relation = 'raw_orders'::regclass") == [(0,)]:
             time.sleep(0.01)
@@ -466,9 +469,19 @@ def test_a_reader_does_not_wait_for_ever_for_who_waits_for_its_holder(
 def test_two_exports_of_one_database_exclude_each_other(
     spark: Start, settings: Settings, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "_WAIT_FOR_LOCK", "100ms")
+    monkeypatch.setattr(snapshots, "_WAIT_FOR_LOCK_SECONDS", 0.1)
     with held_snapshot(dsn, TABLES), pytest.raises(ExportError, match="Another export"):
         export(spark, settings, "second")
+
+
+def test_a_login_with_hasty_limits_exports(
+    spark: Start, settings: Settings, dsn: str, bucket: Bucket, platform: Platform
+) -> None:
+    execute(dsn, orders(1, 20_000))
+    with login(platform, dsn, "finpro_export", hasty=True) as own:
+        manifest = export(spark, settings.model_copy(update={"postgres_dsn": SecretStr(own)}), "hasty")
+    assert of(manifest, "raw_orders").rows == 20_000
+    assert manifest == find_manifest(bucket, "hasty")
 
 
 def test_a_missing_database_is_one_message_before_spark_starts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

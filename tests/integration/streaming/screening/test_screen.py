@@ -1,17 +1,24 @@
 """`finpro screen` on a real Kafka and Postgres: everything sent ends as the brute force says, whatever it is."""
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from batch.postgres import connect
+from batch.postgres import connect, told_of_silence
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
+from jobs import screen_orders
+from jobs.local.platform import Platform
 from streaming.kafka import (
     FRAUD_ALERT,
     ORDERS,
@@ -29,6 +36,8 @@ from tests.oracle.order_sets import spelled
 from tests.runs import screening as runs
 from tests.runs.archive import archive_all
 from tests.runs.commands import finpro
+from tests.runs.logins import login, own_schema
+from tests.runs.silent_servers import Relay
 
 pytestmark = pytest.mark.usefixtures("spark_session")
 
@@ -350,3 +359,48 @@ def test_a_bad_rules_file_is_said_in_one_message(settings: Settings, tmp_path: P
     assert failed.returncode == 2
     assert all(word in failed.stderr for word in [*words, str(path)]), failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_login_with_hasty_limits_and_an_older_table_in_a_schema_of_its_own_screens_into_finpros_tables(
+    settings: Settings, platform: Platform, rules: FraudRules
+) -> None:
+    owner = settings.require("postgres_dsn")
+    runs.send(settings, runs.by_product(runs.dense_orders(900, rules, seed=9, start=recently(30), step=timedelta(seconds=1))))
+    with login(platform, owner, "finpro_screen", hasty=True) as own:
+        own_schema(platform, owner, own)
+        screened = runs.run_screen("--available-now", FINPRO_POSTGRES_DSN=own)
+        assert screened.returncode == 0, screened.stderr
+    runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packets are dropped in Linux's way")
+def test_a_postgres_that_falls_silent_is_told_of_and_screening_goes_on_once_it_answers(
+    settings: Settings, rules: FraudRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen_orders, "told_of_silence", partial(told_of_silence, every_seconds=0.5))
+    dsn = settings.require("postgres_dsn")
+    runs.send(
+        settings, runs.by_product(runs.dense_orders(6_000, rules, seed=10, start=recently(60), step=timedelta(seconds=0.1)))
+    )
+    relay, stored_before = Relay(urlsplit(dsn).port or 0), list[int]()
+
+    def fall_silent() -> None:
+        while not last_changes(settings):
+            time.sleep(0.05)
+        with relay.silence():
+            time.sleep(1)
+            stored_before.append(len(last_changes(settings)))
+            time.sleep(5)
+            stored_before.append(len(last_changes(settings)))
+
+    silence = threading.Thread(target=fall_silent)
+    silence.start()
+    soon = {"connect_timeout": "2", "keepalives_idle": "1", "keepalives_interval": "1", "tcp_user_timeout": "1500"}
+    with closing(relay):
+        screened = runs.run_screen("--available-now", FINPRO_POSTGRES_DSN=relay.dsn(dsn, **soon))
+    silence.join()
+    assert screened.returncode == 0, screened.stderr
+    assert stored_before[0] == stored_before[1] < 6_000, "it was silent while there was work"
+    assert "it cannot be reached" in screened.stderr
+    assert "answers again, after" in screened.stderr
+    runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
