@@ -163,7 +163,13 @@ def screen(
     starting_offsets: Annotated[
         str, typer.Option(help="earliest, latest, or Spark's JSON of offsets; counts only without a checkpoint.")
     ] = "earliest",
-    buckets: Annotated[int, typer.Option(min=1, help="Tasks that screen side by side.")] = 2,
+    buckets: Annotated[
+        int,
+        typer.Option(min=1, help="Tasks that screen side by side; where orders are shuffled, also the parts of all products."),
+    ] = 2,
+    skip_forgotten: Annotated[
+        bool, typer.Option("--skip-forgotten", help="Go on where Kafka has deleted what would come next: it is never screened.")
+    ] = False,
     from_bronze: Annotated[
         bool, typer.Option("--from-bronze", help="Rebuild Postgres and the topics from the lakehouse, then end.")
     ] = False,
@@ -177,7 +183,7 @@ def screen(
         return
     arguments = ["--available-now"] if available_now else ["--trigger", trigger]
     arguments += ["--max-offsets-per-trigger", str(max_offsets_per_trigger), "--starting-offsets", starting_offsets]
-    arguments += ["--buckets", str(buckets)]
+    arguments += ["--buckets", str(buckets), *(["--skip-forgotten"] if skip_forgotten else [])]
     _run("screen_orders", arguments, master, memory, conf)
 
 

@@ -13,8 +13,8 @@ from streaming.history.differences import snapshot
 from streaming.history.replay import Draft
 from streaming.history.republish import Sinks
 from streaming.history.unarchived import offsets_json
-from streaming.kafka import ORDERS, TOPICS, TopicReader, librdkafka_config, require_topics
-from streaming.screening.sinks import KafkaSink, require_tables
+from streaming.kafka import ORDERS, TopicReader, librdkafka_config, require_topics
+from streaming.screening.sinks import kafka_sink, require_tables
 
 
 def check(settings: Settings) -> None:
@@ -29,8 +29,7 @@ def check(settings: Settings) -> None:
 
 def sinks_of(settings: Settings) -> Sinks:
     """Where verdicts go; they carry the present time."""
-    kafka = KafkaSink(librdkafka_config(settings), {name: settings.topic(name) for name in TOPICS})
-    return Sinks(settings.require("postgres_dsn"), kafka, datetime.now(UTC))
+    return Sinks(settings.require("postgres_dsn"), kafka_sink(settings), datetime.now(UTC))
 
 
 def draft_of(spark: SparkSession, settings: Settings, console: Console) -> Draft:

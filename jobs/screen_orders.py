@@ -3,8 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
@@ -14,18 +14,17 @@ from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 
 from batch.postgres import told_of_silence
-from conf.errors import KafkaError, StreamingError
+from conf.errors import FinproError, KafkaError, StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
 from jobs.spark.session import job_session, run_as_program
 from jobs.spark.streaming_job import Query, Reporter, run_until_stopped, stop_requested
-from streaming.checkpoint import Checkpoint
+from streaming.checkpoint import Checkpoint, Ends
 from streaming.kafka import (
     ORDERS,
     SOURCE_TUNING,
-    TOPICS,
-    librdkafka_config,
+    forgotten,
     orders_kept,
     require_topics,
     spark_config,
@@ -39,7 +38,7 @@ from streaming.screening.metrics import QueryMetrics, ScreeningMetrics
 from streaming.screening.micro_batch import MicroBatches
 from streaming.screening.pipeline import Screening, as_read, warm_up
 from streaming.screening.progress import Progress
-from streaming.screening.sinks import KafkaSink, require_tables
+from streaming.screening.sinks import kafka_sink, require_tables
 
 QUERY_NAME = "screen_orders"
 
@@ -51,6 +50,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trigger", default="0 seconds", help='how often a micro-batch starts, such as "1 second"')
     parser.add_argument("--max-offsets-per-trigger", type=int, default=150_000, help="most messages in a micro-batch")
     parser.add_argument("--starting-offsets", default="earliest", help="earliest, latest, or JSON; only without a checkpoint")
+    parser.add_argument(
+        "--skip-forgotten", action="store_true", help="go on where Kafka has deleted what would come next: it is never screened"
+    )
     parser.add_argument("--buckets", type=int, default=2, help="how many tasks screen side by side")
     return parser.parse_args(given)
 
@@ -61,7 +63,7 @@ def screening_of(settings: Settings, options: argparse.Namespace) -> Screening:
         tasks=options.buckets,
         backlog_offsets=options.max_offsets_per_trigger,
         dsn=settings.require("postgres_dsn"),
-        kafka=KafkaSink(librdkafka_config(settings), {name: settings.topic(name) for name in TOPICS}),
+        kafka=kafka_sink(settings),
     )
 
 
@@ -82,6 +84,32 @@ def check(settings: Settings) -> Division:
         print(f"finpro: warning: {kept.dates}", file=sys.stderr)
     require_tables(settings.require("postgres_dsn"))
     return Division(By.PARTITION, partitions)
+
+
+def require_kept(settings: Settings, reached: Ends) -> None:
+    """Check that Kafka still has what comes next.
+
+    Raises:
+        KafkaError: it has not: says what is gone, and how to go on.
+    """
+    gone = forgotten(settings, ORDERS, reached)
+    if gone:
+        raise KafkaError(
+            f"Kafka has deleted what comes next of {settings.topic(ORDERS)}: {gone}. Its retention is shorter than screening"
+            " was away, and starting again does not help. `finpro screen --skip-forgotten` goes on with what is left. What is"
+            " gone is not screened then (where the archive has it, `finpro screen --from-bronze` does that)."
+        )
+
+
+@contextmanager
+def _forgotten_named(settings: Settings, ledger: Ledger, *, skip: bool) -> Iterator[None]:
+    """What fails in the block because Kafka has deleted messages in the meantime says so."""
+    try:
+        yield
+    except FinproError:
+        if not skip:
+            require_kept(settings, ledger.reached())
+        raise
 
 
 class _Watching(NamedTuple):
@@ -139,7 +167,9 @@ def screen(
     progress, metrics = Progress(console), ScreeningMetrics(registry)
     ask_topic_id = topic_ids(settings, ORDERS)
     with closing(Ledger(screening.dsn, checkpoint.folder, say=progress.waits)) as ledger:
-        ledger.require_continues(checkpoint, ask_topic_id())
+        reached = ledger.require_continues(checkpoint, ask_topic_id())
+        if reached and not options.skip_forgotten:
+            require_kept(settings, reached)
         rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
         micro_batches = MicroBatches(
             spark,
@@ -159,6 +189,7 @@ def screen(
             .option("subscribe", settings.topic(ORDERS))
             .option("startingOffsets", options.starting_offsets)
             .option("maxOffsetsPerTrigger", options.max_offsets_per_trigger)
+            .option("failOnDataLoss", not options.skip_forgotten)
             .options(**SOURCE_TUNING)
             .load()
         )
@@ -174,6 +205,7 @@ def screen(
             made_known("screen", registry, settings),
             asked_to_stop as stopping,
             told_of_silence(screening.dsn, progress.waits),
+            _forgotten_named(settings, ledger, skip=options.skip_forgotten),
         ):
             watching = Query(query, _Watching(rules, ledger, progress))
             run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)

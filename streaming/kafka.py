@@ -1,6 +1,7 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ _MOST_MILLISECONDS = (2**63 - 1) // 1000
 
 _WAIT_SECONDS = 30
 _ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
+_DEFAULT_MESSAGE_BYTES = 1_048_588
 
 _UNREACHABLE = (
     "does not answer: is it running, and does it speak what FINPRO_KAFKA_SECURITY_PROTOCOL says? `finpro up` starts the"
@@ -118,7 +120,7 @@ class TopicReader:
     def __init__(self, config: dict[str, Any], topic: str) -> None:
         """`config` is of a librdkafka client, `topic` a full name."""
         self._topic = topic
-        own = {"group.id": "finpro-reader", "enable.auto.commit": False, "log_level": 0}
+        own = {"group.id": "finpro-reader", "enable.auto.commit": False, "enable.partition.eof": True, "log_level": 0}
         # A fetch at the end of a partition waits for more, half a second by default, and the next partition waits for it.
         self._consumer = Consumer(config | own | {"fetch.wait.max.ms": 10})
 
@@ -153,7 +155,10 @@ class TopicReader:
         return first, end
 
     def read(self, partition: int, first: int, end: int | None = None) -> list[Any]:
-        """The records of a partition from offset `first` up to `end`, or to its present end.
+        """The records of a partition from offset `first` up to `end`, or to its present end: those that are committed.
+
+        What a transaction gave up, and what Kafka itself notes of transactions, has offsets and is no record. Behind a
+        transaction that is still open nothing can be read yet: there it ends.
 
         Raises:
             KafkaError: Kafka does not answer, or sends nothing for long.
@@ -163,15 +168,41 @@ class TopicReader:
         if end <= first:
             return records
         self._consumer.assign([TopicPartition(self._topic, partition, first)])
-        while not records or records[-1].offset() < end - 1:
-            missing = end - (records[-1].offset() + 1 if records else first)  # the call waits until it has that many
-            more = self._consumer.consume(min(missing, 10_000), timeout=_WAIT_SECONDS)
-            if not more:
+        heard_at = time.monotonic()
+        while True:
+            missing = end - (records[-1].offset() + 1 if records else first)
+            more = self._consumer.consume(min(missing, 10_000), timeout=0.1)  # or as soon as it has that many
+            if more:
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > _WAIT_SECONDS:
                 raise KafkaError(f"Kafka sent nothing of {self._topic} partition {partition} for {_WAIT_SECONDS} s")
-            for error in filter(None, (record.error() for record in more)):
-                raise KafkaError(f"Kafka could not read {self._topic}: {error.str()}")
-            records += more
-        return records
+            for record in more:
+                error = record.error()
+                if error and error.code() == ClientError._PARTITION_EOF:
+                    return records
+                if error:
+                    raise KafkaError(f"Kafka could not read {self._topic}: {error.str()}")
+                offset = record.offset() or 0
+                if offset < end:
+                    records.append(record)
+                if offset >= end - 1:
+                    return records
+
+
+def forgotten(settings: Settings, name: str, reached: Mapping[int, int]) -> str | None:
+    """Which offsets beyond those `reached` (partition → offset) one of finpro's topics has no more; None where there are none.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    with TopicReader(librdkafka_config(settings), settings.topic(name)) as reader:
+        kept = reader.kept()
+    gone = [
+        f"offsets {offset} to {kept[partition][0] - 1} of partition {partition}"
+        for partition, offset in sorted(reached.items())
+        if partition in kept and kept[partition][0] > offset
+    ]
+    return ", ".join(gone) or None
 
 
 def as_messages(records: list[Any]) -> pa.RecordBatch:
@@ -259,6 +290,18 @@ def kept_by(topic: str, config: dict[str, str]) -> OrdersKept:
             f" is which of two orders came first. {alter}message.timestamp.type=LogAppendTime` makes them Kafka's."
         )
     return OrdersKept(loses, dates)
+
+
+def largest_message(settings: Settings, name: str) -> int:
+    """The most bytes that one of finpro's topics takes in a message; Kafka's default where this login may not ask."""
+    admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
+    resource = ConfigResource(ResourceType.TOPIC, settings.topic(name))
+    asked = admin.describe_configs([resource], request_timeout=_WAIT_SECONDS)
+    try:
+        (config,) = (answer.result() for answer in asked.values())
+        return int(config["max.message.bytes"].value)
+    except (KafkaException, KeyError):
+        return _DEFAULT_MESSAGE_BYTES
 
 
 def topic_id(settings: Settings, name: str) -> str:

@@ -208,11 +208,35 @@ def _cause(error: StreamingQueryException) -> FinproError:
             " what can be held (nanoseconds in the place of milliseconds?). docs/runbook.md says how to go on: a timestamp that"
             f" Spark cannot hold.\n({_named_cause(text, 'KafkaIllegalStateException')})"
         )
-    if "org.apache.kafka" in text:
-        return KafkaError(f"Kafka stopped answering: is it running? Start again, nothing is lost.\n({_last_cause(text)})")
+    for exception, advice in _KNOWN_CAUSES.items():
+        if exception in text:
+            kind = KafkaError if "kafka" in exception else StreamingError
+            return kind(f"{advice}\n({_named_cause(text, exception)})")
     return StreamingError(
-        f"The query failed: {_last_cause(text)}\nStart again, nothing is lost; --debug shows where it failed."
+        f"The query failed, why is not known: {_last_cause(text)}\nWhat was committed is complete, and starting again goes on"
+        " from there, which helps if the cause has passed; --debug shows where it failed."
     )
+
+
+# What a captured stack trace names → what is known of it, and what to do. The first that it names counts.
+_KNOWN_CAUSES = {
+    "java.lang.OutOfMemoryError": (
+        "The JVM has too little memory for a micro-batch. Start again with more (--memory), or with smaller micro-batches"
+        " (--max-offsets-per-trigger): one that is planned already is screened in parts then. Nothing is lost."
+    ),
+    "org.apache.kafka.common.errors.TopicAuthorizationException": (
+        "Kafka refuses this login a topic: it needs Read on orders, and Write on what screening writes to. Nothing is lost."
+    ),
+    "org.apache.kafka.common.errors.UnknownTopicOrPartitionException": (
+        "Kafka no longer has a topic that it had: was it deleted? `finpro migrate` creates what is missing."
+    ),
+    "org.apache.kafka.common.errors.TimeoutException": (
+        "Kafka stopped answering: is it running? Start again when it is, nothing is lost."
+    ),
+    "org.apache.kafka.clients.consumer.OffsetOutOfRangeException": (
+        "Kafka no longer has the messages that come next: it has deleted them, or lost them."
+    ),
+}
 
 
 def _named_cause(text: str, exception: str) -> str:

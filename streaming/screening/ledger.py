@@ -321,6 +321,15 @@ class Ledger:
         _require_topic(newest.topic_id, topic_id)
         return newest.ends if newest.is_settled else newest.first
 
+    def reached(self) -> Ends:
+        """From which offsets the next micro-batch reads, as far as is known.
+
+        Raises:
+            PostgresError: Postgres does not answer, or refuses.
+        """
+        _, newest = self._do(self._look)
+        return {} if newest is None else newest.ends if newest.is_settled else newest.first
+
     def open(self, number: int, ends: Ends, begins: Callable[[], Ends], topic_id: str, rules_version: str) -> Entry:
         """Write the row of a micro-batch, or take up the one that stands.
 

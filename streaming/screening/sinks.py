@@ -22,8 +22,9 @@ from batch.arrow_sessions import ArrowSession, open_arrow_session, reported
 from batch.postgres import connect, explained, require_rights, until_reachable
 from batch.sessions import USUAL
 from conf.errors import FinproError, KafkaError
+from conf.settings import Settings
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
-from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS
+from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, largest_message, librdkafka_config
 from streaming.rules.rules import REASONS
 from streaming.screening.columns_to_kafka import ColumnProducer
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
@@ -370,6 +371,17 @@ class KafkaSink:
     config: dict[str, Any]
     topics: dict[str, str]
     dead_letter_bytes: int = 1_000_000
+
+
+# A dead letter has a key and headers beside its value, and Kafka adds a little of its own.
+_OVERHEAD_BYTES = 4_096
+
+
+def kafka_sink(settings: Settings) -> KafkaSink:
+    """The sink that settings name. A dead letter holds as much as its topic takes."""
+    topics = {name: settings.topic(name) for name in TOPICS}
+    most = largest_message(settings, ORDERS_DEAD_LETTER) - _OVERHEAD_BYTES
+    return KafkaSink(librdkafka_config(settings), topics, max(most, 1))
 
 
 class Announcer:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import msgspec
 import psutil
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from batch.postgres import connect
@@ -152,25 +152,21 @@ def _of_session(session: int) -> list[psutil.Process]:
 
 
 def consume(settings: Settings, topic: str) -> list[Any]:
-    """Every record of one of finpro's topics, partition after partition."""
-    consumer = Consumer(
-        librdkafka_config(settings)
-        | {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": False, "fetch.wait.max.ms": 10}
-    )
+    """Every committed record of one of finpro's topics, partition after partition."""
+    config = {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": True, "fetch.wait.max.ms": 10}
+    consumer = Consumer(librdkafka_config(settings) | config)
     name = settings.topic(topic)
     records: list[Any] = []
     try:
-        partitions = consumer.list_topics(name, timeout=10).topics[name].partitions
-        for partition in sorted(partitions):
-            _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=10)
-            consumer.assign([TopicPartition(name, partition, 0)])
-            read = 0
-            while read < end:
-                more = consumer.consume(end - read, timeout=20)
-                assert more
-                assert all(record.error() is None for record in more)
-                records += more
-                read = (more[-1].offset() or 0) + 1
+        for partition in sorted(consumer.list_topics(name, timeout=10).topics[name].partitions):
+            consumer.assign([TopicPartition(name, partition, OFFSET_BEGINNING)])
+            while True:
+                more = consumer.consume(100_000, timeout=0.5)
+                records += [record for record in more if record.error() is None]
+                errors = {error.code() for record in more if (error := record.error())}
+                assert errors <= {KafkaError._PARTITION_EOF}
+                if errors:
+                    break
     finally:
         consumer.close()
     return records
