@@ -84,6 +84,10 @@ class LakehouseError(FinproError):
     exit_code = 15
 
 
+class FileMissing(LakehouseError):
+    """There is no such file."""
+
+
 class FileDamaged(LakehouseError):
     """A file that was written whole is not whole any more."""
 

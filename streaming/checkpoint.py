@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pyspark.sql import SparkSession
 
-from conf.errors import FileDamaged, StreamingError
+from conf.errors import FileDamaged, FileMissing, StreamingError
 from streaming.small_files import Folder
 
 Ends = dict[int, int]  # partition → offset
@@ -87,10 +87,10 @@ class Checkpoint:
 
     def _json(self, name: str, *, line: int) -> Any:
         """A line of a file that Spark has written."""
-        if not self.files.exists(name):
-            raise StreamingError(f"The checkpoint lacks the file {self.files.path}/{name}: {_ADVICE}")
         try:
             found = json.loads(self.files.read(name).splitlines()[line])
+        except FileMissing as error:
+            raise StreamingError(f"The checkpoint lacks the file {self.files.path}/{name}: {_ADVICE}") from error
         except (FileDamaged, IndexError, ValueError) as error:
             raise StreamingError(f"The file {self.files.path}/{name} is damaged: {_advice(name)}") from error
         if not isinstance(found, dict) or not found:

@@ -1,4 +1,4 @@
-"""How far a streaming query has come, as its checkpoint says: also when the query is not running."""
+"""How far a streaming query has come, also when it is not running: as its checkpoint says, or the ledger of screening."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -7,8 +7,9 @@ import msgspec
 from pyarrow import fs
 
 from batch.file_systems import file_system
+from batch.postgres import connect, explained
 from conf.settings import Settings
-from streaming.kafka import TopicReader, librdkafka_config
+from streaming.kafka import ORDERS, TopicReader, librdkafka_config
 
 
 class Committed(NamedTuple):
@@ -43,6 +44,25 @@ def last_commit(settings: Settings, query: str) -> Committed | None:
     for line in lines[2:]:  # a version and the batch's metadata come first, then a line a source
         ends |= msgspec.json.decode(line, type=dict[str, dict[int, int]])
     return Committed(batch, commits[batch], ends)
+
+
+def last_settled(settings: Settings) -> Committed | None:
+    """The newest micro-batch that screening has settled, wherever it runs; None before the first.
+
+    Raises:
+        PostgresError: Postgres does not answer, or refuses.
+    """
+    dsn = settings.require("postgres_dsn")
+    with explained(dsn), connect(dsn, application_name="finpro status") as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select number, settled_at, end_offsets from screening_ledger where settled_at is not null"
+            " order by settled_at desc limit 1"
+        )
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    number, at, ends = row
+    return Committed(number, at, {settings.topic(ORDERS): {int(partition): end for partition, end in ends.items()}})
 
 
 def unread(settings: Settings, commit: Committed) -> int:

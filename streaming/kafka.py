@@ -45,9 +45,10 @@ _ADVICE = {
     ClientError._INVALID_ARG: "cannot be asked: correct the FINPRO_KAFKA_ setting that the reason below is about",
 }
 
+# Options of Spark's Kafka source: what a transaction gave up was never sent.
+READ_COMMITTED = {"kafka.isolation.level": "read_committed"}
 # Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
-SOURCE_TUNING = {
-    "kafka.isolation.level": "read_committed",  # what a transaction gave up was never sent
+SOURCE_TUNING = READ_COMMITTED | {
     "kafka.fetch.max.wait.ms": "5",
     "kafka.max.poll.records": "50000",
     "kafka.max.partition.fetch.bytes": str(8 << 20),

@@ -7,7 +7,7 @@ from typing import Any
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
-from conf.errors import FileDamaged, LakehouseError
+from conf.errors import FileDamaged, FileMissing, LakehouseError
 
 
 class Folder:
@@ -74,6 +74,8 @@ class Folder:
         except Py4JError as error:
             java = getattr(error, "java_exception", None)
             why = java.toString() if java else error
+            if "FileNotFoundException" in str(why):
+                raise FileMissing(f"{path.toString()} is not there: {self._advice}") from error
             if "ChecksumException" in str(why):
                 raise FileDamaged(f"{path.toString()} is damaged") from error
             raise LakehouseError(f"{path.toString()} cannot be {verb}: {self._advice}\n({why})") from error

@@ -38,8 +38,10 @@ update screening_state set batch = batch * 1024;
 do $$
 begin
     grant select, insert, update, delete on screening_ledger, screening_drivers to finpro_screen;
+    grant select on screening_ledger to finpro_monitor;
 exception when undefined_object or insufficient_privilege then
-    raise warning 'finpro_screen may not use screening_ledger and screening_drivers yet: once there is this role (006_roles.sql), '
-        'grant select, insert, update, delete on screening_ledger, screening_drivers to finpro_screen';
+    raise warning 'finpro_screen and finpro_monitor may not use screening_ledger and screening_drivers yet: once there are these '
+        'roles (006_roles.sql), grant select, insert, update, delete on screening_ledger, screening_drivers to finpro_screen; '
+        'grant select on screening_ledger to finpro_monitor';
 end
 $$;

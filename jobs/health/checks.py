@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from conf.settings import Settings
 from expectations.outcome import data_docs, read_gate_run
 from jobs.health.findings import Check, Finding, State, age, dated, duration, milliseconds_since
 from jobs.spark.running_job import RunningJob, find_job
-from streaming.committed import Committed, last_commit, unread
+from streaming.committed import Committed, last_commit, last_settled, unread
 from streaming.kafka import TOPICS, orders_kept, require_topics
 
 # Idle queries say so every 10 seconds, and no micro-batch takes minutes.
@@ -96,16 +96,18 @@ class _NoPandas:
 # --- streaming jobs --------------------------------------------------------------------------------------------------
 
 
-def _streaming_job(name: str, queries: tuple[str, ...]) -> Check:
+def _streaming_job(name: str, reached: Callable[[Settings], list[Committed | None]]) -> Check:
     def check(settings: Settings) -> Finding:
-        job, commits = find_job(name), [last_commit(settings, query) for query in queries]
-        begun = [commit for commit in commits if commit]
+        job, begun = find_job(name), [commit for commit in reached(settings) if commit]
         waiting = sum(unread(settings, commit) for commit in begun)
         if job:
             return _running(job, begun, waiting)
         return _not_running(name, begun, waiting)
 
     return check
+
+
+_ARCHIVE_QUERIES = ("archive_bronze", "archive_silver", "archive_quarantine")
 
 
 def _running(job: RunningJob, begun: list[Committed], waiting: int) -> Finding:
@@ -222,8 +224,8 @@ CHECKS: dict[str, Check] = {
     "Postgres": _postgres,
     "Cloud Storage": _of_google_cloud("cloud_storage", "gcs_bucket"),
     "BigQuery": _of_google_cloud("bigquery", "gcp_project"),
-    "screen": _streaming_job("screen", ("screen_orders",)),
-    "archive": _streaming_job("archive", ("archive_bronze", "archive_silver", "archive_quarantine")),
+    "screen": _streaming_job("screen", lambda settings: [last_settled(settings)]),
+    "archive": _streaming_job("archive", lambda settings: [last_commit(settings, query) for query in _ARCHIVE_QUERIES]),
     "lakehouse": _lakehouse,
     "export": _of_google_cloud("export", "gcs_bucket"),
     "load": _of_google_cloud("load", "gcp_project"),

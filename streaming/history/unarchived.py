@@ -9,7 +9,15 @@ from conf.settings import Settings
 from streaming.committed import last_commit
 from streaming.history.causes import Reached
 from streaming.history.differences import Snapshot, all_reasons
-from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TopicReader, librdkafka_config, spark_config
+from streaming.kafka import (
+    ORDERS,
+    ORDERS_DEAD_LETTER,
+    PROCESSED_ORDERS,
+    READ_COMMITTED,
+    TopicReader,
+    librdkafka_config,
+    spark_config,
+)
 from streaming.lakehouse.archive import as_received, dead_letters, verdicts
 
 SCREENING, SILVER, QUARANTINE = "screen_orders", "archive_silver", "archive_quarantine"  # the queries' names
@@ -65,6 +73,7 @@ def messages_beyond(spark: SparkSession, settings: Settings, topic: str, begins:
         .option("startingOffsets", offsets_json(name, begins))
         .option("endingOffsets", offsets_json(name, ends))
         .option("includeHeaders", True)
+        .options(**READ_COMMITTED)
         .load()
     )
 

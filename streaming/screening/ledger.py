@@ -369,8 +369,9 @@ class Ledger:
             moment = datetime.now(UTC)
             if newest and newest.moment >= moment:  # a clock was put back; who reads verdicts goes by this time
                 moment = newest.moment + timedelta(microseconds=PARTS)
+            # Whoever stores commits later, and waits until that is on disk: then this is.
             cursor.execute(
-                "insert into screening_ledger"
+                "set local synchronous_commit = off; insert into screening_ledger"
                 " (query_id, number, epoch, moment, rules_version, topic_id, first_offsets, end_offsets)"
                 " values (%s, %s, %s, %s, %s, %s, %s, %s)",
                 [self._query_id, number, self._epoch, moment, rules_version, topic_id, json.dumps(first), json.dumps(ends)],
@@ -378,8 +379,7 @@ class Ledger:
             ranges = _ranges(first, ends)
             return Entry(self._query_id, number, self._epoch, moment, rules_version, ranges, is_settled=False)
 
-        # Whoever stores commits later, and waits until that is on disk: then this is.
-        return self._do(work, synchronous=False)
+        return self._do(work)
 
     def _again(self, cursor: Any, row: _Row, ends: Ends) -> Entry:
         """Take up the row of a micro-batch that is done again."""
@@ -495,7 +495,7 @@ class Ledger:
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
-    def _do(self, work: Callable[[Any], _Result], *, synchronous: bool = True, patience: float = 60) -> _Result:
+    def _do(self, work: Callable[[Any], _Result], *, patience: float = 60) -> _Result:
         """Do `work` with a cursor in one transaction; again on a new connection where Postgres has ended this one.
 
         It may have been committed by then: all that is done here may be done twice.
@@ -505,8 +505,6 @@ class Ledger:
             try:
                 with explained(self._dsn), self._connected() as connection, connection.cursor() as cursor:
                     begun(cursor)
-                    if not synchronous:
-                        cursor.execute("set local synchronous_commit = off")
                     return work(cursor)
             except PostgresUnavailable:
                 self._forget()

@@ -325,7 +325,8 @@ def test_a_checkpoint_without_its_state_in_postgres_is_refused_and_a_new_one_sta
         cursor.execute("truncate screening_state")
     failed = runs.run_screen("--available-now")
     assert failed.returncode == 7
-    assert "Postgres holds no state: has Postgres, or the checkpoint, been restored from a copy?" in failed.stderr
+    assert "screening_state in Postgres holds 0 rows of micro-batch 0, and should hold " in failed.stderr
+    assert "has Postgres lost what was committed, or been restored from a copy?" in failed.stderr
     assert "Traceback" not in failed.stdout + failed.stderr
     before = end_offsets(settings), last_changes(settings)
     Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))

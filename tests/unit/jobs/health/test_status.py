@@ -88,12 +88,12 @@ def test_only_what_is_down_makes_the_platform_unhealthy(state: State, down: bool
 
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finding]:
-    """What status finds of `screen`, given its traces on this machine, in its checkpoint and in Kafka."""
+    """What status finds of `screen`, given its traces on this machine, in the ledger and in Kafka."""
 
     def found(*, job: RunningJob | None, committed_ago: timedelta | None, waiting: int = 0, measured: object = None) -> Finding:
         commit = None if committed_ago is None else Committed(3, datetime.now(UTC) - committed_ago, {})
         monkeypatch.setattr(health_checks, "find_job", lambda _name: job)
-        monkeypatch.setattr(health_checks, "last_commit", lambda _settings, _query: commit)
+        monkeypatch.setattr(health_checks, "last_settled", lambda _settings: commit)
         monkeypatch.setattr(health_checks, "unread", lambda _settings, _commit: waiting)
         monkeypatch.setattr(health_checks, "_measured", lambda _job: measured)
         return CHECKS["screen"](Settings())
