@@ -58,6 +58,7 @@ def pytest_unconfigure() -> None:
 _SPARK = [
     "spark.sql.codegen.wholeStage=false",
     "spark.sql.codegen.factoryMode=NO_CODEGEN",
+    "spark.sql.execution.arrow.maxRecordsPerBatch=150",  # so that a task reads several, as with much more data
     "spark.ui.retainedJobs=20",
     "spark.ui.retainedStages=20",
     "spark.sql.ui.retainedExecutions=20",

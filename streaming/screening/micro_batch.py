@@ -62,15 +62,15 @@ class MicroBatches:
         parts = in_parts(entry.ranges, self.screening.backlog_offsets)
         receipts, states = [], 0
         for part, ranges in enumerate(parts):
-            done = self._screen(messages if len(parts) == 1 else self.read(ranges), entry, part)
+            done = self._screen(messages if len(parts) == 1 else self.read(ranges), ranges, entry, part)
             states += sum(len(receipt.buckets) for receipt in done)
             receipts += done
             for report in self.reports:
                 report(done)
         self.ledger.settle(entry, summed(receipts), states)
 
-    def _screen(self, messages: DataFrame, entry: Entry, part: int) -> list[Receipt]:
-        """Screen, store and announce messages; the receipts of all tasks."""
+    def _screen(self, messages: DataFrame, ranges: Ranges, entry: Entry, part: int) -> list[Receipt]:
+        """Screen, store and announce the messages of these ranges; the receipts of all tasks."""
         batch = MicroBatch(entry.query_id, self.division, entry.number, part)
         moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
         task = Task(self.screening, entry, batch, moment, self.rules.encoded(entry.rules_version))
@@ -79,7 +79,7 @@ class MicroBatches:
             self.on_not_keyed(not_keyed.why)
             self.division = Division(By.PRODUCT, self.screening.tasks)
             self.ledger.reopen(entry, batch.step)
-            return self._screen(messages, entry, part)
+            return self._screen(self.read(ranges), ranges, entry, part)
         return [report.receipt for report in reports if report.receipt]
 
 

@@ -219,8 +219,9 @@ def test_old_rows_go_and_the_newest_stays(drive: Drive, dsn: str, monkeypatch: p
 
 
 def send_some(settings: Settings, rules: FraudRules, count: int, seed: int) -> None:
-    start = datetime.now(UTC) - timedelta(minutes=10)
-    runs.send(settings, runs.by_product(runs.dense_orders(count, rules, seed=seed, start=start, step=timedelta(seconds=0.2))))
+    step = timedelta(seconds=0.2)
+    start = datetime.now(UTC) - count * step - timedelta(minutes=1)
+    runs.send(settings, runs.by_product(runs.dense_orders(count, rules, seed=seed, start=start, step=step)))
 
 
 def rows_stored(settings: Settings) -> int:
@@ -270,6 +271,74 @@ def test_a_topic_that_was_deleted_and_created_again_is_refused_by_name_and_a_new
     Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))  # as the message advises
     assert runs.run_screen("--available-now").returncode == 0
     assert rows_stored(settings) == 40 + orders
+
+
+def running(settings: Settings) -> subprocess.Popen[str]:
+    """A `finpro screen` that has settled some micro-batches, and goes on."""
+    process = runs.start_screen("--trigger", "0 seconds")
+    deadline = time.monotonic() + 60
+    while len(sql(settings.require("postgres_dsn"), "select 1 from screening_ledger where settled_at is not null")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def ended(process: subprocess.Popen[str], *, seconds: float = 60) -> str:
+    """What a process has said that ends by itself, with exit code 7."""
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            runs.kill_group(process)
+    assert process.returncode == 7, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.usefixtures("spark_session")
+def test_a_topic_that_is_made_anew_while_screening_runs_is_refused_before_anything_of_it_is_stored(
+    settings: Settings, rules: FraudRules
+) -> None:
+    send_some(settings, rules, 900, seed=7)
+    process = running(settings)
+    while rows_stored(settings) < 900:
+        time.sleep(0.1)
+    make_anew(settings, 4)
+    start = datetime.now(UTC) - timedelta(minutes=1)
+    runs.send(settings, runs.by_product(runs.dense_orders(2_000, rules, seed=8, start=start, step=timedelta(seconds=0.01))))
+    said = ended(process)
+    assert "deleted and created again" in said or "no longer has" in said, said
+    assert rows_stored(settings) == 900
+
+
+@pytest.mark.usefixtures("spark_session")
+def test_an_older_copy_of_postgres_put_in_its_place_while_screening_runs_is_noticed_before_anything_is_stored(
+    settings: Settings, rules: FraudRules
+) -> None:
+    tables = ("raw_orders", "screening_state", "screening_ledger", "screening_drivers")
+    send_some(settings, rules, 6_000, seed=9)
+    process = running(settings)
+    dsn = settings.require("postgres_dsn")
+    for table in tables:
+        sql(dsn, f"create table older_{table} as select * from {table}")  # not one moment, as a copy of files is not
+    copied = rows_stored(settings)
+    while rows_stored(settings) < copied + 800:
+        assert process.poll() is None
+        time.sleep(0.05)
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(f"lock table {', '.join(tables)} in access exclusive mode")
+        for table in tables:
+            cursor.execute(f"truncate {table}; insert into {table} select * from older_{table}")
+    said = ended(process)
+    assert "has Postgres lost what was committed, or been restored from a copy?" in said
+    (older,) = sql(dsn, "select count(*) from older_raw_orders")[0]
+    assert rows_stored(settings) == older
+    refused = runs.run_screen("--available-now")
+    assert refused.returncode == 7
+    assert "restored from a copy" in refused.stderr
+    Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))  # as the message advises
+    assert runs.run_screen("--available-now").returncode == 0
+    assert rows_stored(settings) == 6_000
 
 
 @pytest.mark.usefixtures("spark_session")
