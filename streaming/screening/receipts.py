@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+from pyspark.sql.types import BinaryType, StructField, StructType
 
 from streaming.contract import NO_TIMESTAMP
 
@@ -90,7 +91,7 @@ class Report(msgspec.Struct, frozen=True):
     not_keyed: NotKeyed | None = None
 
 
-REPORT = "report binary"
+REPORT = StructType([StructField("report", BinaryType())])
 encode_report = msgspec.msgpack.encode
 decode_report = msgspec.msgpack.Decoder(Report).decode
 

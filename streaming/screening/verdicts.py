@@ -34,8 +34,11 @@ VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt64(), "shadow_gain
 
 def reason_lists(given: pl.Series) -> pl.Series:
     """The bits of a `given` or `shadow` column as lists of reasons, sorted."""
-    different, row = np.unique(given.to_numpy(), return_inverse=True)
-    lists = [[reason for bit, reason in enumerate(REASONS) if bits >> bit & 1] for bits in different.tolist()]
+    bits, row = given.to_numpy(), np.zeros(len(given), np.int64)
+    some = np.flatnonzero(bits)  # most orders have none
+    different, which = np.unique(bits[some], return_inverse=True)
+    row[some] = which + 1
+    lists = [[], *([reason for bit, reason in enumerate(REASONS) if one >> bit & 1] for one in different.tolist())]
     return pl.Series(given.name, lists, dtype=pl.List(pl.String)).gather(row)
 
 
