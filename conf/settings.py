@@ -105,6 +105,7 @@ class Settings(BaseSettings):
         None, validation_alias="BIGQUERY_EMULATOR_HOST", description="URL of a BigQuery emulator"
     )
     rules: Path = Field(CONF_DIR / "fraud_rules.toml", description="the fraud rules file")
+    ledger_days: int = Field(30, ge=1, description="how many days the ledger of screening is kept")
     metrics_host: str = Field("127.0.0.1", description="address at which a streaming job serves its metrics")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="port of a streaming job's metrics; 0 is any free one; each job has a default"

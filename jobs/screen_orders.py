@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from datetime import timedelta
 from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
@@ -166,7 +167,8 @@ def screen(
     registry = CollectorRegistry()
     progress, metrics = Progress(console), ScreeningMetrics(registry)
     ask_topic_id = topic_ids(settings, ORDERS)
-    with closing(Ledger(screening.dsn, checkpoint.folder, say=progress.waits)) as ledger:
+    keep = timedelta(days=settings.ledger_days)
+    with closing(Ledger(screening.dsn, checkpoint.folder, keep=keep, say=progress.waits)) as ledger:
         reached = ledger.require_continues(checkpoint, ask_topic_id())
         if reached and not options.skip_forgotten:
             require_kept(settings, reached)

@@ -185,7 +185,7 @@ def _kafka_timestamps(messages: pa.RecordBatch) -> pl.Series:
     return pl.Series(messages.column("timestamp")).cast(UTC_MICROSECONDS)
 
 
-def clash_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
+def clash_dead_letters(messages: pa.RecordBatch, clashes: pl.DataFrame) -> pl.DataFrame:
     """Those of the messages that clash (CLASH_SCHEMA) as dead letters (DEAD_LETTER_SCHEMA)."""
     if clashes.is_empty():
         return NO_DEAD_LETTERS

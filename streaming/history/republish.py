@@ -70,7 +70,7 @@ def publish_letters(letters: DataFrame, sinks: Sinks) -> Published:
 
     def send(table: pl.DataFrame) -> Published:
         announcer = Announcer(sinks.kafka)
-        announcer.letters(table.cast(DEAD_LETTER_SCHEMA))
+        announcer.dead_letters(table.cast(DEAD_LETTER_SCHEMA))
         announcer.wait()
         return Published(len(table), 0)
 

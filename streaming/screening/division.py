@@ -43,7 +43,7 @@ class Division:
         if self.by is By.PRODUCT:
             return ints(orders["product_id"]) % self.buckets
         products, row = np.unique(ints(orders["product_id"]), return_inverse=True)
-        homes = np.array([home(int(product), self.buckets) for product in products], np.int64)
+        homes = np.array([keyed_partition(int(product), self.buckets) for product in products], np.int64)
         return homes[row]
 
     def require_keyed(self, orders: pl.DataFrame) -> None:
@@ -64,6 +64,6 @@ class Division:
 
 
 @lru_cache(maxsize=100_000)
-def home(product_id: int, partitions: int) -> int:
+def keyed_partition(product_id: int, partitions: int) -> int:
     """The partition that Kafka's Java and Python clients choose for the key `product_id`."""
     return int((murmur2(str(product_id).encode()) & 0x7FFFFFFF) % partitions)

@@ -37,7 +37,7 @@ from streaming.contract import (
     NO_CLASHES,
     NO_DEAD_LETTERS,
     NO_ORDERS,
-    clash_letters,
+    clash_dead_letters,
     clashes_among,
     read_messages,
 )
@@ -230,7 +230,7 @@ def _read_again(screening: Screening, clashes: pl.DataFrame) -> pl.DataFrame:
     ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
     with TopicReader(screening.kafka.config, screening.kafka.topics[ORDERS]) as reader:
         for partition, first, end in ranges.iter_rows():
-            letters.append(clash_letters(as_messages(reader.read(partition, first, end)), clashes))
+            letters.append(clash_dead_letters(as_messages(reader.read(partition, first, end)), clashes))
     return pl.concat(letters)
 
 
@@ -242,7 +242,7 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
     freeze_imports()
     reading, announcer = _Reading(task), Announcer(task.screening.kafka)
     for letters in reading.read(batches):
-        announcer.letters(letters)
+        announcer.dead_letters(letters)
     arrivals = reading.arrivals()
     try:
         task.batch.division.require_keyed(arrivals.orders)
@@ -289,7 +289,7 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
     for row in (row for batch in batches for row in batch.to_pylist()):
         part = unpack_arrivals(row["payload"])
         letters += len(part.dead_letters)
-        announcer.letters(part.dead_letters)
+        announcer.dead_letters(part.dead_letters)
         buckets.add(keys.index(row["bucket"]))
         arrivals.append(part._replace(dead_letters=NO_DEAD_LETTERS))
     if arrivals:
@@ -330,7 +330,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
         clashes = pl.concat([clashes, stored.clashes])
     remembered_now(batch, outcome.recents)
     with _timed(seconds, "announce_seconds"):
-        announcer.letters(pl.concat([outcome.dead_letters, _read_again(screening, clashes)]))
+        announcer.dead_letters(pl.concat([outcome.dead_letters, _read_again(screening, clashes)]))
         announcer.verdicts(stored.verdicts, rules.version)
         announcer.wait()
     waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
@@ -394,13 +394,13 @@ def screen_arrivals(
     after, late = {}, 0
     for bucket, recent in recents.items():
         own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
-        frontier = advance(recent.frontier, own_reads, rules.lateness, backlog_offsets, moment)
-        oldest_us = oldest_needed(frontier.watermark_us, rules.widest_window)
+        watermark = advance(recent.watermark, own_reads, rules.lateness, backlog_offsets, moment)
+        oldest_us = oldest_needed(watermark.us, rules.widest_window)
         # Beyond now nothing is forgotten yet, whatever a clock that was ahead had the state forget.
         recent = recent._replace(oldest_us=min(recent.oldest_us, epoch_us(moment)))
         changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
-        after[bucket] = remembered(recent, frontier, oldest_us, changed, batch.step)
-        late += _count((bucket_of == bucket) & (events_us < recent.frontier.watermark_us))
+        after[bucket] = remembered(recent, watermark, oldest_us, changed, batch.step)
+        late += _count((bucket_of == bucket) & (events_us < recent.watermark.us))
     given, gained, shadow_gained, revision = (
         verdicts[name].to_numpy() for name in ("given", "gained", "shadow_gained", "revision")
     )
@@ -415,9 +415,7 @@ def screen_arrivals(
         duplicates=duplicates,
         late=late,
         dead_letters=len(letters) + len(clashes),
-        buckets=[
-            BucketState(bucket, recent.kept, recent.bytes, recent.frontier.watermark_us) for bucket, recent in after.items()
-        ],
+        buckets=[BucketState(bucket, recent.kept, recent.bytes, recent.watermark.us) for bucket, recent in after.items()],
     )
     return Outcome(verdicts, letters, after, receipt)
 

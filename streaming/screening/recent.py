@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from streaming.rules.windows import Bools, Ints, ints, spans
-from streaming.screening.verdicts import NEVER_US, NO_RECENT, RECENT_SCHEMA, Frontier
+from streaming.screening.verdicts import NEVER_US, NO_RECENT, RECENT_SCHEMA, Watermark
 
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
@@ -51,12 +51,12 @@ class Recent(NamedTuple):
     """A bucket's state: the orders that later ones may still form patterns with.
 
     Attributes:
-        frontier: how far the bucket has come.
+        watermark: how far the bucket has come.
         oldest_us: orders older than this are forgotten, epoch microseconds.
         segments: the others; of an order that is in several, the last counts.
     """
 
-    frontier: Frontier = Frontier()
+    watermark: Watermark = Watermark()
     oldest_us: int = NEVER_US
     segments: tuple[Segment, ...] = ()
 
@@ -87,7 +87,7 @@ def whole(recent: Recent) -> pl.DataFrame:
     return _taken([(segment, recent.oldest_us) for segment in recent.segments])
 
 
-def remembered(recent: Recent, after: Frontier, oldest_us: int, changed: pl.DataFrame, batch: int) -> Recent:
+def remembered(recent: Recent, after: Watermark, oldest_us: int, changed: pl.DataFrame, batch: int) -> Recent:
     """The state after a micro-batch.
 
     Args:

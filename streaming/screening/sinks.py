@@ -403,7 +403,7 @@ class Announcer:
                     if len(said):
                         producer.send(self._sink.topics[topic], _binary(said["order_id"]), _binary(said[column]))
 
-    def letters(self, letters: pl.DataFrame) -> None:
+    def dead_letters(self, letters: pl.DataFrame) -> None:
         """Send dead letters (DEAD_LETTER_SCHEMA).
 
         Of a message that is too large for one its beginning is kept, and a header `size` says how many bytes it had.

@@ -21,7 +21,7 @@ from streaming.screening.chunks import pack_table, unpack_table
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
-from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Frontier
+from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark
 
 _FORMAT = 1  # of what a row holds
 
@@ -140,16 +140,16 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
     """The state of a bucket whose products were in other buckets before; where an order is in several, the last counts."""
     division, newest_us = batch.division, dict[int, int]()
     for state in states:
-        for partition, reached in state.frontier.newest_us.items():
+        for partition, reached in state.watermark.newest_us.items():
             if division.by is By.PRODUCT or partition == bucket:
                 newest_us[partition] = max(reached, newest_us.get(partition, reached))
     orders = pl.concat([whole(state) for state in states]).unique("order_id", keep="last", maintain_order=True)
     own = orders.filter(pl.Series(division.bucket_of(orders) == bucket))
-    frontier = Frontier(newest_us, min(state.frontier.watermark_us for state in states))
+    watermark = Watermark(newest_us, min(state.watermark.us for state in states))
     if own.is_empty():
-        return Recent(frontier)
+        return Recent(watermark)
     newest = int(ints(own["event_ts"]).max())
-    return Recent(frontier, segments=(Segment(batch.step, newest, revises=False, orders=own),))
+    return Recent(watermark, segments=(Segment(batch.step, newest, revises=False, orders=own),))
 
 
 _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-batch
@@ -174,8 +174,8 @@ def _recent(query_id: str, row: _Row) -> Recent:
     gone = [place for place in places if place not in _segments]
     if gone:
         raise StreamingError(f"screening_state in Postgres lacks the row {gone[0]}: {LOST_COMMITS}")
-    frontier = Frontier(row.kept.newest_us, row.kept.watermark_us)
-    return Recent(frontier, row.kept.oldest_us, tuple(_segments[place] for place in places))
+    watermark = Watermark(row.kept.newest_us, row.kept.watermark_us)
+    return Recent(watermark, row.kept.oldest_us, tuple(_segments[place] for place in places))
 
 
 # --- write -----------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def remember_after(cursor: adbc.Cursor, batch: MicroBatch, known: Known, after: 
 
 def _row(step: int, bucket: int, needed: set[int], recent: Recent) -> tuple[int, int, str, bytes, bytes]:
     segments = [_SegmentKept(segment.batch, segment.newest_us, segment.revises) for segment in recent.segments]
-    kept = _Kept(recent.frontier.newest_us, recent.frontier.watermark_us, recent.oldest_us, segments, _FORMAT)
+    kept = _Kept(recent.watermark.newest_us, recent.watermark.us, recent.oldest_us, segments, _FORMAT)
     orders = b"".join(pack_table(segment.orders) for segment in recent.segments if segment.batch == step)
     needed = needed | {segment.batch for segment in segments}
     return bucket, step, json.dumps(sorted(needed)), msgspec.msgpack.encode(kept), orders

@@ -51,26 +51,26 @@ NEVER_US = -(2**62)  # before every event time, with room to subtract from
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """How far in event time a bucket has come.
+class Watermark:
+    """How far in event time a bucket has come, and up to where it waits for no order any more.
 
     Attributes:
         newest_us: the newest event time read from each partition so far, epoch microseconds.
-        watermark_us: an order older than this is late: it may miss neighbours that are gone.
+        us: the watermark itself, epoch microseconds: an order older than this is late, it may miss neighbours that are gone.
     """
 
     newest_us: dict[int, int] = field(default_factory=dict)
-    watermark_us: int = NEVER_US
+    us: int = NEVER_US
 
 
 def advance(
-    frontier: Frontier,
+    watermark: Watermark,
     reads: list[PartitionRead],
     lateness: timedelta,
     backlog_offsets: int | None,
     moment: datetime,
-) -> Frontier:
-    """The frontier after a micro-batch of `moment` that read these ranges.
+) -> Watermark:
+    """The watermark after a micro-batch of `moment` that read these ranges.
 
     The watermark trails the newest event time by `lateness`. While a backlog is being read (the batch came near its
     limit of `backlog_offsets`, so partitions may hold older orders that are yet unread), it trails the partition that
@@ -79,10 +79,10 @@ def advance(
     partitions differ in length. The watermark never moves back.
 
     Nothing has happened after `moment`: an event time beyond it, of a clock that is ahead, moves nothing as long as it does,
-    and a frontier that lies beyond it comes back.
+    and a watermark that lies beyond it comes back.
     """
     now_us = epoch_us(moment)
-    newest = dict(frontier.newest_us)
+    newest = dict(watermark.newest_us)
     for read in reads:
         if read.newest_us is not None:
             newest[read.partition] = max(read.newest_us, newest.get(read.partition, read.newest_us))
@@ -94,7 +94,7 @@ def advance(
     else:
         reached = max(newest.values(), default=NEVER_US)
     lateness_us = _microseconds(lateness)
-    return Frontier(newest, min(max(frontier.watermark_us, reached - lateness_us), now_us - lateness_us))
+    return Watermark(newest, min(max(watermark.us, reached - lateness_us), now_us - lateness_us))
 
 
 class Screened(NamedTuple):

@@ -22,7 +22,7 @@ from conf.rules import FraudRules
 from conf.settings import Settings
 from streaming.contract import EARLIEST, LATEST
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
-from streaming.screening.division import home
+from streaming.screening.division import keyed_partition
 from tests.oracle.brute_force import Judgement, Message, Order, judge
 from tests.oracle.order_sets import spelled
 from tests.runs.commands import FINPRO, Ended, finpro
@@ -107,7 +107,7 @@ def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None
 
 def by_product(orders: Sequence[Order], partitions: int = 4) -> list[tuple[bytes | None, int]]:
     """Orders as values, spelled in various ways, in the partition that the key `product_id` leads to."""
-    return [(spelled(order, number % 6), home(order.product_id, partitions)) for number, order in enumerate(orders)]
+    return [(spelled(order, number % 6), keyed_partition(order.product_id, partitions)) for number, order in enumerate(orders)]
 
 
 _SCREEN = ("screen", "--max-offsets-per-trigger", "400")

@@ -24,6 +24,7 @@ GOOD = {
     "storage_emulator_host": "http://127.0.0.1:1",
     "bigquery_emulator_host": "http://127.0.0.1:2",
     "rules": "conf/fraud_rules.toml",
+    "ledger_days": "7",
     "metrics_host": "127.0.0.1",
     "metrics_port": "9108",
     "discord_webhook_url": "https://discord.com/api/webhooks/1/geheim",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from conf.rules import FraudRules
 from streaming.rules.recorded import RulesInForce, encode_rules
 from streaming.screening.division import By, Division
+from streaming.screening.ledger import Entry
 from streaming.screening.pipeline import Screening, Task, _parse
 from streaming.screening.sinks import KafkaSink
 from streaming.screening.state import MicroBatch
@@ -18,7 +19,8 @@ imported = len(gc.get_objects())
 screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
 now = datetime.now(UTC)
 rules = encode_rules([RulesInForce(now, FraudRules(version="1"))])
-list(_parse(Task(screening, None, MicroBatch("", Division(By.PRODUCT, 2), 0), now, rules), iter([])))
+entry = Entry("", 0, 1, now, "1", {}, False)
+list(_parse(Task(screening, entry, MicroBatch("", Division(By.PRODUCT, 2), 0), now, rules), iter([])))
 print(imported, gc.get_freeze_count(), len(gc.get_objects()))
 """
 

@@ -21,7 +21,7 @@ from streaming.contract import (
     ORDER_SCHEMA,
     TIME_OF_READING,
     Contents,
-    clash_letters,
+    clash_dead_letters,
     read_messages,
 )
 from tests.oracle.bad_messages import (
@@ -181,7 +181,7 @@ def test_a_dead_letter_names_a_kafka_timestamp_that_no_calendar_holds_and_is_dat
     assert letter["received_at"] == (EARLIEST if "before" in when else LATEST)
     is_order = "after" in when
     assert result.orders["order_id"].to_list() == ["good-1"] * is_order
-    assert len(clash_letters(stamped, pl.DataFrame([(0, 1, "good-1")], CLASH_SCHEMA, orient="row"))) == 1
+    assert len(clash_dead_letters(stamped, pl.DataFrame([(0, 1, "good-1")], CLASH_SCHEMA, orient="row"))) == 1
 
 
 def test_an_order_of_the_last_year_is_not_vouched_for_by_a_timestamp_in_microseconds() -> None:

@@ -219,7 +219,7 @@ def letters(*values: bytes | None) -> pl.DataFrame:
 
 def test_a_dead_letter_has_all_bytes_or_the_first_ones_with_its_size_and_always_its_place(settings: Settings) -> None:
     saying = announcer(settings, dead_letter_bytes=10)
-    saying.letters(letters(b"\xff\0ten bytes", b"\xff", None, b""))
+    saying.dead_letters(letters(b"\xff\0ten bytes", b"\xff", None, b""))
     saying.wait()
     records = {record.key().decode(): record for record in consume(settings, ORDERS_DEAD_LETTER)}
     headers = {key: {name: value.decode() for name, value in record.headers()} for key, record in records.items()}

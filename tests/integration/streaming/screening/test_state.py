@@ -12,11 +12,11 @@ from batch.postgres import connect
 from conf.errors import StreamingError
 from conf.settings import Settings
 from streaming.screening import state
-from streaming.screening.division import By, Division, home
+from streaming.screening.division import By, Division, keyed_partition
 from streaming.screening.recent import NOTHING_RECENT, Recent, remembered, whole
 from streaming.screening.sinks import in_transaction
 from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now
-from streaming.screening.verdicts import RECENT_SCHEMA, Frontier
+from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
 
 BY_PARTITION, BY_PRODUCT = Division(By.PARTITION, 4), Division(By.PRODUCT, 2)
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -56,10 +56,10 @@ def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: in
     bucket_of = batch.division.bucket_of(changed)
     buckets = {int(bucket) for bucket in bucket_of}
     known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
-    frontier = Frontier({0: batch.number}, batch.number)
+    watermark = Watermark({0: batch.number}, batch.number)
     oldest_us = round(START.replace(second=oldest_second).timestamp()) * 1_000_000
     after = {
-        bucket: remembered(recent, frontier, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.step)
+        bucket: remembered(recent, watermark, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.step)
         for bucket, recent in known.recents.items()
     }
     write(dsn, batch, known, after)
@@ -137,7 +137,7 @@ def test_a_micro_batch_begun_by_one_division_and_done_again_by_the_other_counts_
 
 
 def test_rows_that_no_micro_batch_needs_any_more_go(dsn: str) -> None:
-    product = next(product for product in range(1, 99) if home(product, 4) == 2)
+    product = next(product for product in range(1, 99) if keyed_partition(product, 4) == 2)
     for number in range(59):
         settle(dsn, MicroBatch("q", BY_PARTITION, number), orders([product] * 3, number), oldest_second=max(0, number - 10))
         assert len(rows(dsn)) <= 12

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.screening.recent import NOTHING_RECENT, Recent, near, remembered, whole
-from streaming.screening.verdicts import RECENT_SCHEMA, Frontier
+from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
 
 
 def orders(reasons: dict[int, int], second_of: dict[int, int]) -> pl.DataFrame:
@@ -37,7 +37,7 @@ def test_it_holds_each_order_once_as_it_was_last_and_none_that_is_too_old(data: 
         changes = dict.fromkeys(arrivals, 0) | {number: model[number] + 1 for number in revised}
         known = model | changes
         changed = orders(changes, second_of).with_columns(revision=pl.col("given") > 0)
-        recent = remembered(recent, Frontier(), oldest * 1_000_000, changed, batch)
+        recent = remembered(recent, Watermark(), oldest * 1_000_000, changed, batch)
         model = {number: given for number, given in known.items() if second_of[number] >= oldest}
         assert as_dictionary(recent) == model
         assert recent.kept >= len(model)
@@ -60,7 +60,7 @@ def test_an_order_is_written_a_few_times_however_many_are_remembered() -> None:
         numbers = range(batch * size, (batch + 1) * size)
         changed = orders(dict.fromkeys(numbers, 0), dict.fromkeys(numbers, batch))
         recent = remembered(
-            recent, Frontier(), (batch - remember) * 1_000_000, changed.with_columns(revision=pl.lit(value=False)), batch
+            recent, Watermark(), (batch - remember) * 1_000_000, changed.with_columns(revision=pl.lit(value=False)), batch
         )
         assert len(recent.segments) <= 10
         assert sum(len(segment.orders) for segment in recent.segments) <= 2 * recent.kept + 1_000
@@ -71,5 +71,5 @@ def test_an_order_is_written_a_few_times_however_many_are_remembered() -> None:
 
 def test_nothing_new_writes_nothing() -> None:
     changed = orders({1: 0}, {1: 1}).with_columns(revision=pl.lit(value=False))
-    recent = remembered(NOTHING_RECENT, Frontier(), 0, changed, batch=0)
-    assert [segment.batch for segment in remembered(recent, Frontier(), 0, changed.clear(), batch=1).segments] == [0]
+    recent = remembered(NOTHING_RECENT, Watermark(), 0, changed, batch=0)
+    assert [segment.batch for segment in remembered(recent, Watermark(), 0, changed.clear(), batch=1).segments] == [0]

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from conf.errors import TopicNotKeyed
 from conf.rules import FraudRules
-from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_letters, clashes_among, read_messages
+from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_dead_letters, clashes_among, read_messages
 from streaming.rules.rules import REASONS
 from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
-from streaming.screening.division import By, Division, home
+from streaming.screening.division import By, Division, keyed_partition
 from streaming.screening.pipeline import divided, read_arrivals, screen_arrivals
 from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt, latencies, summed
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
-from streaming.screening.verdicts import Frontier, advance, reason_lists
+from streaming.screening.verdicts import Watermark, advance, reason_lists
 from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Message, judge
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
@@ -73,7 +73,7 @@ class Stream:
         batch = as_batch(messages)
         arrivals = read_arrivals(batch, self.rules, moment)
         clashes = clashes_among(arrivals.orders, self._stored)
-        letters = pl.concat([arrivals.dead_letters, clash_letters(batch, clashes)])
+        letters = pl.concat([arrivals.dead_letters, clash_dead_letters(batch, clashes)])
         orders = arrivals.orders.join(clashes, on=_PLACE, how="anti")
         return Arrivals(arrivals.reads, orders, letters)
 
@@ -158,7 +158,7 @@ def at_home(messages: Sequence[Message], partitions: int) -> list[Message]:
         places = zip(orders["partition"], orders["offset"], orders["product_id"], strict=True)
         products |= {("orders", partition, offset): product for partition, offset, product in places}
     return [
-        replace(message, partition=home(products[message.place], partitions), offset=number)
+        replace(message, partition=keyed_partition(products[message.place], partitions), offset=number)
         for number, message in enumerate(messages)
     ]
 
@@ -180,7 +180,7 @@ def test_a_product_in_another_partition_than_its_own_is_refused_where_partitions
     order = plain_order(0, datetime(2026, 11, 1, tzinfo=UTC), user_id=1)
     stream.feed(at_home([order], 4))
     with pytest.raises(TopicNotKeyed, match="product 1 lies on partition"):
-        stream.feed([replace(order, partition=(home(1, 4) + 1) % 4)])
+        stream.feed([replace(order, partition=(keyed_partition(1, 4) + 1) % 4)])
 
 
 @settings(max_examples=40)
@@ -376,44 +376,44 @@ def read(partition: int, first: int, last: int, newest_seconds: float) -> Partit
 
 
 def test_the_watermark_waits_for_the_partition_that_is_furthest_behind_while_there_is_a_backlog() -> None:
-    behind = advance(Frontier(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], LATENESS, 100, LONG_AFTER)
-    assert behind.watermark_us == 70 * SECOND_US
+    behind = advance(Watermark(), [read(0, 0, 89, 900), read(1, 0, 9, 100)], LATENESS, 100, LONG_AFTER)
+    assert behind.us == 70 * SECOND_US
     caught_up = advance(behind, [read(0, 90, 99, 1000), read(1, 10, 10, 110)], LATENESS, 100, LONG_AFTER)
-    assert caught_up.watermark_us == 970 * SECOND_US
+    assert caught_up.us == 970 * SECOND_US
 
 
 def test_the_watermark_waits_for_a_partition_in_a_backlog_that_has_brought_no_order_yet() -> None:
     nothing_readable = PartitionRead(1, 0, 9, None)
-    frontier = advance(Frontier(), [read(0, 0, 89, 900), nothing_readable], LATENESS, 100, LONG_AFTER)
-    assert frontier.watermark_us <= Frontier().watermark_us
-    assert frontier.newest_us == {0: 900 * SECOND_US}
+    watermark = advance(Watermark(), [read(0, 0, 89, 900), nothing_readable], LATENESS, 100, LONG_AFTER)
+    assert watermark.us <= Watermark().us
+    assert watermark.newest_us == {0: 900 * SECOND_US}
 
 
 def test_the_watermark_never_moves_back() -> None:
-    ahead = advance(Frontier(), [read(0, 0, 0, 1000)], LATENESS, None, LONG_AFTER)
-    assert advance(ahead, [read(1, 0, 0, 10)], LATENESS, None, LONG_AFTER).watermark_us == ahead.watermark_us
+    ahead = advance(Watermark(), [read(0, 0, 0, 1000)], LATENESS, None, LONG_AFTER)
+    assert advance(ahead, [read(1, 0, 0, 10)], LATENESS, None, LONG_AFTER).us == ahead.us
 
 
 def test_an_event_time_ahead_of_the_micro_batch_does_not_move_the_watermark_beyond_it() -> None:
     now = datetime.fromtimestamp(1000, UTC)
-    ahead = advance(Frontier(), [read(0, 0, 0, 1000 + 3000)], LATENESS, None, now)
-    assert ahead.watermark_us == 970 * SECOND_US
+    ahead = advance(Watermark(), [read(0, 0, 0, 1000 + 3000)], LATENESS, None, now)
+    assert ahead.us == 970 * SECOND_US
     later = advance(ahead, [read(0, 1, 1, 1001)], LATENESS, None, now + timedelta(seconds=2))
-    assert later.watermark_us == 971 * SECOND_US
+    assert later.us == 971 * SECOND_US
 
 
 @pytest.mark.parametrize("backlog_offsets", [None, 1])
 def test_a_frontier_from_beyond_the_micro_batch_comes_back(backlog_offsets: int | None) -> None:
-    beyond = Frontier({0: 250_000_000_000 * SECOND_US}, watermark_us=249_999_999_970 * SECOND_US)
+    beyond = Watermark({0: 250_000_000_000 * SECOND_US}, us=249_999_999_970 * SECOND_US)
     back = advance(beyond, [read(0, 1, 1, 990)], LATENESS, backlog_offsets, datetime.fromtimestamp(1000, UTC))
-    assert back == Frontier({0: 1000 * SECOND_US}, watermark_us=970 * SECOND_US)
+    assert back == Watermark({0: 1000 * SECOND_US}, us=970 * SECOND_US)
 
 
 def test_a_state_that_was_made_to_forget_the_future_remembers_again() -> None:
     rules = FraudRules(version="test", lateness=timedelta(seconds=30))
     far_us = 250_000_000_000 * SECOND_US
     start = datetime(2026, 11, 1, tzinfo=UTC)
-    stream = Stream(rules, buckets=1, recent={0: Recent(Frontier({0: far_us}, far_us), far_us)})
+    stream = Stream(rules, buckets=1, recent={0: Recent(Watermark({0: far_us}, far_us), far_us)})
     for second in (0, 100, 101, 102):
         moment = start + timedelta(seconds=second)
         stream.feed([plain_order(second, moment, user_id=1)], moment)
