@@ -34,6 +34,10 @@ class KafkaError(FinproError):
     exit_code = 3
 
 
+class KafkaRefused(KafkaError):
+    """Kafka refuses this login what it tries: another try does not help."""
+
+
 class PostgresError(FinproError):
     """Postgres is unreachable, refuses, or lacks a table."""
 

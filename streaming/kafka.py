@@ -389,7 +389,11 @@ def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> dict[
     missing = sorted({settings.topic(name) for name in names} - existing.keys())
     if missing:
         servers = settings.require("kafka_bootstrap_servers")
-        raise KafkaError(f"Kafka at {servers} has no topic {', '.join(missing)}. `finpro migrate` creates finpro's topics.")
+        hidden = f", or the login {settings.kafka_username} has no right on it" if _has_login(settings) else ""
+        raise KafkaError(
+            f"Kafka at {servers} has no topic {', '.join(missing)}{hidden}. `finpro migrate` creates finpro's topics; screening"
+            " needs Read on orders and Write on the others."
+        )
     return {name: existing[settings.topic(name)] for name in names}
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from confluent_kafka import KafkaError as ClientError
 from confluent_kafka import cimpl
 
-from conf.errors import KafkaError
+from conf.errors import KafkaError, KafkaRefused
 
 _TIMEOUT_SECONDS = 30
 _POLL_MS, _FLUSH_MS = 10, 500
@@ -382,7 +382,8 @@ class ColumnProducer:
 
     def _fail(self, records: int, why: str) -> NoReturn:
         self._is_broken = True
-        raise KafkaError(f"Kafka at {self._servers} did not take {records} records: {why}")
+        kind = KafkaRefused if any(right in why for right in _RIGHTS.values()) else KafkaError
+        raise kind(f"Kafka at {self._servers} did not take {records} records: {why}")
 
 
 def _matching(keys: pa.Array, values: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -75,6 +75,8 @@ class MicroBatches:
         moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
         task = Task(self.screening, entry, batch, moment, self.rules.encoded(entry.rules_version))
         reports = [decode_report(row["report"]) for row in screened(messages, task).collect()]  # one a task
+        if failed := next((report.failed for report in reports if report.failed), None):
+            raise failed.as_error()
         if not_keyed := next((report.not_keyed for report in reports if report.not_keyed), None):
             self.on_not_keyed(not_keyed.why)
             self.division = Division(By.PRODUCT, self.screening.tasks)

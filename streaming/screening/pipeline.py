@@ -13,7 +13,7 @@ doing it again changes nothing (see `sinks` and `state`).
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from conf.errors import TopicNotKeyed
+from conf.errors import KafkaRefused, StreamingError, TopicNotKeyed
 from conf.rules import FraudRules
 from conf.workers import freeze_imports
 from streaming.contract import (
@@ -48,7 +48,7 @@ from streaming.rules.windows import ints
 from streaming.screening.chunks import Arrivals, PartitionRead, bucket_keys, pack_arrivals, unpack_arrivals
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import Entry, require_open
-from streaming.screening.receipts import REPORT, BucketState, NotKeyed, Receipt, Report, encode_report, latencies
+from streaming.screening.receipts import REPORT, BucketState, Failed, NotKeyed, Receipt, Report, encode_report, latencies
 from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
@@ -104,9 +104,9 @@ def screened(messages: DataFrame, task: Task) -> DataFrame:
     """
     division = task.batch.division
     if division.by is By.PARTITION:
-        return messages.mapInArrow(partial(_screen_partitions, task), REPORT)
+        return messages.mapInArrow(partial(_reporting, _screen_partitions, task), REPORT)
     chunks = messages.mapInArrow(partial(_parse, task), CHUNK).repartition(division.buckets, "bucket")
-    return chunks.mapInArrow(partial(_screen_buckets, task), REPORT)
+    return chunks.mapInArrow(partial(_reporting, _screen_buckets, task), REPORT)
 
 
 def warm_up(spark: SparkSession, workers: int) -> None:
@@ -235,6 +235,14 @@ def _read_again(screening: Screening, clashes: pl.DataFrame) -> pl.DataFrame:
 
 
 # --- the three kinds of task -----------------------------------------------------------------------------------------
+
+
+def _reporting(work: Callable[[Task, Batches], Batches], task: Task, batches: Batches) -> Batches:
+    """What the work of a task yields; where it fails for good, a report that says so, as Spark would try four times."""
+    try:
+        yield from work(task, batches)
+    except (KafkaRefused, StreamingError) as error:
+        yield _report(Report(failed=Failed.of(error)))
 
 
 def _screen_partitions(task: Task, batches: Batches) -> Batches:

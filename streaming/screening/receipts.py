@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 from pyspark.sql.types import BinaryType, StructField, StructType
 
+from conf import errors
+from conf.errors import FinproError
 from streaming.contract import NO_TIMESTAMP
 
 # Upper bounds of the counts of a latency; one more count is of what took longer.
@@ -84,11 +86,34 @@ class NotKeyed(msgspec.Struct, frozen=True):
     why: str
 
 
+class Failed(msgspec.Struct, frozen=True):
+    """What a task says instead that has failed in a way that another try does not mend.
+
+    Attributes:
+        error: the name of a class of `conf.errors`.
+        text: what it says.
+    """
+
+    error: str
+    text: str
+
+    @classmethod
+    def of(cls, error: FinproError) -> "Failed":
+        """What is to be said of an error."""
+        return cls(type(error).__name__, str(error))
+
+    def as_error(self) -> FinproError:
+        """The error again."""
+        kind: type[FinproError] = getattr(errors, self.error)
+        return kind(self.text)
+
+
 class Report(msgspec.Struct, frozen=True):
-    """What a task hands to the driver, as one row: one of the two."""
+    """What a task hands to the driver, as one row: one of these."""
 
     receipt: Receipt | None = None
     not_keyed: NotKeyed | None = None
+    failed: Failed | None = None
 
 
 REPORT = StructType([StructField("report", BinaryType())])

@@ -355,6 +355,21 @@ def test_orders_are_produced_and_screened_over_tls_with_few_rights_and_no_secret
     assert_secret(said, seen, watched, written)
 
 
+@pytest.mark.usefixtures("spark_session")
+def test_a_login_that_may_not_announce_is_told_which_right_it_lacks(secured: Secured, tmp_path: Path) -> None:
+    secured.kafka.create_user("reads_only", KAFKA_PASSWORD, reads=[ORDERS], writes=[])
+    generate(secured.settings.require("postgres_dsn"), user_count=200, product_count=50, seed=1)
+    produce(secured.as_user("finpro_produce"), orders=10, rate=0, seed=4)
+    own = {"kafka_username": "reads_only", "checkpoints": str(tmp_path)}
+    with environment_of(secured.as_user("finpro_screen").model_copy(update=own)):
+        started = time.monotonic()
+        refused = runs.run_screen("--available-now")
+    assert refused.returncode == 3, refused.stderr
+    assert "fraud_alert, orders_dead_letter, processed_orders, or the login reads_only has no right on it" in refused.stderr
+    assert "Write on the others" in refused.stderr
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.timeout(300)
 def test_an_export_reads_over_tls_with_few_rights_and_no_secret_shows(
     secured: Secured, platform: Platform, home: Path, tmp_path: Path, watched: set[str]
