@@ -50,7 +50,7 @@ READ_COMMITTED = {"kafka.isolation.level": "read_committed"}
 # Options of Spark's Kafka source: large fetches for a backlog, and no long wait for more where there is none.
 SOURCE_TUNING = READ_COMMITTED | {
     "kafka.fetch.max.wait.ms": "5",
-    "kafka.max.poll.records": "50000",
+    "kafka.max.poll.records": "5000",
     "kafka.max.partition.fetch.bytes": str(8 << 20),
     "kafka.fetch.max.bytes": str(100 << 20),
     "kafka.receive.buffer.bytes": str(4 << 20),

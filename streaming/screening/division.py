@@ -6,11 +6,10 @@ partition, and is screened by the task that reads it. Otherwise products are div
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 import numpy as np
 import polars as pl
-from kafka.partitioner.default import murmur2
+from numpy.typing import NDArray
 
 from conf.errors import TopicNotKeyed
 from streaming.rules.windows import Ints, ints
@@ -43,8 +42,7 @@ class Division:
         if self.by is By.PRODUCT:
             return ints(orders["product_id"]) % self.buckets
         products, row = np.unique(ints(orders["product_id"]), return_inverse=True)
-        homes = np.array([keyed_partition(int(product), self.buckets) for product in products], np.int64)
-        return homes[row]
+        return keyed_partitions(products, self.buckets)[row]
 
     def require_keyed(self, orders: pl.DataFrame) -> None:
         """Check that orders (ORDER_SCHEMA) were read where all others of their product are.
@@ -63,7 +61,33 @@ class Division:
             )
 
 
-@lru_cache(maxsize=100_000)
-def keyed_partition(product_id: int, partitions: int) -> int:
-    """The partition that Kafka's Java and Python clients choose for the key `product_id`."""
-    return int((murmur2(str(product_id).encode()) & 0x7FFFFFFF) % partitions)
+def keyed_partitions(products: Ints, partitions: int) -> Ints:
+    """The partition that Kafka's Java and Python clients choose for the key `product_id` (from 1), for each product."""
+    texts = products.astype("S19")
+    lengths = np.char.str_len(texts)
+    digits = texts.view(np.uint8).reshape(len(products), 19)
+    hashes = np.zeros(len(products), np.uint32)
+    for length in np.unique(lengths):
+        is_so_long = lengths == length
+        hashes[is_so_long] = _murmur2(digits[is_so_long, :length])
+    return (hashes & 0x7FFFFFFF).astype(np.int64) % partitions
+
+
+def _murmur2(keys: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """The hash of each row, by which Kafka's clients choose: MurmurHash2 (Appleby, 2008), seed 0x9747b28c."""
+    length = keys.shape[1]
+    whole = length - length % 4
+    multiplier = np.uint32(0x5BD1E995)
+    hashes = np.full(len(keys), np.uint32(0x9747B28C ^ length))
+    for block in np.ascontiguousarray(keys[:, :whole]).view("<u4").T:
+        mixed = block * multiplier
+        mixed ^= mixed >> 24
+        hashes = hashes * multiplier ^ mixed * multiplier
+    for place in range(whole, length):
+        hashes ^= keys[:, place].astype(np.uint32) << np.uint32(8 * (place - whole))
+    if whole < length:
+        hashes *= multiplier
+    hashes ^= hashes >> 13
+    hashes *= multiplier
+    hashes ^= hashes >> 15
+    return hashes

@@ -22,8 +22,8 @@ from conf.rules import FraudRules
 from conf.settings import Settings
 from streaming.contract import EARLIEST, LATEST
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
-from streaming.screening.division import keyed_partition
 from tests.oracle.brute_force import Judgement, Message, Order, judge
+from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import spelled
 from tests.runs.commands import FINPRO, Ended, finpro
 

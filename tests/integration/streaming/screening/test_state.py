@@ -12,11 +12,12 @@ from batch.postgres import connect
 from conf.errors import StreamingError
 from conf.settings import Settings
 from streaming.screening import state
-from streaming.screening.division import By, Division, keyed_partition
+from streaming.screening.division import By, Division
 from streaming.screening.recent import NOTHING_RECENT, Recent, remembered, whole
 from streaming.screening.sinks import in_transaction
 from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now
 from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
+from tests.oracle.kafka_keys import keyed_partition
 
 BY_PARTITION, BY_PRODUCT = Division(By.PARTITION, 4), Division(By.PRODUCT, 2)
 START = datetime(2026, 11, 1, tzinfo=UTC)

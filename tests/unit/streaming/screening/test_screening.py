@@ -19,13 +19,14 @@ from conf.rules import FraudRules
 from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_dead_letters, clashes_among, read_messages
 from streaming.rules.rules import REASONS
 from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
-from streaming.screening.division import By, Division, keyed_partition
+from streaming.screening.division import By, Division
 from streaming.screening.pipeline import divided, read_arrivals, screen_arrivals
 from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt, latencies, summed
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
 from streaming.screening.verdicts import Watermark, advance, reason_lists
 from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Message, judge
+from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
 SECOND_US = 1_000_000
