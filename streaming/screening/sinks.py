@@ -296,7 +296,6 @@ def require_tables(dsn: str) -> None:
         PostgresError: unreachable, refused, a table or a right is missing.
     """
     with explained(dsn), connect(dsn, application_name="finpro screen") as connection, connection.cursor() as cursor:
-        cursor.execute("select from raw_orders, screening_state, screening_ledger, screening_drivers limit 0")
         require_rights(cursor, "finpro_screen", _NEEDED_RIGHTS)
 
 
