@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -95,11 +95,15 @@ def require_kept(settings: Settings, reached: Ends) -> None:
     """
     gone = forgotten(settings, ORDERS, reached)
     if gone:
-        raise KafkaError(
-            f"Kafka has deleted what comes next of {settings.topic(ORDERS)}: {gone}. Its retention is shorter than screening"
-            " was away, and starting again does not help. `finpro screen --skip-forgotten` goes on with what is left. What is"
-            " gone is not screened then (where the archive has it, `finpro screen --from-bronze` does that)."
-        )
+        raise _deleted(settings, gone)
+
+
+def _deleted(settings: Settings, gone: str) -> KafkaError:
+    return KafkaError(
+        f"Kafka has deleted what comes next of {settings.topic(ORDERS)}: {gone}. Its retention is shorter than screening"
+        " was away, and starting again does not help. `finpro screen --skip-forgotten` goes on with what is left. What is"
+        " gone is not screened then (where the archive has it, `finpro screen --from-bronze` does that)."
+    )
 
 
 @contextmanager
@@ -107,10 +111,19 @@ def _forgotten_named(settings: Settings, ledger: Ledger, *, skip: bool) -> Itera
     """What fails in the block because Kafka has deleted messages in the meantime says so."""
     try:
         yield
-    except FinproError:
+    except (KafkaError, StreamingError) as error:
         if not skip:
-            require_kept(settings, ledger.reached())
+            _ask_whether_forgotten(settings, ledger, error)
         raise
+
+
+def _ask_whether_forgotten(settings: Settings, ledger: Ledger, error: FinproError) -> None:
+    """Raise what `require_kept` finds, in the place of an error; nothing where that cannot be asked now."""
+    gone = None
+    with suppress(FinproError):
+        gone = forgotten(settings, ORDERS, ledger.reached())
+    if gone:
+        raise _deleted(settings, gone) from error
 
 
 class _Watching(NamedTuple):
@@ -127,7 +140,7 @@ class _Watching(NamedTuple):
         self.reporter.show(progress, finished=finished)
 
 
-def messages_of(spark: SparkSession, settings: Settings, tasks: int, ranges: Ranges) -> DataFrame:
+def messages_of(spark: SparkSession, settings: Settings, options: argparse.Namespace, ranges: Ranges) -> DataFrame:
     """What lies on `orders` in these ranges of offsets, as the query reads it."""
     topic = settings.topic(ORDERS)
     offsets = ({partition: place[side] for partition, place in ranges.items()} for side in (0, 1))
@@ -138,10 +151,11 @@ def messages_of(spark: SparkSession, settings: Settings, tasks: int, ranges: Ran
         .option("assign", json.dumps({topic: list(ranges)}))
         .option("startingOffsets", first)
         .option("endingOffsets", end)
+        .option("failOnDataLoss", not options.skip_forgotten)
         .options(**SOURCE_TUNING)
         .load()
     )
-    return as_read(messages, tasks)
+    return as_read(messages, options.buckets)
 
 
 def screen(
@@ -180,7 +194,7 @@ def screen(
             ledger,
             rules,
             ask_topic_id,
-            partial(messages_of, spark, settings, options.buckets),
+            partial(messages_of, spark, settings, options),
             division,
             progress.shuffles,
             [progress.settled, metrics.settled],

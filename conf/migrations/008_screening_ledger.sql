@@ -33,7 +33,8 @@ create table screening_drivers (
 insert into screening_ledger (query_id, number, epoch, moment, rules_version, topic_id, first_offsets, end_offsets, settled_at)
 select query_id, max(batch), 0, '-infinity', '', '', '{}', '{}', now() from screening_state group by query_id;
 delete from screening_state where bucket < 0;
-update screening_state set batch = batch * 1024;
+update screening_state set batch = -batch * 1024 - 1;  -- in two steps, as a number may be another one's already
+update screening_state set batch = -batch - 1;
 
 do $$
 begin

@@ -227,9 +227,9 @@ class Ledger:
 
         while not self._ended.wait(SIGN_OF_LIFE_SECONDS):
             try:
-                self._do(work)
+                self._do(work, patience=0)  # whoever stores has more, and needs the connection
             except PostgresUnavailable:
-                continue  # whoever stores notices
+                continue
             except FinproError as error:
                 self._lost = error
                 return
@@ -247,11 +247,13 @@ class Ledger:
         """Let the query go, so that the next driver need not wait; never fails."""
         self._ended.set()
         release = "update screening_drivers set seen_at = '-infinity' where query_id = %s and epoch = %s"
-        with suppress(FinproError):
-            if self._query_id:
-                self._do(lambda cursor: cursor.execute(release, [self._query_id, self._epoch]), patience=2)
-        if self._connection:
-            self._connection.close()
+        if self._using.acquire(timeout=2):  # else Postgres is silent, and whoever waits for it has the connection
+            self._using.release()
+            with suppress(FinproError):
+                if self._query_id:
+                    self._do(lambda cursor: cursor.execute(release, [self._query_id, self._epoch]), patience=0)
+            if self._connection:
+                self._connection.close()
 
     def _replaced(self, cursor: Any) -> StreamingError:
         holder = _holder(cursor, self._query_id)
@@ -280,12 +282,13 @@ class Ledger:
             StreamingError: the one is older or newer than the other, or the topic is another one; says what to do.
             PostgresError: Postgres does not answer, or refuses.
         """
-        planned, committed, query_id = checkpoint.planned(), checkpoint.committed(), checkpoint.query_id()
+        query_id = checkpoint.query_id()
         if query_id is None:
-            if planned is not None:
+            if checkpoint.planned() is not None:
                 raise StreamingError(f"The checkpoint lacks the file {checkpoint.folder}/metadata. {_START_ANEW}")
             return None
-        self.take(query_id)
+        self.take(query_id)  # first: as long as another driver has it, the checkpoint changes
+        planned, committed = checkpoint.planned(), checkpoint.committed()
 
         def work(cursor: Any) -> tuple[_Row | None, int]:
             _, newest = self._look(cursor)
@@ -355,7 +358,7 @@ class Ledger:
             if newest:
                 _require_topic(newest.topic_id, topic_id)
             if newest and newest.number == number:
-                return self._again(cursor, newest, ends)
+                return self._again(cursor, newest, ends, rules_version)
             if newest is None and number == 0:
                 first = begins()
             elif newest and newest.number == number - 1 and newest.is_settled:
@@ -369,9 +372,8 @@ class Ledger:
             moment = datetime.now(UTC)
             if newest and newest.moment >= moment:  # a clock was put back; who reads verdicts goes by this time
                 moment = newest.moment + timedelta(microseconds=PARTS)
-            # Whoever stores commits later, and waits until that is on disk: then this is.
             cursor.execute(
-                "set local synchronous_commit = off; insert into screening_ledger"
+                "insert into screening_ledger"
                 " (query_id, number, epoch, moment, rules_version, topic_id, first_offsets, end_offsets)"
                 " values (%s, %s, %s, %s, %s, %s, %s, %s)",
                 [self._query_id, number, self._epoch, moment, rules_version, topic_id, json.dumps(first), json.dumps(ends)],
@@ -381,27 +383,28 @@ class Ledger:
 
         return self._do(work)
 
-    def _again(self, cursor: Any, row: _Row, ends: Ends) -> Entry:
-        """Take up the row of a micro-batch that is done again."""
+    def _again(self, cursor: Any, row: _Row, ends: Ends, rules_version: str) -> Entry:
+        """Take up the row of a micro-batch that is done again. (One from before the ledger does not say by which rules.)"""
         if any(ends.get(partition, -1) < end for partition, end in row.ends.items()):
             raise StreamingError(
                 f"Micro-batch {row.number} goes up to {ends}, and went up to {row.ends} as the ledger in Postgres says: the"
                 f" checkpoint is older, as if it were restored from a copy. {_START_ANEW}"
             )
+        rules_version = row.rules_version or rules_version
         is_settled = row.is_settled and ends == row.ends
         first = {partition: row.first.get(partition, 0) for partition in ends}
         if not is_settled:
             cursor.execute(
-                "update screening_ledger set epoch = %s, first_offsets = %s, end_offsets = %s, settled_at = null, counts = null"
-                " where query_id = %s and number = %s",
-                [self._epoch, json.dumps(first), json.dumps(ends), self._query_id, row.number],
+                "update screening_ledger set epoch = %s, rules_version = %s, first_offsets = %s, end_offsets = %s,"
+                " settled_at = null, counts = null where query_id = %s and number = %s",
+                [self._epoch, rules_version, json.dumps(first), json.dumps(ends), self._query_id, row.number],
             )
             # It may be divided in another way now; what it goes on from stands until the next one is.
             cursor.execute(
                 "delete from screening_state where query_id = %s and batch >= %s", [self._query_id, row.number * PARTS]
             )
         return Entry(
-            self._query_id, row.number, self._epoch, row.moment, row.rules_version, _ranges(first, ends), is_settled=is_settled
+            self._query_id, row.number, self._epoch, row.moment, rules_version, _ranges(first, ends), is_settled=is_settled
         )
 
     def settle(self, entry: Entry, counts: dict[str, Any], states: int) -> None:

@@ -86,9 +86,12 @@ class MicroBatches:
 
 
 def in_parts(ranges: Ranges, most: int | None) -> list[Ranges]:
-    """Ranges of offsets as parts of at most so many offsets, or as many parts as there may be: each has its share of each."""
+    """Ranges of offsets as parts of at most so many offsets, or as many parts as there may be: each has its share of each.
+
+    Spark itself may plan an offset a partition beyond its limit.
+    """
     offsets = sum(end - first for first, end in ranges.values())
-    count = min(-(-offsets // most), PARTS) if most else 1
+    count = min(-(-offsets // (most + len(ranges))), PARTS) if most else 1
     if count <= 1:
         return [ranges]
     return [

@@ -314,6 +314,8 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
     ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
     """
     screening, batch, rules = task.screening, task.batch, rules_of(task.rules)
+    # Near its limit a micro-batch is part of a backlog, and so is each of its parts.
+    has_backlog = screening.backlog_offsets is not None and 2 * task.entry.offsets >= screening.backlog_offsets
     clashes = NO_CLASHES
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "screen_seconds"):
@@ -321,7 +323,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
     while True:
         with _timed(seconds, "screen_seconds"):
             outcome = screen_arrivals(
-                arrivals, known.recents, batch, task.entry.moment, rules, screening.backlog_offsets, clashes
+                arrivals, known.recents, batch, task.entry.moment, rules, 1 if has_backlog else None, clashes
             )
         with _timed(seconds, "store_seconds"):
             stored = store(
@@ -389,7 +391,7 @@ def screen_arrivals(
         batch: which micro-batch it is.
         moment: its own time.
         rules: in force.
-        backlog_offsets: see `screening.advance`.
+        backlog_offsets: see `verdicts.advance`.
         clashes: orders to leave out.
     """
     orders = pl.concat([NO_ORDERS, *(part.orders for part in arrivals)])

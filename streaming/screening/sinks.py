@@ -208,12 +208,14 @@ _UNITED = """array(
     select distinct reason collate "C" from unnest(stored.{reasons} || screened.{reasons}) as reason order by 1
 )"""
 
-# Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table.
+# Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table. With them the time grows,
+# also where a micro-batch is done again in other parts: who reads verdicts takes the one of the greatest time.
 _FURTHER_REASONS = f"""
     update raw_orders as stored
     set reasons = {_UNITED.format(reasons="reasons")}, shadow_reasons = {_UNITED.format(reasons="shadow_reasons")},
         status = case when screened.status = 'Fraud' then 'Fraud' else stored.status end,
-        rules_version = screened.rules_version, screened_at = screened.screened_at, change_xid = pg_current_xact_id()
+        rules_version = screened.rules_version, change_xid = pg_current_xact_id(),
+        screened_at = greatest(screened.screened_at, stored.screened_at + interval '1 microsecond')
     from screened
     where stored.order_id = screened.order_id
       and not (screened.reasons <@ stored.reasons and screened.shadow_reasons <@ stored.shadow_reasons)

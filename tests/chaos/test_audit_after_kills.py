@@ -36,7 +36,10 @@ def test_after_kills_shuffles_and_late_orders_every_difference_is_late(spark_ses
     runs.send(settings, runs.repeated(shuffled, seed=21))
     for _ in range(KILLS):
         planned, before = planned_batches(settings), commits(settings)
-        screening, archiving = runs.start_screen("--trigger", "0 seconds"), start_archive("--trigger", "1 second")
+        screening, archiving = (
+            runs.start_screen("--trigger", "0 seconds", "--max-offsets-per-trigger", "150"),
+            start_archive("--trigger", "1 second"),
+        )
         try:
             wait_for_batches(settings, more_than=max(planned, 1))
             wait_until(partial(has_got_on, settings, before))

@@ -361,6 +361,24 @@ def test_a_planned_micro_batch_is_screened_in_parts_when_the_limit_is_smaller_by
 
 
 @pytest.mark.usefixtures("spark_session")
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_checkpoint_from_before_the_ledger_goes_on(settings: Settings, rules: FraudRules, is_committed: bool) -> None:
+    dsn = settings.require("postgres_dsn")
+    send_some(settings, rules, 500, seed=10)
+    assert runs.run_screen("--available-now").returncode == 0
+    send_some(settings, rules, 300, seed=11)
+    (newest,) = sql(dsn, "select max(number) from screening_ledger")[0]
+    sql(dsn, "delete from screening_ledger where number < %s", newest)
+    as_migrated = "epoch = 0, moment = '-infinity', rules_version = '', topic_id = '', first_offsets = '{}', end_offsets = '{}'"
+    sql(dsn, f"update screening_ledger set {as_migrated}, states = null, counts = null; delete from screening_drivers")
+    if not is_committed:
+        Path(settings.checkpoints, "screen_orders", "commits", str(newest)).unlink()
+    done = runs.run_screen("--available-now")
+    assert done.returncode == 0, done.stderr
+    runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
+
+
+@pytest.mark.usefixtures("spark_session")
 def test_a_frozen_process_that_wakes_after_another_went_on_says_so_and_all_ends_as_the_brute_force_says(
     settings: Settings, rules: FraudRules
 ) -> None:
