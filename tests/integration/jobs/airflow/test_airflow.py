@@ -237,8 +237,8 @@ def test_a_failing_expectation_is_not_tried_again_and_dbt_does_not_run(airflow: 
     (gate,) = [each for each in airflow.tasks("bigquery_ingest", ingest) if each["task_id"] == "validate"]
     assert (gate["state"], gate["try_number"]) == ("failed", 1)
     assert airflow.state("bigquery_ingest", ingest, "reconcile") == "success"
-    assert airflow.runs("transformation_dbt") == earlier
     execute(settings, "update raw_orders set country = 'ID' where order_id = 'last of a day'")
+    assert airflow.runs("transformation_dbt").keys() == earlier.keys()  # one of them may have run still
 
 
 def test_a_run_whose_scheduler_and_task_are_killed_goes_on_when_airflow_is_back_and_no_row_is_doubled(

@@ -218,9 +218,10 @@ def test_old_rows_go_and_the_newest_stays(drive: Drive, dsn: str, monkeypatch: p
 # --- the whole job ---------------------------------------------------------------------------------------------------
 
 
-def send_some(settings: Settings, rules: FraudRules, count: int, seed: int) -> None:
+def send_some(settings: Settings, rules: FraudRules, count: int, seed: int, *, ago: timedelta = timedelta(minutes=1)) -> None:
+    """Orders whose event times end so long ago."""
     step = timedelta(seconds=0.2)
-    start = datetime.now(UTC) - count * step - timedelta(minutes=1)
+    start = datetime.now(UTC) - count * step - ago
     runs.send(settings, runs.by_product(runs.dense_orders(count, rules, seed=seed, start=start, step=step)))
 
 
@@ -364,7 +365,7 @@ def test_a_planned_micro_batch_is_screened_in_parts_when_the_limit_is_smaller_by
 @pytest.mark.parametrize("is_committed", [True, False])
 def test_a_checkpoint_from_before_the_ledger_goes_on(settings: Settings, rules: FraudRules, is_committed: bool) -> None:
     dsn = settings.require("postgres_dsn")
-    send_some(settings, rules, 500, seed=10)
+    send_some(settings, rules, 500, seed=10, ago=timedelta(minutes=5))
     assert runs.run_screen("--available-now").returncode == 0
     send_some(settings, rules, 300, seed=11)
     (newest,) = sql(dsn, "select max(number) from screening_ledger")[0]
