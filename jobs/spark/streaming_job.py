@@ -6,9 +6,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from signal import SIGINT, SIGTERM
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -114,12 +113,10 @@ class Query(NamedTuple):
     Attributes:
         writer: the query.
         reporter: is told how it fares.
-        instead: gives another one to be started where this one fails with an error that it knows what to do about.
     """
 
     writer: DataStreamWriter
     reporter: Reporter
-    instead: Callable[[FinproError], DataStreamWriter | None] = lambda error: None
 
 
 def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics, stop: threading.Event) -> None:
@@ -148,21 +145,13 @@ def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: Qu
         raise _cause(error) from error
 
 
-@dataclass
-class _Running:
+class _Running(NamedTuple):
     query: Query
     started: StreamingQuery
 
     def has_failed(self) -> bool:
-        """Whether it has failed for good: else, if there is another query to take its place, that one is started."""
-        error = None if self.started.isActive else self.started.exception()
-        if error is None:
-            return False
-        writer = self.query.instead(_cause(error))
-        if writer is None:
-            return True
-        self.started = writer.start()
-        return False
+        """Whether it has ended by an error."""
+        return not self.started.isActive and self.started.exception() is not None
 
 
 def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) -> None:

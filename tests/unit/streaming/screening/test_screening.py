@@ -404,7 +404,7 @@ def test_an_event_time_ahead_of_the_micro_batch_does_not_move_the_watermark_beyo
 
 
 @pytest.mark.parametrize("backlog_offsets", [None, 1])
-def test_a_frontier_from_beyond_the_micro_batch_comes_back(backlog_offsets: int | None) -> None:
+def test_a_watermark_from_beyond_the_micro_batch_comes_back(backlog_offsets: int | None) -> None:
     beyond = Watermark({0: 250_000_000_000 * SECOND_US}, us=249_999_999_970 * SECOND_US)
     back = advance(beyond, [read(0, 1, 1, 990)], LATENESS, backlog_offsets, datetime.fromtimestamp(1000, UTC))
     assert back == Watermark({0: 1000 * SECOND_US}, us=970 * SECOND_US)
