@@ -127,7 +127,7 @@ def main(given: Sequence[str] | None = None, *, console: Console | None = None, 
         create_tables(spark, settings.lakehouse)
         queries = [query(spark, settings, stream, options, console) for stream in streams(settings, options.tasks)]
         with made_known("archive", registry, settings):
-            run_until_stopped(spark, queries, QueryMetrics(registry), stopping)
+            run_until_stopped(queries, QueryMetrics(registry), stopping)
 
 
 if __name__ == "__main__":

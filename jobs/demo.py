@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from subprocess import Popen, TimeoutExpired
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -270,11 +270,12 @@ class _Spark:
         """Start it, and give its version."""
         from pyspark.sql import SparkSession
 
+        from streaming.jvm import process_of
+
         # A shuffle of some thousand rows, in as many tasks as there are cores: 200 would take the audit a minute.
         become_driver(_LOG, master="local[2,4]", memory="1g", conf=["spark.sql.shuffle.partitions=2"], delta=True)
         self._context = SparkSession.builder.getOrCreate().sparkContext
-        gateway: Any = self._context._gateway
-        self._jvm = gateway.proc
+        self._jvm = process_of(self._context)
         return self._context.version
 
     def run(self, job: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from batch.warehouse.export import export, new_run_id
 from batch.warehouse.manifest import Manifest
 from conf.settings import load_settings
 from jobs.spark.session import run_as_program
+from streaming.jvm import running_context
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,7 +66,7 @@ def main(
     with ExitStack() as at_the_end:
 
         def start_spark() -> SparkContext:
-            if (running := SparkContext._active_spark_context) is not None:
+            if (running := running_context()) is not None:
                 return running  # which is the process's, not ours to stop
             prepare()
             spark = SparkContext.getOrCreate()

@@ -188,7 +188,6 @@ def screen(
             require_kept(settings, reached)
         rules = LiveRules(settings.rules, partial(record, spark, settings.lakehouse), reports=[progress, metrics])
         micro_batches = MicroBatches(
-            spark,
             screening,
             checkpoint,
             ledger,
@@ -224,7 +223,7 @@ def screen(
             _forgotten_named(settings, ledger, skip=options.skip_forgotten),
         ):
             watching = Query(query, _Watching(rules, ledger, progress))
-            run_until_stopped(spark, [watching], QueryMetrics(registry), stopping)
+            run_until_stopped([watching], QueryMetrics(registry), stopping)
 
 
 def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:

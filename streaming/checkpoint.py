@@ -30,6 +30,7 @@ class Checkpoint:
     def __init__(self, spark: SparkSession, folder: str) -> None:
         self.folder = folder
         self.files = Folder(spark, folder, "FINPRO_CHECKPOINTS")
+        self._query_id: str | None = None
 
     def planned(self) -> Planned | None:
         """The newest micro-batch, which may not have been written yet; None in a new checkpoint.
@@ -74,9 +75,9 @@ class Checkpoint:
         Raises:
             StreamingError: the file is damaged.
         """
-        if "metadata" not in self.files.names():
-            return None
-        return str(self._json("metadata", line=0)["id"])
+        if self._query_id is None and "metadata" in self.files.names():
+            self._query_id = str(self._json("metadata", line=0)["id"])
+        return self._query_id
 
     def has_state_of_sparks(self) -> bool:
         """Whether Spark kept the state of an operator in it."""

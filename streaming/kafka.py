@@ -1,5 +1,6 @@
 """Kafka: finpro's topics, and one way to turn settings into the configuration of each client."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -399,6 +400,13 @@ def require_topics(settings: Settings, names: tuple[str, ...] = TOPICS) -> dict[
 
 def unread(progress: Any) -> int | None:
     """How many messages of the topic were unread when a query planned its last micro-batch; `progress` is Spark's own of it."""
-    metrics = progress["sources"][0].get("metrics") if progress and progress["sources"] else None
-    latest = (metrics or {}).get("maxOffsetsBehindLatest")
-    return int(latest) if latest is not None else None
+    if not progress or not progress["sources"]:
+        return None
+    read, latest = (_offsets_of(progress["sources"][0][place]) for place in ("endOffset", "latestOffset"))
+    return sum(end - read.get(partition, 0) for partition, end in latest.items())
+
+
+def _offsets_of(source: str) -> dict[tuple[str, str], int]:
+    """Offsets in Spark's progress by topic and partition; none where it knows none."""
+    topics = json.loads(source) or {}
+    return {(topic, partition): int(end) for topic, partitions in topics.items() for partition, end in partitions.items()}

@@ -47,9 +47,9 @@ def become_driver(job: str, *, master: str, memory: str, conf: Sequence[str], de
 
 def has_spark() -> bool:
     """Whether a Spark runs in this process."""
-    from pyspark import SparkContext
+    from streaming.jvm import running_context  # with PySpark, which takes long
 
-    return SparkContext._active_spark_context is not None
+    return running_context() is not None
 
 
 def _start() -> None:

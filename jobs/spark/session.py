@@ -8,6 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from conf.errors import FinproError, LakehouseError, raised_elsewhere
+from streaming.jvm import running_session
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def job_session(properties: Mapping[str, str | int | bool]) -> Iterator[SparkSes
     Where this process has a session already, this is another one of the same Spark, which stays. Else Spark ends with the
     block.
     """
-    if (running := SparkSession._instantiatedSession) is None:
+    if (running := running_session()) is None:
         spark = SparkSession.builder.config(map=dict(properties)).getOrCreate()
         try:
             yield spark

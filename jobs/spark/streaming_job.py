@@ -1,26 +1,21 @@
 """Running streaming queries as a service: until they end, one fails, or the process is told to stop."""
 
-import json
-import logging
 import re
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from signal import SIGINT, SIGTERM
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from py4j.java_gateway import JavaObject
 from pyspark.errors import StreamingQueryException
-from pyspark.java_gateway import ensure_callback_server_started
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from conf.errors import FinproError, KafkaError, StreamingError, raised_elsewhere
+from streaming.jvm import signals_of_the_jvm
 from streaming.screening.metrics import QueryMetrics
-
-_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 1.0
@@ -29,75 +24,23 @@ _GRACE_SECONDS = 120
 
 @contextmanager
 def stop_requested(spark: SparkSession) -> Iterator[threading.Event]:
-    """Inside the block SIGTERM and SIGINT only set this event, and the process goes on.
+    """Inside the block SIGTERM and SIGINT only set this event, and the process goes on; the JVM's handlers give way too.
 
-    The JVM's handlers give way too: it would begin to shut down in the middle of a micro-batch. Under spark-submit it is the
-    process that gets the signal; elsewhere it gets what is sent to a whole group. (In a thread that is not the main one Python
-    has no say about signals: there only the caller sets the event.)
+    (In a thread that is not the main one Python has no say about signals: there only the caller sets the event.)
     """
-    request = _StopRequest()
-    gateway: Any = spark.sparkContext._gateway
-    ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
-    java = gateway.jvm.sun.misc.Signal
-    usual = {name: java.handle(java(name), request) for name in ("TERM", "INT")}
+    stop = threading.Event()
+
+    def request(*_: Any) -> None:
+        stop.set()
+
     is_main = threading.current_thread() is threading.main_thread()
-    usual_here = {number: signal.signal(number, request.handle) for number in (SIGTERM, SIGINT) if is_main}
-    try:
-        yield request.event
-    finally:
-        for name, handler in usual.items():
-            java.handle(java(name), handler)
-        for number, handler in usual_here.items():
-            signal.signal(number, handler)
-
-
-class _StopRequest:
-    """Handles signals, of the JVM and of this process."""
-
-    class Java:
-        implements: ClassVar = ["sun.misc.SignalHandler"]
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def handle(self, *_: Any) -> None:
-        """Called with the signal."""
-        self.event.set()
-
-
-class _Events:
-    """Passes Spark's events on to the metrics, as JSON: what PySpark makes of them asks the JVM for each field."""
-
-    class Java:
-        implements: ClassVar = ["org.apache.spark.sql.streaming.PythonStreamingQueryListener"]
-
-    def __init__(self, spark: SparkSession, metrics: QueryMetrics) -> None:
-        self._metrics = metrics
-        gateway: Any = spark.sparkContext._gateway
-        ensure_callback_server_started(gateway)  # type: ignore[no-untyped-call]
-        spark.streams._jsqm.addListener(gateway.jvm.org.apache.spark.sql.streaming.PythonStreamingQueryListenerWrapper(self))
-
-    # Called by the JVM, under these names.
-
-    def onQueryStarted(self, event: JavaObject) -> None:  # noqa: N802
-        self._metrics.started(json.loads(event.json()))
-
-    def onQueryProgress(self, event: JavaObject) -> None:  # noqa: N802
-        self._metrics.progressed(json.loads(event.json()))
-
-    def onQueryIdle(self, event: JavaObject) -> None:  # noqa: N802
-        self._metrics.idle(json.loads(event.json()))
-
-    def onQueryTerminated(self, event: JavaObject) -> None:  # noqa: N802
-        self._metrics.terminated(json.loads(event.json()))
-
-
-def _tell(metrics: QueryMetrics, spark: SparkSession) -> None:
-    """From now on the metrics hear of all queries. That they cannot is no reason to stop."""
-    try:
-        _Events(spark, metrics)
-    except Exception:
-        _log.exception("there are no metrics of the queries")
+    with signals_of_the_jvm(spark, request):
+        usual = {number: signal.signal(number, request) for number in (SIGTERM, SIGINT) if is_main}
+        try:
+            yield stop
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
 
 
 class Reporter(Protocol):
@@ -119,13 +62,12 @@ class Query(NamedTuple):
     reporter: Reporter
 
 
-def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: QueryMetrics, stop: threading.Event) -> None:
+def run_until_stopped(queries: Sequence[Query], metrics: QueryMetrics, stop: threading.Event) -> None:
     """Start queries, wait for the end of all, and report. When `stop` is set, each finishes its micro-batch first.
 
     When one fails, the others are stopped in the same way.
 
     Args:
-        spark: the queries' session.
         queries: what to run.
         metrics: hears of all that happens to the queries.
         stop: see `stop_requested`.
@@ -133,9 +75,8 @@ def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: Qu
     Raises:
         FinproError: a query failed; says why and what to do.
     """
-    _tell(metrics, spark)
+    running = [_Running(query, metrics) for query in queries]
     try:
-        running = [_Running(query, query.writer.start()) for query in queries]
         _report_until_the_end(running, stop)
         _stop_between_batches([one.started for one in running])
         for one in running:
@@ -143,15 +84,41 @@ def run_until_stopped(spark: SparkSession, queries: Sequence[Query], metrics: Qu
             one.query.reporter.show(one.started.lastProgress, finished=True)
     except StreamingQueryException as error:
         raise _cause(error) from error
+    finally:
+        for one in running:
+            one.tell_of_the_end()
 
 
-class _Running(NamedTuple):
-    query: Query
-    started: StreamingQuery
+class _Running:
+    """A query that has been started, and what its metrics have heard."""
+
+    def __init__(self, query: Query, metrics: QueryMetrics) -> None:
+        self.query, self.started = query, query.writer.start()
+        self._metrics, self._told = metrics, -1
+        metrics.started(self.started.name)
 
     def has_failed(self) -> bool:
         """Whether it has ended by an error."""
         return not self.started.isActive and self.started.exception() is not None
+
+    def tell(self) -> None:
+        """Tell the metrics of the micro-batches since the last time: Spark keeps more of them than a second brings."""
+        for progress in self.started.recentProgress:
+            if progress["batchId"] > self._told:
+                self._told = progress["batchId"]
+                self._metrics.progressed(progress)
+
+    def tell_if_idle(self) -> None:
+        """Tell the metrics when it waits for something to read: as seen in this moment."""
+        status = self.started.status
+        if not status["isDataAvailable"] and not status["isTriggerActive"] and self.started.isActive:
+            self._metrics.idle(self.started.name)
+
+    def tell_of_the_end(self) -> None:
+        """Tell the metrics how it has ended."""
+        with suppress(Exception):  # where the JVM is gone, nobody knows
+            self.tell()
+            self._metrics.ended(self.started.name, failed=self.has_failed())
 
 
 def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) -> None:
@@ -160,9 +127,12 @@ def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) ->
     while not any(one.has_failed() for one in running) and any(one.started.isActive for one in running):
         if stop.wait(_POLL_SECONDS):
             break
+        for one in running:
+            one.tell_if_idle()
         if time.monotonic() - reported_at >= _REPORT_SECONDS:
             reported_at = time.monotonic()
             for one in running:
+                one.tell()
                 one.query.reporter.show(one.started.lastProgress)
 
 

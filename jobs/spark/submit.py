@@ -17,6 +17,9 @@ _ROOT = _JOBS.parent
 _PACKAGES = ("conf", "batch", "streaming", "expectations", "jobs")
 # Hadoop's own local file system starts a process for every permission change: 60 ms for each file of a checkpoint.
 _LOCAL_FILES = "com.globalmentor.apache.hadoop.fs.BareLocalFileSystem"
+# Spark's own second choice, and the one that goes by this file system. The property is none that Spark documents: without
+# the class every query fails when it starts.
+_CHECKPOINTS = "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
 
 
 # Delta plans for every query of a session that has them: only jobs that read or write the lakehouse do.
@@ -53,6 +56,7 @@ def spark_submit(
         # A heap that grows in steps is collected whole before each, which holds up whatever is at work.
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join([*from_archive(), f'-Xms{memory}'])}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
+        command += ["--conf", f"spark.sql.streaming.checkpointFileManagerClass={_CHECKPOINTS}"]
     else:
         command += ["--jars", ",".join(map(str, spark_jars()))]
         command += ["--executor-memory", memory, "--py-files", str(package())]

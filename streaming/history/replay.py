@@ -9,7 +9,7 @@ The draft makes a replay resumable. It is one moment of the lakehouse, and what 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -25,6 +25,7 @@ from streaming.history.differences import (
 )
 from streaming.history.republish import Published, Sinks, publish_letters, publish_orders
 from streaming.history.rescreening import Period
+from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ"
 _ORDERS, _LETTERS, _BEGINS = "orders", "letters", "begins"
@@ -46,12 +47,12 @@ class Draft:
     def __init__(self, spark: SparkSession, folder: str, made_at: datetime) -> None:
         self.made_at = made_at
         self._spark = spark
-        self._folder = f"{folder}/{made_at.strftime(_NAME)}"
+        self._folder = Folder(spark, f"{folder}/{made_at.strftime(_NAME)}", "FINPRO_LAKEHOUSE")
 
     @classmethod
     def unfinished(cls, spark: SparkSession, folder: str) -> "Draft | None":
         """The one that an earlier replay has left; what was never made whole is removed."""
-        for name in _names(spark, folder):
+        for name in Folder(spark, folder, "FINPRO_LAKEHOUSE").names():
             draft = cls(spark, folder, datetime.strptime(name, _NAME).replace(tzinfo=UTC))
             if draft._is_whole():
                 return draft
@@ -62,7 +63,7 @@ class Draft:
         """Screen everything, and write it."""
         read = read_messages_of(lakehouse, None).persist()
         messages = judged(read, lakehouse.silver, _ALWAYS, lakehouse.history).persist()
-        begins_after(messages, lakehouse).write.mode("overwrite").parquet(f"{self._folder}/{_BEGINS}")
+        begins_after(messages, lakehouse).write.mode("overwrite").parquet(f"{self._folder.path}/{_BEGINS}")
         self._write_by_day(_LETTERS, dead_letters(messages, lakehouse), "received_at")
         self._write_by_day(_ORDERS, verdicts(messages, lakehouse), "event_ts")
         for cached in (messages, read):
@@ -79,29 +80,28 @@ class Draft:
 
     def begins(self) -> dict[int, int]:
         """Where a stream with a new checkpoint goes on: partition → offset (see `begins_after`)."""
-        rows = self._spark.read.parquet(f"{self._folder}/{_BEGINS}").collect()
+        rows = self._spark.read.parquet(f"{self._folder.path}/{_BEGINS}").collect()
         return {row["partition"]: row["begin"] for row in rows}
 
     def remove(self) -> None:
         """Remove what is left."""
-        _removed(self._spark, self._folder)
+        self._folder.remove()
 
     def _is_whole(self) -> bool:
-        return "_SUCCESS" in _names(self._spark, f"{self._folder}/{_ORDERS}")  # which is written last
+        return "_SUCCESS" in self._folder.names(_ORDERS)  # which is written last
 
     def _days(self, kind: str) -> list[str]:
-        return [name for name in _names(self._spark, f"{self._folder}/{kind}") if name.startswith("day=")]
+        return [name for name in self._folder.names(kind) if name.startswith("day=")]
 
     def _write_by_day(self, kind: str, rows: DataFrame, time: str) -> None:
         rows = rows.withColumn("day", F.to_date(time)).repartition("day", "partition")
-        rows.write.mode("overwrite").partitionBy("day").parquet(f"{self._folder}/{kind}")
+        rows.write.mode("overwrite").partitionBy("day").parquet(f"{self._folder.path}/{kind}")
 
     def _published(self, kind: str, day: str, publish: Callable[[DataFrame, Sinks], Published], sinks: Sinks) -> Published:
         if day not in self._days(kind):
             return Published(0, 0)
-        folder = f"{self._folder}/{kind}/{day}"
-        done = publish(self._spark.read.parquet(folder), sinks)
-        _removed(self._spark, folder)
+        done = publish(self._spark.read.parquet(f"{self._folder.path}/{kind}/{day}"), sinks)
+        self._folder.remove(f"{kind}/{day}")
         return done
 
 
@@ -137,20 +137,3 @@ def begins_after(messages: DataFrame, lakehouse: Snapshot) -> DataFrame:
     is_recent = is_order & (moment >= newest - (rules.lateness + rules.widest_window) // timedelta(microseconds=1))
     first_recent, end = F.min(F.when(is_recent, F.col("offset"))), F.max("offset") + 1
     return messages.groupBy("partition").agg(F.coalesce(first_recent, end).alias("begin"))
-
-
-def _names(spark: SparkSession, folder: str) -> list[str]:
-    """What lies in a folder, which need not exist."""
-    path, files = _located(spark, folder)
-    return sorted(status.getPath().getName() for status in files.listStatus(path)) if files.exists(path) else []
-
-
-def _removed(spark: SparkSession, folder: str) -> None:
-    path, files = _located(spark, folder)
-    files.delete(path, True)
-
-
-def _located(spark: SparkSession, folder: str) -> tuple[Any, Any]:
-    jvm: Any = spark._jvm
-    path = jvm.org.apache.hadoop.fs.Path(folder)
-    return path, path.getFileSystem(spark._jsc.hadoopConfiguration())

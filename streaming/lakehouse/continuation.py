@@ -13,8 +13,9 @@ from pyspark.sql import SparkSession
 from conf.errors import LakehouseError
 from conf.settings import Settings
 from streaming.checkpoint import Checkpoint, Planned
+from streaming.jvm import delta_appends
 from streaming.kafka import TopicReader, librdkafka_config, topic_id
-from streaming.lakehouse.tables import BRONZE_ORDERS, Table, appends, bronze_ends, bronze_orders, table_id
+from streaming.lakehouse.tables import BRONZE_ORDERS, Table, bronze_ends, bronze_orders, table_id
 
 _FROM_THE_FIRST = -2  # Spark's word for the first offset that Kafka has
 
@@ -93,7 +94,7 @@ def _require_that_bronze_agrees(
     spark: SparkSession, lakehouse: str, topic: str, origin: Origin, known: ArchiveCheckpoint, planned: Planned | None
 ) -> None:
     """Check that bronze holds this very topic, and no more of it than the checkpoint knows of."""
-    appended = appends(spark, bronze_orders(lakehouse))
+    appended = delta_appends(spark, bronze_orders(lakehouse))
     topic_ids = {one.topic_id for one in map(AppendId.parse, appended) if one.topic == topic}
     if topic_ids - {origin.topic}:
         raise LakehouseError(

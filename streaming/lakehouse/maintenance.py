@@ -5,11 +5,12 @@ from datetime import timedelta
 from functools import partial
 
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from conf.errors import LakehouseError, SettingsError
-from streaming.lakehouse.tables import Table, commit, snapshot
+from streaming.jvm import delta_files
+from streaming.lakehouse.tables import Table, commit
 
 # A day of a million orders is a file or two: a reader of an hour skips the others by their times.
 TARGET_FILE_BYTES = 128 * 2**20
@@ -95,19 +96,14 @@ def maintain(spark: SparkSession, lakehouse: str, table: Table, retention: timed
     return Upkeep(table.name, len(days), before, _size(spark, path), _deleted(delta))
 
 
-def _files(spark: SparkSession, path: str) -> DataFrame:
-    """The files that a table consists of now, as its log has them."""
-    return DataFrame(snapshot(spark, path).allFiles().toDF(), spark)
-
-
 def _size(spark: SparkSession, path: str) -> Size:
     count, total = F.count("*"), F.coalesce(F.sum("size"), F.lit(0))
-    return Size(*_files(spark, path).agg(count, total).collect()[0])
+    return Size(*delta_files(spark, path).agg(count, total).collect()[0])
 
 
 def _days_in_pieces(spark: SparkSession, path: str, day: str) -> list[str]:
     """The days that lie in more files than they need. One that was compacted is left alone until something is added."""
-    files = _files(spark, path).groupBy(F.col("partitionValues")[day].alias("day"))
+    files = delta_files(spark, path).groupBy(F.col("partitionValues")[day].alias("day"))
     sizes = files.agg(F.count("*").alias("files"), F.sum("size").alias("bytes"))
     in_pieces = F.col("files") > F.floor(F.col("bytes") / TARGET_FILE_BYTES) + 1
     return [row["day"] for row in sizes.where(in_pieces).orderBy("day").collect()]

@@ -174,21 +174,9 @@ def bronze_ends(spark: SparkSession, lakehouse: str, topic: str) -> dict[int, in
     return {row["partition"]: row["end"] for row in ends.collect()}
 
 
-def snapshot(spark: SparkSession, path: str) -> Any:
-    """The present state of the Delta table at `path`, as Delta's own Java object."""
-    jvm: Any = spark._jvm
-    return jvm.org.apache.spark.sql.delta.DeltaLog.forTableWithSnapshot(spark._jsparkSession, path)._2()
-
-
 def table_id(spark: SparkSession, path: str) -> str:
     """The id that Delta gave the table at `path`: another one once it has been deleted and created again."""
-    return str(snapshot(spark, path).metadata().id())
-
-
-def appends(spark: SparkSession, path: str) -> dict[str, int]:
-    """Under what names micro-batches were appended to the table at `path`, and the number of each one's last."""
-    found = snapshot(spark, path).setTransactions()
-    return {found.apply(place).appId(): found.apply(place).version() for place in range(found.size())}
+    return str(DeltaTable.forPath(spark, path).detail().select("id").collect()[0]["id"])
 
 
 def commit(lakehouse: str, table: Table, write: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a streaming job tells Prometheus: how its queries fare, by Spark's own events, and what screening decided, by receipts.
+"""What a streaming job tells Prometheus: how its queries fare, by Spark's progress, and what screening decided, by receipts.
 
 Nothing here counts what was not counted already, and nothing here can fail a job: see `_harmless`.
 """
@@ -13,6 +13,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from streaming.contract import FRAUD, GENUINE
+from streaming.kafka import unread
 from streaming.rules.rules import REASONS
 from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 
@@ -38,7 +39,7 @@ def _harmless(method: Callable[Concatenate[_Self, _Arguments], None]) -> Callabl
 
 
 class QueryMetrics:
-    """How the queries of a job fare. Told of Spark's events (`StreamingQueryListener`), as their JSON has them."""
+    """How the queries of a job fare, each by its name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -63,25 +64,22 @@ class QueryMetrics:
             buckets=_BATCH_BOUNDS_SECONDS,
             registry=registry,
         )
-        self._names: dict[str, str] = {}
 
     @_harmless
-    def started(self, event: dict[str, Any]) -> None:
+    def started(self, name: str) -> None:
         """A query begins."""
-        name = self._names[event["id"]] = event["name"]
         self._active.labels(name).set(1)
         self._failures.labels(name)  # exists from the start: a rate needs a zero to rise from
         self._heartbeat.labels(name).set_to_current_time()
 
     @_harmless
-    def progressed(self, event: dict[str, Any]) -> None:
-        """A micro-batch was committed."""
-        progress = event["progress"]
+    def progressed(self, progress: dict[str, Any]) -> None:
+        """A micro-batch was committed: Spark's own `StreamingQueryProgress` of it."""
         name, phases = progress["name"], progress["durationMs"]
         self._batches.labels(name).inc()
         self._rows.labels(name).inc(progress["numInputRows"])
-        self._rate.labels(name).set(progress.get("inputRowsPerSecond", 0))
-        self._lag.labels(name).set(sum(unread_messages(source) for source in progress["sources"]))
+        self._rate.labels(name).set(progress["inputRowsPerSecond"] or 0)
+        self._lag.labels(name).set(unread(progress) or 0)
         self._batch_seconds.labels(name).observe(phases["triggerExecution"] / 1000)
         for phase, milliseconds in phases.items():
             if phase != "triggerExecution":
@@ -90,30 +88,18 @@ class QueryMetrics:
         self._heartbeat.labels(name).set_to_current_time()
 
     @_harmless
-    def idle(self, event: dict[str, Any]) -> None:
+    def idle(self, name: str) -> None:
         """A query found nothing to read: it lives, and nothing waits."""
-        name = self._names[event["id"]]
         self._lag.labels(name).set(0)
         self._rate.labels(name).set(0)
         self._heartbeat.labels(name).set_to_current_time()
 
     @_harmless
-    def terminated(self, event: dict[str, Any]) -> None:
+    def ended(self, name: str, *, failed: bool) -> None:
         """A query has ended, by itself or by a failure."""
-        name = self._names[event["id"]]
         self._active.labels(name).set(0)
-        if event.get("exception"):
+        if failed:
             self._failures.labels(name).inc()
-
-
-def unread_messages(source: dict[str, Any]) -> int:
-    """The messages of a source of Spark's progress that Kafka had, beyond those that the micro-batch read."""
-    read, latest = source.get("endOffset") or {}, source.get("latestOffset") or {}
-    return sum(
-        offset - read.get(topic, {}).get(partition, 0)
-        for topic, partitions in latest.items()
-        for partition, offset in partitions.items()
-    )
 
 
 class ScreeningMetrics:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from streaming.checkpoint import Checkpoint
 from streaming.rules.live import LiveRules
@@ -25,7 +25,6 @@ class MicroBatches:
     """Screens one micro-batch after the other.
 
     Attributes:
-        spark: the query's session.
         screening: what workers need to know.
         checkpoint: of the query.
         ledger: of the query.
@@ -37,7 +36,6 @@ class MicroBatches:
         reports: hear what came of each part of a micro-batch.
     """
 
-    spark: SparkSession
     screening: Screening
     checkpoint: Checkpoint
     ledger: Ledger
@@ -54,7 +52,7 @@ class MicroBatches:
         Raises:
             FinproError: it cannot go on; says why and what to do. Nothing is lost or doubled by then.
         """
-        self.ledger.take(str(self.spark.sparkContext.getLocalProperty("sql.streaming.queryId")))
+        self.ledger.take(str(self.checkpoint.query_id()))
         with self.rules.fixed() as version:
             entry = self.ledger.open(number, self.checkpoint.ends(number), self.checkpoint.begins, self.topic_id(), version)
         if entry.is_settled:  # before the driver died, just not committed by Spark

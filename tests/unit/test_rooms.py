@@ -1,6 +1,7 @@
 """The folders show the flow: each room imports from rooms below it only, none is crowded, and each says what lives there."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ CLOSED = {
     ("streaming/shop", "streaming/screening"),
     ("streaming/history", "streaming/shop"),
 }
+# With an underscore, and yet public.
+PUBLIC = {"_asdict", "_fields", "_replace", "__name__"}
 MODULES = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for room in ROOMS for path in Path(room).glob("*.py")
 }
@@ -79,6 +82,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for module in done:
             del left[module]
     assert left == {}
+
+
+SPARK = re.compile(r"^\s*(from|import) (pyspark|py4j|delta)\b", re.MULTILINE)
+
+
+def private_parts(module: str) -> Iterator[str]:
+    """What a module reaches for that Spark or another module has marked as its own, as `object._name`."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    reached = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in reached if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+    yield from (node.attr for node in reached if node.attr.startswith("_") and node.attr not in own | PUBLIC)
+
+
+def test_one_module_reaches_into_spark_and_all_others_use_its_public_api() -> None:
+    assert set(private_parts("streaming.jvm")) >= {"_jvm", "_jsc", "_gateway", "_jsparkSession"}
+    users = {module for module, path in MODULES.items() if SPARK.search(path.read_text(encoding="utf-8"))}
+    reaching = {module: set(private_parts(module)) for module in users - {"streaming.jvm"}}
+    assert {module: names for module, names in reaching.items() if names} == {}
 
 
 @pytest.mark.parametrize("place", ROOMS)

@@ -16,7 +16,8 @@ from streaming.lakehouse.tables import BRONZE_ORDERS, TABLES
 
 def progress(end: int, rows: int, behind: int = 0) -> dict[str, Any]:
     """What Spark says of a micro-batch of two partitions."""
-    source = {"endOffset": json.dumps({"orders": {"0": end - 1, "1": 1}}), "metrics": {"maxOffsetsBehindLatest": str(behind)}}
+    read, latest = ({"orders": {"0": reached - 1, "1": 1}} for reached in (end, end + behind))
+    source = {"endOffset": json.dumps(read), "latestOffset": json.dumps(latest)}
     return {"numInputRows": rows, "sources": [source]}
 
 

@@ -1,5 +1,6 @@
 """What a streaming job's metrics say, and that they can fail nothing."""
 
+import json
 import logging
 import socket
 from pathlib import Path
@@ -27,16 +28,13 @@ def receipt(**fields: Any) -> Receipt:
 
 
 def progress_of(query: str, *, read: dict[str, int], latest: dict[str, int], **durations: int) -> dict[str, Any]:
-    """As much of Spark's event as is used; offsets of the one topic by partition, durations in milliseconds."""
-    source = {"endOffset": {"orders": read}, "latestOffset": {"orders": latest}}
+    """As much of Spark's progress as is used; offsets of the one topic by partition, durations in milliseconds."""
     return {
-        "progress": {
-            "name": query,
-            "numInputRows": sum(read.values()),
-            "inputRowsPerSecond": 12.5,
-            "durationMs": durations,
-            "sources": [source],
-        }
+        "name": query,
+        "numInputRows": sum(read.values()),
+        "inputRowsPerSecond": 12.5,
+        "durationMs": durations,
+        "sources": [{"endOffset": json.dumps({"orders": read}), "latestOffset": json.dumps({"orders": latest})}],
     }
 
 
@@ -103,7 +101,7 @@ def test_one_version_of_the_rules_is_in_force_and_a_refused_file_shows_until_one
 
 def test_lag_is_what_kafka_has_beyond_the_micro_batch_and_nothing_once_a_query_is_idle(registry: CollectorRegistry) -> None:
     metrics = QueryMetrics(registry)
-    metrics.started({"id": "a", "name": "screen_orders"})
+    metrics.started("screen_orders")
 
     def lag() -> float | None:
         return registry.get_sample_value("finpro_query_lag_messages", {"query": "screen_orders"})
@@ -112,7 +110,7 @@ def test_lag_is_what_kafka_has_beyond_the_micro_batch_and_nothing_once_a_query_i
     metrics.progressed(progress_of("screen_orders", read=read, latest=latest, triggerExecution=500, addBatch=400))
     assert lag() == 8
 
-    metrics.idle({"id": "a"})
+    metrics.idle("screen_orders")
     assert lag() == 0
 
 
@@ -125,10 +123,10 @@ def test_an_idle_query_is_heard_of_but_has_ended_no_micro_batch(
         return registry.get_sample_value(f"finpro_query_{name}_timestamp_seconds", {"query": "q"})
 
     monkeypatch.setattr("time.time", lambda: 100.0)
-    metrics.started({"id": "a", "name": "q"})
+    metrics.started("q")
     metrics.progressed(progress_of("q", read={}, latest={}, triggerExecution=1))
     monkeypatch.setattr("time.time", lambda: 200.0)
-    metrics.idle({"id": "a"})
+    metrics.idle("q")
 
     assert (at("heartbeat"), at("last_batch")) == (200, 100)
 
@@ -152,10 +150,10 @@ def test_phases_add_up_and_the_whole_is_not_one_of_them(registry: CollectorRegis
 def test_a_query_that_failed_is_not_active_and_counted(registry: CollectorRegistry) -> None:
     metrics = QueryMetrics(registry)
 
-    metrics.started({"id": "a", "name": "good"})
-    metrics.started({"id": "b", "name": "bad"})
-    metrics.terminated({"id": "a", "exception": None})
-    metrics.terminated({"id": "b", "exception": "why"})
+    metrics.started("good")
+    metrics.started("bad")
+    metrics.ended("good", failed=False)
+    metrics.ended("bad", failed=True)
 
     assert registry.get_sample_value("finpro_query_active", {"query": "good"}) == 0
     assert registry.get_sample_value("finpro_query_failures_total", {"query": "good"}) == 0
@@ -166,7 +164,7 @@ def test_what_the_metrics_cannot_understand_is_logged_and_stops_nothing(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        QueryMetrics(registry).progressed({"progress": "nonsense"})
+        QueryMetrics(registry).progressed({"name": "nonsense"})
         ScreeningMetrics(registry).settled(["nonsense"])  # type: ignore[list-item]
 
     assert [record.message for record in caplog.records] == [
