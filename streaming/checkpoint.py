@@ -25,7 +25,13 @@ class Planned(NamedTuple):
 
 
 class Checkpoint:
-    """A folder where Spark keeps how far a query has come. Its query reads one topic."""
+    """A folder where Spark keeps how far a query has come. Its query reads one topic.
+
+    Attributes:
+        lost: what to do where it cannot be used any more.
+    """
+
+    lost = "move the checkpoint away and start anew, as docs/runbook.md says (the checkpoint of screening is lost)."
 
     def __init__(self, spark: SparkSession, folder: str) -> None:
         self.folder = folder
@@ -42,8 +48,17 @@ class Checkpoint:
         return None if newest is None else Planned(newest, self.ends(newest))
 
     def committed(self) -> int | None:
-        """The newest micro-batch that is complete; None before the first."""
-        return self._newest("commits")
+        """The newest micro-batch that is complete; None before the first.
+
+        Raises:
+            StreamingError: its file is damaged.
+        """
+        newest = self._newest("commits")
+        if newest is not None:
+            self._json(
+                f"commits/{newest}", line=1, instead="remove it. Its micro-batch is done again then, which changes nothing."
+            )
+        return newest
 
     def ends(self, batch: int) -> Ends:
         """Up to which offsets a micro-batch reads.
@@ -86,24 +101,18 @@ class Checkpoint:
     def _newest(self, log: str) -> int | None:
         return max((int(name) for name in self.files.names(log) if name.isdigit()), default=None)
 
-    def _json(self, name: str, *, line: int) -> Any:
-        """A line of a file that Spark has written."""
+    def _json(self, name: str, *, line: int, instead: str | None = None) -> dict[str, Any]:
+        """An object in a line of a file, as it was written; `instead` is what to do where it is damaged."""
+        damaged = f"The file {self.files.path}/{name} is damaged: {instead or f'put it back from a copy, or {self.lost}'}"
         try:
             found = json.loads(self.files.read(name).splitlines()[line])
         except FileMissing as error:
-            raise StreamingError(f"The checkpoint lacks the file {self.files.path}/{name}: {_ADVICE}") from error
+            raise StreamingError(f"The checkpoint lacks the file {self.files.path}/{name}: {self.lost}") from error
         except (FileDamaged, IndexError, ValueError) as error:
-            raise StreamingError(f"The file {self.files.path}/{name} is damaged: {_advice(name)}") from error
+            raise StreamingError(damaged) from error
         if not isinstance(found, dict) or not found:
-            raise StreamingError(f"The file {self.files.path}/{name} is damaged: {_advice(name)}")
+            raise StreamingError(damaged)
         return found
-
-
-_ADVICE = "move the checkpoint away and start anew, as docs/runbook.md says (the checkpoint of screening is lost)."
-
-
-def _advice(name: str) -> str:
-    return f"put it back from a copy, or {_ADVICE}"
 
 
 def _partitions(topics: dict[str, Any]) -> Ends:

@@ -28,6 +28,7 @@ _KAFKAS_TIME = {"message.timestamp.type": "LogAppendTime"}
 _MOST_MILLISECONDS = (2**63 - 1) // 1000
 
 _WAIT_SECONDS = 30
+_RESTARTS_SECONDS = 60  # a broker that does is away for so long at most
 _ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
 _DEFAULT_MESSAGE_BYTES = 1_048_588
 
@@ -316,18 +317,37 @@ def topic_id(settings: Settings, name: str) -> str:
 
 
 def topic_ids(settings: Settings, name: str) -> Callable[[], str]:
-    """Asks for the id of one of finpro's topics (see `topic_id`), again and again on one connection."""
+    """Asks for the id of one of finpro's topics (see `topic_id`), again and again on one connection.
+
+    A broker that restarts meanwhile is waited for, as Spark does.
+    """
     topic = settings.topic(name)
     admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
 
-    def ask() -> str:
+    def ask_once() -> str:
         described = admin.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_SECONDS)
+        return str(described[topic].result().topic_id)
+
+    again = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_may_pass),
+        stop=tenacity.stop_after_delay(_RESTARTS_SECONDS),
+        wait=tenacity.wait_fixed(0.5),
+        reraise=True,
+    )
+
+    def ask() -> str:
         try:
-            return str(described[topic].result().topic_id)
+            return again(ask_once)
         except KafkaException as error:
             raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
 
     return ask
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether Kafka failed to answer, and did not refuse."""
+    unheard = (ClientError._TRANSPORT, ClientError._TIMED_OUT, ClientError._ALL_BROKERS_DOWN, ClientError._RESOLVE)
+    return isinstance(error, KafkaException) and error.args[0].code() in unheard
 
 
 def existing_topics(settings: Settings) -> dict[str, int]:

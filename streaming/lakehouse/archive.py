@@ -155,10 +155,10 @@ _LETTER = [field for field in QUARANTINE.fields if field.name not in ("value", "
 def dead_letters(messages: DataFrame) -> DataFrame:
     """Messages of `orders_dead_letter` as columns: QUARANTINE, `place` and `letter` of the dead letter itself, `is_readable`.
 
-    The position of the message that it is about is in its headers.
+    The position of the message that it is about is in its headers. Of several of one name the first counts: screening writes
+    one, and who passes a message on appends.
     """
-    headers = F.map_from_entries("headers")
-    typed = {field.name: headers[field.name].cast("string").try_cast(field.dataType) for field in _LETTER}
+    typed = {field.name: _header(field.name).cast("string").try_cast(field.dataType) for field in _LETTER}
     columns = messages.select(
         _place(),
         F.struct("partition", "offset").alias("letter"),
@@ -166,6 +166,10 @@ def dead_letters(messages: DataFrame) -> DataFrame:
         *(column.alias(name) for name, column in typed.items()),
     )
     return columns.withColumns({"received_date": F.to_date("received_at"), "is_readable": _all_there(typed)})
+
+
+def _header(name: str) -> Column:
+    return F.get(F.filter("headers", lambda header: header["key"] == name), 0)["value"]
 
 
 def merge_into_quarantine(lakehouse: str) -> SinkFunction:

@@ -31,9 +31,16 @@ class Origin:
 class ArchiveCheckpoint(Checkpoint):
     """What finpro adds to a checkpoint is one file that says what it was made for."""
 
-    def origin(self) -> Origin | None:
-        """What it was made for, where that is known."""
-        return Origin(**json.loads(self.files.read(_ORIGIN))) if self.files.exists(_ORIGIN) else None
+    lost = "remove that folder and start again: nothing is lost or doubled."
+
+    def origin(self) -> Origin:
+        """What it was made for.
+
+        Raises:
+            StreamingError: the file is missing or damaged.
+        """
+        found = self._json(_ORIGIN, line=0)
+        return Origin(str(found.get("topic")), str(found.get("table")))
 
     def made_for(self, origin: Origin) -> None:
         """Note what it is made for."""
@@ -60,11 +67,13 @@ def starting_offsets(
 
     Raises:
         LakehouseError: the checkpoint was made for another topic or table, or Kafka no longer has what comes next.
+        StreamingError: a file of the checkpoint is damaged.
         KafkaError: Kafka does not answer.
     """
     known = ArchiveCheckpoint(spark, checkpoint)
     origin = Origin(topic_id(settings, topic), table_id(spark, table.path(settings.lakehouse)))
     planned, name = known.planned(), settings.topic(topic)
+    known.committed()  # else Spark meets a damaged file, and does not name it
     with TopicReader(librdkafka_config(settings), name) as reader:
         kept = reader.kept()
     if planned:

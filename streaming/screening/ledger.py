@@ -54,6 +54,7 @@ class Entry(NamedTuple):
         number: of the micro-batch.
         epoch: of the driver that has it.
         moment: the micro-batch's own time.
+        since: what was stored from then on may not have been announced yet: the moment, or an earlier one, see `_Owed`.
         rules_version: what it is screened by.
         ranges: what it reads.
         is_settled: whether there is nothing left to do.
@@ -63,6 +64,7 @@ class Entry(NamedTuple):
     number: int
     epoch: int
     moment: datetime
+    since: datetime
     rules_version: str
     ranges: Ranges
     is_settled: bool
@@ -123,6 +125,31 @@ class _Holder(NamedTuple):
             return True
 
 
+class _Owed(NamedTuple):
+    """What queries whose checkpoints were given up have stored and may not have announced.
+
+    Attributes:
+        since: when the first of them was stored, or later.
+        ends: up to where they lie.
+    """
+
+    since: datetime
+    ends: Ends
+
+    @classmethod
+    def of(cls, found: dict[str, Any] | None) -> "_Owed | None":
+        """As a row has it."""
+        return cls(datetime.fromisoformat(found["since"]), _offsets(found["ends"])) if found else None
+
+    def as_json(self) -> str:
+        """For a row."""
+        return json.dumps({"since": self.since.isoformat(), "ends": self.ends})
+
+    def is_paid(self, reached: Ends) -> bool:
+        """Whether a query that has come so far has read all of it again."""
+        return all(reached.get(partition, 0) >= end for partition, end in self.ends.items())
+
+
 class _Row(NamedTuple):
     """A row of screening_ledger."""
 
@@ -132,6 +159,7 @@ class _Row(NamedTuple):
     topic_id: str
     first: Ends
     ends: Ends
+    owed: _Owed | None
     is_settled: bool
     states: int | None
 
@@ -372,14 +400,20 @@ class Ledger:
             moment = datetime.now(UTC)
             if newest and newest.moment >= moment:  # a clock was put back; who reads verdicts goes by this time
                 moment = newest.moment + timedelta(microseconds=PARTS)
+            owed = newest.owed if newest else self._owed_by_others(cursor, topic_id)
+            if owed and owed.is_paid(first):
+                owed = None
             cursor.execute(
                 "insert into screening_ledger"
-                " (query_id, number, epoch, moment, rules_version, topic_id, first_offsets, end_offsets)"
-                " values (%s, %s, %s, %s, %s, %s, %s, %s)",
-                [self._query_id, number, self._epoch, moment, rules_version, topic_id, json.dumps(first), json.dumps(ends)],
+                " (query_id, number, epoch, moment, rules_version, topic_id, first_offsets, end_offsets, owed)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                [
+                    *(self._query_id, number, self._epoch, moment, rules_version, topic_id),
+                    *(json.dumps(first), json.dumps(ends), owed.as_json() if owed else None),
+                ],
             )
-            ranges = _ranges(first, ends)
-            return Entry(self._query_id, number, self._epoch, moment, rules_version, ranges, is_settled=False)
+            since, ranges = _since(owed, moment), _ranges(first, ends)
+            return Entry(self._query_id, number, self._epoch, moment, since, rules_version, ranges, is_settled=False)
 
         return self._do(work)
 
@@ -403,9 +437,22 @@ class Ledger:
             cursor.execute(
                 "delete from screening_state where query_id = %s and batch >= %s", [self._query_id, row.number * PARTS]
             )
-        return Entry(
-            self._query_id, row.number, self._epoch, row.moment, rules_version, _ranges(first, ends), is_settled=is_settled
+        since, ranges = _since(row.owed, row.moment), _ranges(first, ends)
+        return Entry(self._query_id, row.number, self._epoch, row.moment, since, rules_version, ranges, is_settled=is_settled)
+
+    def _owed_by_others(self, cursor: Any, topic_id: str) -> _Owed | None:
+        """What other queries have left unsettled of the topic: asked once a query, which scans the ledger."""
+        cursor.execute(
+            "select moment, end_offsets from screening_ledger"
+            " where settled_at is null and query_id <> %s and topic_id = %s and isfinite(moment)",
+            [self._query_id, topic_id],
         )
+        if not (left := cursor.fetchall()):
+            return None
+        ends: Ends = {}
+        for _, offsets in left:
+            ends |= {partition: max(end, ends.get(partition, 0)) for partition, end in _offsets(offsets).items()}
+        return _Owed(min(moment for moment, _ in left).astimezone(UTC), ends)
 
     def settle(self, entry: Entry, counts: dict[str, Any], states: int) -> None:
         """Note that all of a micro-batch is stored and announced, and what it came to.
@@ -438,7 +485,8 @@ class Ledger:
                 },
             )
             if not cursor.rowcount:
-                self._require_driver(cursor)
+                if not self._look(cursor)[0]:
+                    raise self._replaced(cursor)
                 raise StreamingError(f"What micro-batch {entry.number} has stored is gone from Postgres: {LOST_COMMITS}")
             if entry.number % _PRUNE_EVERY == 0:
                 cursor.execute(
@@ -448,39 +496,51 @@ class Ledger:
 
         self._do(work)
 
-    def reopen(self, entry: Entry, step: int) -> None:
+    def reopen(self, entry: Entry, step: int) -> Entry:
         """Forget what tasks have stored of the state after a step of this micro-batch: it will be divided in another way.
+
+        The driver begins a new epoch with it: a task of a machine that was given up may still be at work, and divides in the
+        former way.
 
         Raises:
             StreamingError: this is not the driver any more.
             PostgresError: Postgres does not answer, or refuses.
         """
+        before, now = entry.epoch, entry.epoch + 1
 
         def work(cursor: Any) -> None:
-            self._require_driver(cursor)
+            cursor.execute(
+                "update screening_drivers set epoch = %(now)s where query_id = %(query)s"
+                " and epoch in (%(before)s, %(now)s) and machine = %(machine)s and process = %(process)s",
+                {"query": entry.query_id, "before": before, "now": now, **vars(self._driver)},
+            )
+            if not cursor.rowcount:
+                raise self._replaced(cursor)
+            cursor.execute(
+                "update screening_ledger set epoch = %s where query_id = %s and number = %s and epoch = %s",
+                [now, entry.query_id, entry.number, before],
+            )
             cursor.execute("delete from screening_state where query_id = %s and batch = %s", [entry.query_id, step])
 
-        self._do(work)
-
-    def _require_driver(self, cursor: Any) -> None:
-        if not self._look(cursor)[0]:
-            raise self._replaced(cursor)
+        self._do(work, epoch=now)
+        return entry._replace(epoch=now)
 
     def _look(self, cursor: Any) -> tuple[bool, _Row | None]:
         """Whether this process is the driver, which it then stays until the transaction ends, and the newest row."""
         cursor.execute(
             "with mine as (select epoch from screening_drivers where query_id = %(query)s and epoch = %(epoch)s for share)"
             " select mine.epoch is not null, number, case when isfinite(moment) then moment else to_timestamp(0) end,"
-            " rules_version, topic_id, first_offsets, end_offsets, settled_at is not null, states"
+            " rules_version, topic_id, first_offsets, end_offsets, owed, settled_at is not null, states"
             " from (select) as one left join mine on true"
             " left join (select * from screening_ledger where query_id = %(query)s order by number desc limit 1) as newest"
             " on true",
             {"query": self._query_id, "epoch": self._epoch},
         )
-        is_driver, number, moment, rules_version, topic_id, first, ends, *rest = cursor.fetchone()
+        is_driver, number, moment, rules_version, topic_id, first, ends, owed, *rest = cursor.fetchone()
         if number is None:
             return is_driver, None
-        row = _Row(number, moment.astimezone(UTC), rules_version, topic_id, _offsets(first), _offsets(ends), *rest)
+        moment, first, ends = moment.astimezone(UTC), _offsets(first), _offsets(ends)
+        row = _Row(number, moment, rules_version, topic_id, first, ends, _Owed.of(owed), *rest)
         return is_driver, row
 
     def _adopted(self, cursor: Any, row: _Row, checkpoint: Checkpoint, committed: int | None, topic_id: str) -> _Row:
@@ -498,10 +558,11 @@ class Ledger:
 
     # --- the connection ----------------------------------------------------------------------------------------------
 
-    def _do(self, work: Callable[[Any], _Result], *, patience: float = 60) -> _Result:
+    def _do(self, work: Callable[[Any], _Result], *, patience: float = 60, epoch: int | None = None) -> _Result:
         """Do `work` with a cursor in one transaction; again on a new connection where Postgres has ended this one.
 
-        It may have been committed by then: all that is done here may be done twice.
+        It may have been committed by then: all that is done here may be done twice. Where an `epoch` is given, the driver has
+        that one afterwards.
         """
 
         def attempt() -> _Result:
@@ -514,7 +575,9 @@ class Ledger:
                 raise
 
         with self._using:
-            return until_reachable(attempt, seconds=patience)
+            done = until_reachable(attempt, seconds=patience)
+            self._epoch = epoch or self._epoch
+            return done
 
     def _connected(self) -> Connection:
         self._connection = self._connection or open_connection(self._dsn, application_name="finpro screen")
@@ -540,6 +603,10 @@ def _states(cursor: Any, query_id: str, number: int) -> int:
 
 def _offsets(found: dict[str, int]) -> Ends:
     return {int(partition): offset for partition, offset in found.items()}
+
+
+def _since(owed: _Owed | None, moment: datetime) -> datetime:
+    return min(owed.since, moment) if owed else moment
 
 
 def _ranges(first: Ends, ends: Ends) -> Ranges:

@@ -16,7 +16,7 @@ from streaming.rules.live import LiveRules
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import PARTS, Entry, Ledger, Ranges
 from streaming.screening.pipeline import Screening, Task, screened
-from streaming.screening.receipts import Receipt, decode_report, summed
+from streaming.screening.receipts import NotKeyed, Receipt, decode_report, summed
 from streaming.screening.state import MicroBatch
 
 
@@ -53,34 +53,46 @@ class MicroBatches:
             FinproError: it cannot go on; says why and what to do. Nothing is lost or doubled by then.
         """
         self.ledger.take(str(self.checkpoint.query_id()))
+        ends, topic_id = self.checkpoint.ends(number), self.topic_id()
         with self.rules.fixed() as version:
-            entry = self.ledger.open(number, self.checkpoint.ends(number), self.checkpoint.begins, self.topic_id(), version)
+            entry = self.ledger.open(number, ends, self.checkpoint.begins, topic_id, version)
         if entry.is_settled:  # before the driver died, just not committed by Spark
             return
         parts = in_parts(entry.ranges, self.screening.backlog_offsets)
         receipts, states = [], 0
         for part, ranges in enumerate(parts):
-            done = self._screen(messages if len(parts) == 1 else self.read(ranges), ranges, entry, part)
+            done = self._screen(messages if len(parts) == 1 else self.read(ranges), entry, part)
+            if isinstance(done, NotKeyed):
+                entry = self._shuffle(entry, part, done)
+                done = self._screen(self.read(ranges), entry, part)
+                assert not isinstance(done, NotKeyed)  # noqa: S101  which is said of partitions only
             states += sum(len(receipt.buckets) for receipt in done)
             receipts += done
             for report in self.reports:
                 report(done)
         self.ledger.settle(entry, summed(receipts), states)
 
-    def _screen(self, messages: DataFrame, ranges: Ranges, entry: Entry, part: int) -> list[Receipt]:
-        """Screen, store and announce the messages of these ranges; the receipts of all tasks."""
-        batch = MicroBatch(entry.query_id, self.division, entry.number, part)
+    def _screen(self, messages: DataFrame, entry: Entry, part: int) -> list[Receipt] | NotKeyed:
+        """Screen, store and announce the messages of a part; the receipts of all tasks."""
+        batch = self._batch(entry, part)
         moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
         task = Task(self.screening, entry, batch, moment, self.rules.encoded(entry.rules_version))
         reports = [decode_report(row["report"]) for row in screened(messages, task).collect()]  # one a task
         if failed := next((report.failed for report in reports if report.failed), None):
             raise failed.as_error()
         if not_keyed := next((report.not_keyed for report in reports if report.not_keyed), None):
-            self.on_not_keyed(not_keyed.why)
-            self.division = Division(By.PRODUCT, self.screening.tasks)
-            self.ledger.reopen(entry, batch.step)
-            return self._screen(self.read(ranges), ranges, entry, part)
+            return not_keyed
         return [report.receipt for report in reports if report.receipt]
+
+    def _shuffle(self, entry: Entry, part: int, not_keyed: NotKeyed) -> Entry:
+        """From this part of a micro-batch on orders are shuffled by product."""
+        self.on_not_keyed(not_keyed.why)
+        again = self.ledger.reopen(entry, self._batch(entry, part).step)
+        self.division = Division(By.PRODUCT, self.screening.tasks)
+        return again
+
+    def _batch(self, entry: Entry, part: int) -> MicroBatch:
+        return MicroBatch(entry.query_id, self.division, entry.number, part)
 
 
 def in_parts(ranges: Ranges, most: int | None) -> list[Ranges]:

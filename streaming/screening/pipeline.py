@@ -331,7 +331,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
                 outcome.verdicts,
                 rules.version,
                 task.moment,
-                since=task.entry.moment,
+                since=task.entry.since,
                 require=partial(require_open, entry=task.entry),
                 and_then=partial(remember_after, batch=batch, known=known, after=outcome.recents),
             )

@@ -19,7 +19,7 @@ imported = len(gc.get_objects())
 screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
 now = datetime.now(UTC)
 rules = encode_rules([RulesInForce(now, FraudRules(version="1"))])
-entry = Entry("", 0, 1, now, "1", {}, False)
+entry = Entry("", 0, 1, now, now, "1", {}, False)
 list(_parse(Task(screening, entry, MicroBatch("", Division(By.PRODUCT, 2), 0), now, rules), iter([])))
 print(imported, gc.get_freeze_count(), len(gc.get_objects()))
 """

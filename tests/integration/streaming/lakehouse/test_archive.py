@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -14,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
-from conf.errors import LakehouseError
+from conf.errors import LakehouseError, StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, create_topics, existing_topics, librdkafka_config
@@ -22,6 +23,7 @@ from streaming.lakehouse.archive import merge_into_quarantine, merge_into_silver
 from streaming.lakehouse.continuation import starting_offsets
 from streaming.lakehouse.tables import (
     BRONZE_ORDERS,
+    bronze_orders,
     create_tables,
     quarantine_orders,
     silver_orders,
@@ -138,8 +140,10 @@ def test_time_travel_shows_the_verdict_before_a_revision_and_what_changes_nothin
     assert newest_version(spark_session, lakehouse) == before + 1
 
 
-def test_of_two_dead_letters_about_one_message_the_first_stands(spark_session: SparkSession, lakehouse: str) -> None:
-    def letter(offset: int, about: int, reason: str) -> tuple[Any, ...]:
+def test_of_two_dead_letters_about_one_message_and_of_two_headers_of_one_name_the_first_stands(
+    spark_session: SparkSession, lakehouse: str
+) -> None:
+    def letter(offset: int, about: int, reason: str, *more: tuple[str, Any]) -> tuple[Any, ...]:
         headers = {
             "reason": reason,
             "topic": "orders",
@@ -152,11 +156,12 @@ def test_of_two_dead_letters_about_one_message_the_first_stands(spark_session: S
             0,
             offset,
             None,
-            [(name, bytearray(str(value).encode())) for name, value in headers.items()],
+            [(name, bytearray(str(value).encode())) for name, value in headers.items()] + list(more),
         )
 
     merge = merge_into_quarantine(lakehouse)
-    merge(spark_session.createDataFrame([letter(0, 7, "first"), letter(1, 7, "second"), letter(2, 8, "é")], MESSAGES), 0)
+    passed_on = letter(2, 8, "é", ("offset", bytearray(b"9")), ("reason", None), ("of.somebody", None))
+    merge(spark_session.createDataFrame([letter(0, 7, "first"), letter(1, 7, "second"), passed_on], MESSAGES), 0)
     merge(spark_session.createDataFrame([letter(3, 7, "third")], MESSAGES), 1)
     rows = archive.rows(spark_session, quarantine_orders(lakehouse)).sort("offset").rows()
     received = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -223,6 +228,28 @@ class TestAfterARun:
         create_tables(spark_session, elsewhere)
         with pytest.raises(LakehouseError, match="made for another table"):
             begin(settings.model_copy(update={"lakehouse": elsewhere}))
+
+    def test_a_damaged_file_of_a_checkpoint_is_named_with_what_to_do(
+        self, settings: Settings, begin: Callable[..., Any], spark_session: SparkSession
+    ) -> None:
+        checkpoint, going_on = Path(settings.checkpoints, "archive_bronze"), begin()
+        for name in ("made_for.json", "offsets/0", "commits/0"):
+            file, whole = checkpoint / name, (checkpoint / name).read_text()
+            for damage in ("", whole[:-3]):
+                file.write_text(damage)
+                with pytest.raises(StreamingError, match=re.escape(f"The file {file} is damaged")):
+                    begin()
+            file.write_text(whole)
+        (checkpoint / "commits" / "0").unlink()  # as it says
+        assert begin() == going_on
+        archive.archive_all()
+        (checkpoint / "made_for.json").unlink()
+        with pytest.raises(StreamingError, match="lacks the file .*made_for.json: remove that folder and start again"):
+            begin()
+        shutil.rmtree(checkpoint)
+        archive.archive_all()
+        offsets = [row["offset"] for row in archive.rows(spark_session, bronze_orders(settings.lakehouse)).to_dicts()]
+        assert sorted(offsets) == sorted([0, 1, 2, 3, 4] * 2)
 
     def test_a_checkpoint_restored_from_a_copy_is_refused(self, settings: Settings, begin: Callable[..., Any]) -> None:
         copy = Path(settings.checkpoints, "copy")

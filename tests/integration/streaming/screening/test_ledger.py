@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from batch.postgres import connect
 from conf.errors import StreamingError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
-from streaming.kafka import ORDERS, create_topics, librdkafka_config
+from streaming.kafka import ORDERS, PROCESSED_ORDERS, create_topics, librdkafka_config
 from streaming.screening import ledger as ledgers
 from streaming.screening.ledger import PARTS, Driver, Entry, Ledger, require_open
 from tests.runs import screening as runs
@@ -215,6 +216,36 @@ def test_old_rows_go_and_the_newest_stays(drive: Drive, dsn: str, monkeypatch: p
     assert sql(dsn, "select number from screening_ledger") == [(2,)]
 
 
+def test_a_task_that_still_divides_in_the_former_way_stores_nothing_once_orders_are_shuffled(drive: Drive, dsn: str) -> None:
+    ledger = drive()
+    entry = opened(ledger, 0, 10)
+    again = ledger.reopen(entry, 0)
+    with pytest.raises(StreamingError, match="this one stores nothing"):
+        stores(dsn, entry)
+    stores(dsn, again)
+    ledger.reopen(entry, 0)  # as after a commit that Postgres did not confirm
+    ledger.settle(again, {}, 0)
+    assert opened(ledger, 1, 20).epoch == again.epoch
+
+
+def test_what_another_query_may_not_have_announced_is_owed_until_it_has_been_read_again(drive: Drive, dsn: str) -> None:
+    given_up = Ledger(dsn, "given up", HERE)
+    given_up.take("before")
+    given_up.settle(opened(given_up, 0, 10), {}, 0)
+    left = opened(given_up, 1, 30)
+    given_up.close()
+    ledger = drive()
+    for number, end in enumerate((20, 30)):
+        entry = opened(ledger, number, end)
+        assert entry.since == left.moment < entry.moment
+        assert opened(ledger, number, end).since == left.moment, "done again"
+        ledger.settle(entry, {}, 0)
+    entry = opened(ledger, 2, 40)
+    assert entry.since == entry.moment
+    sql(dsn, "delete from screening_ledger where query_id = 'q'")
+    assert opened(ledger, 0, 10, topic="another").since > left.moment, "the offsets of another topic are others"
+
+
 # --- the whole job ---------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +303,30 @@ def test_a_topic_that_was_deleted_and_created_again_is_refused_by_name_and_a_new
     Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))  # as the message advises
     assert runs.run_screen("--available-now").returncode == 0
     assert rows_stored(settings) == 40 + orders
+
+
+def announced(settings: Settings) -> Counter[str]:
+    """Order → how often its verdict was announced."""
+    return Counter(record.key().decode() for record in runs.consume(settings, PROCESSED_ORDERS))
+
+
+@pytest.mark.usefixtures("spark_session")
+def test_orders_that_were_stored_and_not_announced_are_announced_by_a_new_checkpoint(
+    settings: Settings, rules: FraudRules
+) -> None:
+    send_some(settings, rules, 40, seed=4)
+    assert runs.run_screen("--available-now").returncode == 0
+    send_some(settings, rules, 30, seed=5)
+    assert runs.run_screen("--available-now").returncode == 0
+    dsn = settings.require("postgres_dsn")
+    # As a driver leaves it that dies between the two: nobody has to have seen what is on the topic by now.
+    sql(dsn, "update screening_ledger set settled_at = null where number = (select max(number) from screening_ledger)")
+    owed = sql(dsn, "select order_id from raw_orders join screening_ledger on screened_at >= moment where settled_at is null")
+    before = announced(settings)
+    Path(settings.checkpoints, "screen_orders").rename(Path(settings.checkpoints, "old"))
+    assert runs.run_screen("--available-now").returncode == 0
+    assert announced(settings) - before == Counter(order for (order,) in owed)
+    assert len(owed) >= 30
 
 
 def running(settings: Settings) -> subprocess.Popen[str]:
@@ -433,6 +488,11 @@ def test_the_files_of_a_checkpoint_are_what_finpro_takes_them_for_and_damaged_on
         assert f"{newest} is damaged" in refused.stderr
         assert "Traceback" not in refused.stderr
     newest.write_text(whole)
-    (folder / "commits" / str(rows[-1][0])).unlink()  # it is done again, which changes nothing
+    commit = folder / "commits" / str(rows[-1][0])
+    for damage in ("", "v1\n{"):
+        commit.write_text(damage)
+        refused = runs.run_screen("--available-now")
+        assert f"{commit} is damaged: remove it" in refused.stderr
+    commit.unlink()  # as the message advises
     assert runs.run_screen("--available-now").returncode == 0
     runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
