@@ -244,7 +244,7 @@ class TestAfterARun:
         assert begin() == going_on
         archive.archive_all()
         (checkpoint / "made_for.json").unlink()
-        with pytest.raises(StreamingError, match="lacks the file .*made_for.json: remove that folder and start again"):
+        with pytest.raises(StreamingError, match=r"lacks the file .*made_for\.json: remove that folder and start again"):
             begin()
         shutil.rmtree(checkpoint)
         archive.archive_all()
