@@ -7,7 +7,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from rich.console import Console
 
-from conf.errors import KafkaError, SettingsError, VerdictsUnexplained
+from conf.errors import KafkaError, PostgresError, SettingsError, VerdictsUnexplained
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.replay import sinks_of
@@ -53,7 +53,7 @@ def looked_at(spark: SparkSession, settings: Settings, console: Console) -> tupl
     try:
         so_far = reached(spark, settings)
         return with_unarchived_orders(spark, settings, snapshot(spark, settings.lakehouse, topic)), so_far
-    except (KafkaError, SettingsError) as error:
+    except (KafkaError, PostgresError, SettingsError) as error:
         console.print(f"note: what is not archived yet cannot be known, and counts as missing: {error}")
         return snapshot(spark, settings.lakehouse, topic), Reached()
 

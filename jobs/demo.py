@@ -201,12 +201,11 @@ class Flow:
 
     def _unscreened(self, kept: dict[int, tuple[int, int]]) -> int:
         """How many of these messages, by their partition, are not screened yet."""
-        from jobs.screen_orders import QUERY_NAME
-        from streaming.committed import last_commit
+        from streaming.committed import last_settled
         from streaming.kafka import ORDERS
 
-        commit = last_commit(self._settings, QUERY_NAME)
-        read = commit.ends.get(self._settings.topic(ORDERS), {}) if commit else {}
+        newest = last_settled(self._settings)
+        read = newest.ends.get(self._settings.topic(ORDERS), {}) if newest else {}
         return sum(max(0, end - max(first, read.get(partition, 0))) for partition, (first, end) in kept.items())
 
     def _screen(self, voice: Voice) -> None:

@@ -13,7 +13,7 @@ from streaming.kafka import ORDERS, TopicReader, librdkafka_config
 
 
 class Committed(NamedTuple):
-    """The last micro-batch that a query has committed.
+    """The last micro-batch that a query has committed, or settled.
 
     Attributes:
         batch: its number.
@@ -53,7 +53,7 @@ def last_settled(settings: Settings) -> Committed | None:
         PostgresError: Postgres does not answer, or refuses.
     """
     dsn = settings.require("postgres_dsn")
-    with explained(dsn), connect(dsn, application_name="finpro status") as connection, connection.cursor() as cursor:
+    with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(
             "select number, settled_at, end_offsets from screening_ledger where settled_at is not null"
             " order by settled_at desc limit 1"

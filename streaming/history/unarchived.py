@@ -6,7 +6,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from conf.settings import Settings
-from streaming.committed import last_commit
+from streaming.committed import last_commit, last_settled
 from streaming.history.causes import Reached
 from streaming.history.differences import Snapshot, all_reasons
 from streaming.kafka import (
@@ -20,17 +20,18 @@ from streaming.kafka import (
 )
 from streaming.lakehouse.archive import as_received, dead_letters, verdicts
 
-SCREENING, SILVER, QUARANTINE = "screen_orders", "archive_silver", "archive_quarantine"  # the queries' names
+SILVER, QUARANTINE = "archive_silver", "archive_quarantine"  # the queries' names
 
 
 def reached(spark: SparkSession, settings: Settings) -> Reached:
-    """How far the streams have come, as their checkpoints say; ask before the lakehouse is looked at.
+    """How far the streams have come, as ledger and checkpoints of the archive say; ask before the lakehouse is looked at.
 
     Raises:
         SettingsError: the checkpoints lie where only Spark can read.
+        PostgresError: Postgres does not answer.
         KafkaError: Kafka does not answer.
     """
-    screening = last_commit(settings, SCREENING)
+    screening = last_settled(settings)
     said = _beyond_commit(spark, settings, SILVER, PROCESSED_ORDERS)
     letters = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
     return Reached(
