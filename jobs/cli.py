@@ -121,7 +121,7 @@ def generate(
 
 @app.command()
 def produce(
-    orders: Annotated[int, typer.Option(min=1, help="How many orders.")] = 20_000,
+    orders: Annotated[int, typer.Option(min=0, help="How many orders; 0 is until it is stopped.")] = 20_000,
     rate: Annotated[float, typer.Option(min=0, help="Orders a second; 0 is as fast as it goes.")] = 200.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed and start, same messages.")] = 1,
     bursts: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that are planted frauds.")] = 0.04,

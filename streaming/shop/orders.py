@@ -6,7 +6,7 @@ and order ids depend on the start time as well: a later run with the same seed b
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import cycle
+from itertools import count, cycle
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -20,6 +20,8 @@ from conf.rules import FraudRules
 PARTNER = "marketplace"  # the source that writes ids as text: U17, P203
 
 _BLOCK = 10_000  # orders made at a time; a pattern lies within one block
+# Of a run without end: new users and products are known with the next block.
+_ENDLESS_BLOCK_SECONDS, _SMALLEST_ENDLESS_BLOCK = 60, 200
 _SOURCES = pl.Series(["android", "ios", "web", PARTNER])
 _ABROAD = ("AU", "CN", "GB", "HK", "JP", "MY", "NL", "PH", "SG", "TH", "US", "VN")
 _NIGHT_ENDS = 4  # o'clock
@@ -56,9 +58,26 @@ _ROW_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+class Shop(NamedTuple):
+    """Who may buy what.
+
+    Attributes:
+        users: the ids of those who buy.
+        products: `product_id` and `price` (whole rupiah) of what they buy.
+    """
+
+    users: pl.Series
+    products: pl.DataFrame
+
+    def is_as(self, other: "Shop") -> bool:
+        """Whether two are the same, in whatever order."""
+        return self.users.sort().equals(other.users.sort()) and self.products.sort(*self.products.columns).equals(
+            other.products.sort(*other.products.columns)
+        )
+
+
 def order_batches(
-    users: pl.Series,
-    products: pl.DataFrame,
+    shop: Callable[[], Shop],
     rules: FraudRules,
     *,
     orders: int,
@@ -70,10 +89,9 @@ def order_batches(
     """Plan orders, in frames of up to 10,000, in the order in which they are to be sent.
 
     Args:
-        users: the ids of those who buy.
-        products: `product_id` and `price` (whole rupiah) of what they buy.
+        shop: asked for users and products: once, or before each frame where there is no end.
         rules: the rules in force; planted orders satisfy them.
-        orders: how many.
+        orders: how many; 0 is without end, a minute's orders or more a frame.
         seed: same seed and start, same orders.
         start: when the first order is placed (aware).
         rate: orders a second, in event time.
@@ -89,10 +107,13 @@ def order_batches(
         PostgresError: no users or products, or too few users to plant a pattern.
         RulesError: a limit is so high that no order can exceed it.
     """
-    market = _Market(users, products, rules)
+    open_shop = shop()
+    market = _Market(open_shop, rules)
     trade, frauds = _Trade(market, seed), _Frauds(market) if bursts > 0 else None
-    for block, first in enumerate(range(0, orders, _BLOCK)):
-        size = min(_BLOCK, orders - first)
+    for block, (first, size) in enumerate(_blocks(orders, rate)):
+        if not orders and block and not (news := shop()).is_as(open_shop):
+            open_shop, market = news, _Market(news, rules)
+            trade, frauds = _Trade(market, seed), _Frauds(market) if bursts > 0 else None
         rng = np.random.default_rng([seed, block])
         planted = frauds.plant(rng, int(size * bursts + rng.random()), size / rate) if frauds else []
         rows = pl.concat(
@@ -105,10 +126,19 @@ def order_batches(
         yield _orders(rows.with_columns(pl.col("due") + first / rate), market, start, rng, _order_ids(ids, size))
 
 
+def _blocks(orders: int, rate: float) -> Iterator[tuple[int, int]]:
+    """The blocks of a run: how many orders come before each, and how many are in it."""
+    if orders:
+        return ((first, min(_BLOCK, orders - first)) for first in range(0, orders, _BLOCK))
+    size = int(np.clip(_ENDLESS_BLOCK_SECONDS * rate, _SMALLEST_ENDLESS_BLOCK, _BLOCK))
+    return ((first, size) for first in count(0, size))
+
+
 class _Market:
     """Who can buy what, and how much of it is ordinary."""
 
-    def __init__(self, users: pl.Series, products: pl.DataFrame, rules: FraudRules) -> None:
+    def __init__(self, shop: Shop, rules: FraudRules) -> None:
+        users, products = shop
         if users.is_empty() or products.is_empty():
             raise PostgresError("There are no users or no products to make orders from: `finpro generate` makes them.")
         self.rules = rules

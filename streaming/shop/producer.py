@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from operator import attrgetter
 
 import kafka.errors
@@ -23,7 +24,7 @@ from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.kafka import ORDERS, kafka_python_config, require_topics
 from streaming.shop.messages import DUPLICATE, ORDER, Message, messages
-from streaming.shop.orders import order_batches
+from streaming.shop.orders import Shop, order_batches
 
 DEFAULT_BURSTS = 0.04
 DEFAULT_EVENT_RATE = 200.0
@@ -41,7 +42,7 @@ logging.getLogger("kafka").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: orders handed to Kafka, of how many; messages it has not acknowledged; how late the next one is."""
+    """How far a run is: orders handed to Kafka, of how many (0: no end); messages on their way; how late the next one is."""
 
     sent: int
     orders: int
@@ -50,7 +51,7 @@ class Progress:
     behind_seconds: float
 
     def __str__(self) -> str:
-        text = f"{self.sent:,} of {self.orders:,} orders sent"
+        text = f"{self.sent:,} of {self.orders:,} orders sent" if self.orders else f"{self.sent:,} orders sent"
         if self.unacknowledged > _AT_ONCE:
             text += f", {self.unacknowledged:,} messages not acknowledged yet"
         if self.behind_seconds >= _WORTH_MENTIONING_SECONDS:
@@ -134,12 +135,13 @@ def produce(
 
     An order's event time is the moment at which it is due, whether or not it goes out on time. With a rate it is due
     then on the clock. With rate 0 messages go out as fast as they can and look like history: their event times
-    lie `event_rate` a second apart and end now. Planted night orders are back-dated to the last night.
+    lie `event_rate` a second apart and end now. Planted night orders are back-dated to the last night. A run without end
+    also makes orders of users and products that come into Postgres meanwhile.
 
     Args:
         settings: where Kafka and Postgres are, and the rules that planted orders satisfy.
-        orders: how many.
-        rate: orders a second; 0 is as fast as it goes.
+        orders: how many; 0 is until it is stopped.
+        rate: orders a second; 0 is as fast as it goes, which has to have an end.
         seed: the same seed and `start` make the same messages.
         bursts: share of the orders that are planted frauds.
         broken: messages in addition that break the contract, as a share of the orders.
@@ -153,14 +155,16 @@ def produce(
         KafkaError: Kafka cannot be reached, lacks the topic, or did not acknowledge a message.
         PostgresError: Postgres cannot be reached, or has no users and products.
         RulesError: the rules cannot be read, or no order can break them.
-        SettingsError: `start` puts event times into the future.
+        SettingsError: `start` puts event times into the future, or neither `orders` nor `rate` is given.
     """
+    if not orders and not rate:
+        raise SettingsError("Orders without end (--orders 0) need a --rate: as fast as it goes would fill the disk.")
     rules = load_rules(settings.rules)
     require_topics(settings, (ORDERS,))
-    users, products = _market(settings)
     pace = rate or event_rate
     start = start_of_run(start, history=timedelta(seconds=0 if rate else orders / pace), skew=rules.max_future_skew)
-    batches = order_batches(users, products, rules, orders=orders, seed=seed, start=start, rate=pace, bursts=bursts)
+    shop = partial(_shop, settings)
+    batches = order_batches(shop, rules, orders=orders, seed=seed, start=start, rate=pace, bursts=bursts)
     runs = (
         messages(batch, np.random.default_rng([seed, number, 1]), broken=broken, duplicates=duplicates)
         for number, batch in enumerate(batches)
@@ -208,13 +212,13 @@ def start_of_run(start: datetime | None, history: timedelta, skew: timedelta) ->
     return start
 
 
-def _market(settings: Settings) -> tuple[pl.Series, pl.DataFrame]:
-    """The ids of all users; `product_id` and `price` of all products."""
+def _shop(settings: Settings) -> Shop:
+    """All users and products of now."""
     dsn = settings.require("postgres_dsn")
     with explained(dsn), connect(dsn, application_name="finpro produce") as connection, connection.cursor() as cursor:
         users = read_frame(cursor, "select user_id from raw_users", {"user_id": pl.Int64})
         products = read_frame(cursor, "select product_id, price from raw_products", {"product_id": pl.Int64, "price": pl.Int64})
-    return users["user_id"], products
+    return Shop(users["user_id"], products)
 
 
 class _Delivery:
@@ -352,6 +356,7 @@ class _Pacing:
         if self.elapsed < self._next_progress:
             return
         self._next_progress = self.elapsed + _PROGRESS_EVERY_SECONDS
-        due = min(int(self.elapsed * self._rate), self._orders)
+        due = int(self.elapsed * self._rate)
+        due = min(due, self._orders) if self._orders else due
         behind = max(due - self._sent_orders, 0)
         self._on_progress(Progress(self._sent_orders, self._orders, self._delivery.unacknowledged, behind, lag))

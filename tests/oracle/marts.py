@@ -13,7 +13,7 @@ from batch.postgres import connect
 from batch.reference_data import generate, products, users
 from conf.rules import load_rules
 from conf.settings import CONF_DIR, Settings
-from streaming.shop.orders import order_batches
+from streaming.shop.orders import Shop, order_batches
 from tests.runs.exports import execute
 
 MARTS = (
@@ -38,10 +38,9 @@ def fill(settings: Settings) -> None:
     """Users, products, and orders over some days with frauds among them; and orders at the edges of what can come."""
     dsn = settings.require("postgres_dsn")
     generate(dsn, user_count=USERS, product_count=PRODUCTS, seed=3)
-    buyers, catalogue = pl.concat(users(USERS, 3))["user_id"], pl.concat(products(PRODUCTS, 3))
-    batches = order_batches(
-        buyers, catalogue, _RULES, orders=ORDERS, seed=5, start=_FROM, rate=ORDERS / (DAYS * 86_400), bursts=0.2
-    )
+    shop = Shop(pl.concat(users(USERS, 3))["user_id"], pl.concat(products(PRODUCTS, 3)))
+    rate = ORDERS / (DAYS * 86_400)
+    batches = order_batches(lambda: shop, _RULES, orders=ORDERS, seed=5, start=_FROM, rate=rate, bursts=0.2)
     with connect(dsn) as connection, connection.cursor() as cursor:
         for batch in batches:
             copy_frame(cursor, "raw_orders", _verdicts(batch))

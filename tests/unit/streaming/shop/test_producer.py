@@ -22,7 +22,7 @@ from conf.rules import (
     SequentialUsers,
 )
 from streaming.shop.messages import BREAKS, DUPLICATE, ORDER, USED_ORDER_ID, Message, messages
-from streaming.shop.orders import order_batches
+from streaming.shop.orders import Shop, order_batches
 from streaming.shop.producer import ProduceReport, Progress, start_of_run
 from tests.oracle import brute_force
 
@@ -47,8 +47,8 @@ PAIRS = FraudRules(version="pairs", sequential_users=SequentialUsers(users=2), c
 def planned(orders: int = 12_000, rules: FraudRules = RULES, start: datetime = AFTERNOON, **changes: Any) -> pl.DataFrame:
     """Orders of one run, all batches together."""
     options: dict[str, Any] = {"seed": 3, "rate": 200.0, "bursts": 0.04} | changes
-    market = options.pop("users", USERS), options.pop("products", PRODUCTS)
-    return pl.concat(order_batches(*market, rules, orders=orders, start=start, **options))
+    shop = Shop(options.pop("users", USERS), options.pop("products", PRODUCTS))
+    return pl.concat(order_batches(lambda: shop, rules, orders=orders, start=start, **options))
 
 
 def as_messages(orders: pl.DataFrame, broken: float = 0.0, duplicates: float = 0.0) -> list[Message]:
@@ -129,6 +129,20 @@ def test_a_run_has_as_many_orders_as_asked_for_each_with_an_id_of_its_own(orders
     assert len(run) == orders
     assert run["order_id"].is_unique().all()
     assert run["order_id"].str.contains(r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-a[0-9a-f]{3}-[0-9a-f]{12}$").all()
+
+
+def test_a_run_without_end_makes_orders_of_the_users_and_products_that_are_there_by_then() -> None:
+    few = Shop(USERS.head(60), PRODUCTS.head(50))
+    shops = iter([few, few, Shop(USERS, PRODUCTS), Shop(USERS, PRODUCTS)])
+    batches = order_batches(lambda: next(shops), RULES, orders=0, seed=3, start=AFTERNOON, rate=10.0, bursts=0.04)
+    first, second, third, fourth = (next(batches) for _ in range(4))
+    assert [len(batch) for batch in (first, second, third, fourth)] == [600] * 4, "a minute's orders"
+    assert max(first["user_id"].max(), second["user_id"].max()) == few.users.max()  # type: ignore[type-var]
+    assert third["user_id"].max() > few.users.max()  # type: ignore[operator]
+    assert third["product_id"].max() > few.products["product_id"].max()  # type: ignore[operator]
+    due = pl.concat([first, second, third, fourth])["due"]
+    assert due.is_sorted()
+    assert 239 < due.max() < 240  # type: ignore[operator]
 
 
 def test_one_seed_and_start_make_the_same_messages_again() -> None:
