@@ -1,13 +1,16 @@
-"""Connections to Postgres by which rows travel as Arrow: ADBC's own, without its DB-API, which imports pandas and polars."""
+"""Connections to Postgres by which rows travel as Arrow: ADBC's own, without its DB-API.
 
-from collections.abc import Iterator
+That imports pandas, which takes a Python worker a third of its start.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import adbc_driver_manager
 import adbc_driver_postgresql
 import pyarrow as pa
-from adbc_driver_manager import AdbcConnection, AdbcDatabase, AdbcStatement
+from adbc_driver_manager import AdbcConnection, AdbcDatabase, AdbcStatement, AdbcStatusCode, StatementOptions
 
 from batch.sessions import ARRIVAL, Limits, arrived, dial, trouble
 from conf.errors import PostgresError
@@ -31,6 +34,54 @@ class ArrowSession(NamedTuple):
         self.database.close()
 
 
+class ArrowCursor:
+    """Statements on a connection, one after the other. What Postgres refuses is raised as ADBC's own error."""
+
+    def __init__(self, connection: AdbcConnection) -> None:
+        self._connection = connection
+
+    def execute(self, query: str, values: Sequence[str] = ()) -> pa.Table:
+        """Run a query; `values` are its parameters, `$1` and so on, as texts."""
+        with AdbcStatement(self._connection) as statement:
+            statement.set_sql_query(query)
+            if values:
+                statement.prepare()
+                names = [str(place) for place in range(len(values))]
+                statement.bind(pa.record_batch([pa.array([value]) for value in values], names=names))
+            stream, _rows = statement.execute_query()
+            try:
+                return pa.RecordBatchReader.from_stream(stream).read_all()
+            except OSError as error:  # what ADBC reports between batches, as Arrow passes it on
+                raise adbc_driver_manager.OperationalError(str(error), status_code=AdbcStatusCode.IO) from error
+            except pa.ArrowException as error:
+                raise adbc_driver_manager.DatabaseError(str(error), status_code=AdbcStatusCode.INTERNAL) from error
+
+    def rows(self, query: str, values: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query, as Python's values."""
+        return list(zip(*(column.to_pylist() for column in self.execute(query, values).columns), strict=True))
+
+    def execute_each(self, command: str, values: pa.RecordBatch) -> None:
+        """Run a command once for each row of `values`, whose columns are its parameters."""
+        with AdbcStatement(self._connection) as statement:
+            statement.set_sql_query(command)
+            statement.prepare()
+            statement.bind(values)
+            statement.execute_update()
+
+    def copy(self, table: str, rows: pa.Table, *, temporary: bool = False) -> None:
+        """Append rows to a table, columns by name."""
+        with AdbcStatement(self._connection) as statement:
+            statement.set_options(
+                **{
+                    StatementOptions.INGEST_TARGET_TABLE.value: table,
+                    StatementOptions.INGEST_MODE.value: "adbc.ingest.mode.append",
+                    StatementOptions.INGEST_TEMPORARY.value: str(temporary).lower(),
+                }
+            )
+            statement.bind_stream(rows)
+            statement.execute_update()
+
+
 def open_arrow_session(dsn: str, *, application_name: str, limits: Limits) -> ArrowSession:
     """Open a connection.
 
@@ -39,9 +90,10 @@ def open_arrow_session(dsn: str, *, application_name: str, limits: Limits) -> Ar
     """
     database, connection = dial(dsn, application_name, limits, _connected, adbc_driver_manager.Error)
     try:
-        arrival = arrived(dsn, _row(connection, ARRIVAL), limits)
+        cursor = ArrowCursor(connection)
+        arrival = arrived(dsn, next(iter(cursor.rows(ARRIVAL)), ()), limits)
         if arrival.at_once:
-            _row(connection, arrival.at_once)
+            cursor.execute(arrival.at_once)
     except adbc_driver_manager.Error as error:
         ArrowSession(database, connection, "").close()
         raise reported(dsn, error) from error
@@ -78,11 +130,3 @@ def _connected(conninfo: str) -> tuple[AdbcDatabase, AdbcConnection]:
     except BaseException:
         database.close()
         raise
-
-
-def _row(connection: AdbcConnection, query: str) -> tuple[Any, ...]:
-    with AdbcStatement(connection) as statement:
-        statement.set_sql_query(query)
-        stream, _rows = statement.execute_query()
-        table = pa.RecordBatchReader.from_stream(stream).read_all()
-    return tuple(column[0].as_py() for column in table.columns)

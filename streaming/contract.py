@@ -109,6 +109,7 @@ class _Message(msgspec.Struct, gc=False):
     amount_numeric: Annotated[int, msgspec.Meta(ge=0, le=BIGINT_MAX)] | None = None
 
 
+_RUN = 100  # messages that are decoded in one go, or one by one where one of them does not decode
 _decode = msgspec.json.Decoder(_Message).decode
 _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _FIELDS = _Message.__struct_fields__
@@ -147,7 +148,7 @@ def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta, read_at:
     """
     values = messages.column("value").to_pylist()
     decoded, broken = _decode_each(values, _texts(messages.column("value")))
-    orders = _orders(messages, decoded, broken)
+    orders = _orders(messages, decoded)
     checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew, read_at)))
     if checked["reason"].null_count() < len(checked):
         failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
@@ -221,21 +222,46 @@ def _texts(values: pa.Array) -> pl.Series | None:
         return None
 
 
-def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[dict[int, _Message], dict[int, str]]:
-    """Row → message for what decodes, row → reason for what does not."""
-    decoded: dict[int, _Message] = {}
+class _Decoded(NamedTuple):
+    """Messages that decode, and the rows that they are in."""
+
+    rows: list[int]
+    messages: list[_Message]
+
+
+def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[_Decoded, dict[int, str]]:
+    """What decodes, and row → reason for what does not."""
+    decoded = _Decoded([], [])
     broken: dict[int, str] = {}
     maybe_deep = _with_many_openings(values, texts)
-    for row, value in enumerate(values):
-        try:
-            if texts is None and value is not None:
-                value.decode()  # the decoder does not look inside fields that it skips
-            if row in maybe_deep:
-                _require_levels(value)  # type: ignore[arg-type]
-            decoded[row] = _decode_last(value)  # type: ignore[arg-type]
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
-            broken[row] = _why(value, error)
+    looked_at = texts is not None and not maybe_deep
+    for first in range(0, len(values), _RUN):
+        run = values[first : first + _RUN]
+        if looked_at and (messages := _decode_all(run)):
+            decoded.rows.extend(range(first, first + len(run)))
+            decoded.messages.extend(messages)
+            continue
+        for row, value in enumerate(run, first):
+            try:
+                if texts is None and value is not None:
+                    value.decode()  # the decoder does not look inside fields that it skips
+                if row in maybe_deep:
+                    _require_levels(value)  # type: ignore[arg-type]
+                message = _decode_last(value)  # type: ignore[arg-type]
+            except (msgspec.MsgspecError, ValueError, TypeError) as error:
+                broken[row] = _why(value, error)
+            else:
+                decoded.rows.append(row)
+                decoded.messages.append(message)
     return decoded, broken
+
+
+def _decode_all(values: Sequence[bytes | None]) -> list[_Message] | None:
+    """The messages in all of these; None where one does not decode at once."""
+    try:
+        return list(map(_decode, values))  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, ValueError, TypeError):
+        return None
 
 
 def _with_many_openings(values: list[bytes | None], texts: pl.Series | None) -> set[int]:
@@ -283,17 +309,17 @@ def _why(value: bytes | None, error: Exception) -> str:
     return f"not JSON: {error}"
 
 
-def _orders(messages: pa.RecordBatch, decoded: dict[int, _Message], broken: dict[int, str]) -> pl.DataFrame:
+def _orders(messages: pa.RecordBatch, decoded: _Decoded) -> pl.DataFrame:
     """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be)."""
-    parsed = decoded.values()
+    parsed = decoded.messages
     texts = {name: list(map(attrgetter(name), parsed)) for name in _FIELDS if name not in ("user_id", "product_id")}
     fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
         user_id=_ids("user_id", [message.user_id for message in parsed]),
         product_id=_ids("product_id", [message.product_id for message in parsed]),
-        row=pl.Series(list(decoded), dtype=pl.Int64),
+        row=pl.Series(decoded.rows, dtype=pl.Int64),
     )
-    if broken:
-        messages = messages.take(pa.array(list(decoded), pa.int64()))
+    if len(decoded.rows) < messages.num_rows:
+        messages = messages.take(pa.array(decoded.rows, pa.int64()))
     event_ts = _timestamps(fields["event_ts"])
     created_at_once = fields["created_date"].equals(fields["event_ts"])  # most orders are
     return fields.with_columns(

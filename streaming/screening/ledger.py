@@ -20,10 +20,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import adbc_driver_postgresql.dbapi as adbc
 import psutil
 from psycopg2.extensions import connection as Connection
 
+from batch.arrow_sessions import ArrowCursor
 from batch.postgres import begun, explained, open_connection, until_reachable
 from conf.errors import FinproError, PostgresUnavailable, StreamingError
 from streaming.checkpoint import Checkpoint, Ends
@@ -646,18 +646,16 @@ _WHY_NOT = """
 """
 
 
-def require_open(cursor: adbc.Cursor, entry: Entry) -> None:
+def require_open(cursor: ArrowCursor, entry: Entry) -> None:
     """Check in a task's transaction that its micro-batch is open, and stays so until the transaction ends.
 
     Raises:
         StreamingError: it is not: says why. The transaction has to be given up.
     """
     place = (entry.query_id, str(entry.number), str(entry.epoch))
-    cursor.execute(_OPEN, place)
-    if cursor.fetchone():
+    if cursor.rows(_OPEN, place):
         return
-    cursor.execute(_WHY_NOT, place[:2])
-    of_ledger, of_driver, host, process = cursor.fetchone() or (None,) * 4
+    ((of_ledger, of_driver, host, process),) = cursor.rows(_WHY_NOT, place[:2])
     if of_ledger is None:
         raise StreamingError(f"Postgres holds no row of micro-batch {entry.number} in screening_ledger: {LOST_COMMITS}")
     if of_driver == entry.epoch:

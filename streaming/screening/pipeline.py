@@ -94,7 +94,8 @@ class Task(NamedTuple):
 
 def as_read(messages: DataFrame, tasks: int) -> DataFrame:
     """Messages of Spark's Kafka source as `screened` takes them."""
-    return messages.select(*MESSAGE_COLUMNS).coalesce(tasks)  # a task costs more than a partition
+    columns = [name for name in MESSAGE_COLUMNS if name != "topic"]  # a worker knows it, and each text costs the JVM something
+    return messages.select(*columns).coalesce(tasks)  # a task costs more than a partition
 
 
 def screened(messages: DataFrame, task: Task) -> DataFrame:
@@ -148,7 +149,9 @@ class _Reading:
         """Read messages; yields dead letters (DEAD_LETTER_SCHEMA) among them that cannot be kept."""
         for batch in batches:
             if batch.num_rows:
-                part = read_arrivals(batch, self._rules, self._read_at)
+                topic = pa.repeat(self._screening.kafka.topics[ORDERS], batch.num_rows)
+                messages = pa.record_batch([topic, *batch.columns], names=["topic", *batch.schema.names])
+                part = read_arrivals(messages, self._rules, self._read_at)
                 self.messages += batch.num_rows
                 self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
                 self._letters.append(part.dead_letters)

@@ -14,11 +14,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi as adbc
 import polars as pl
 import pyarrow as pa
 
-from batch.arrow_sessions import ArrowSession, open_arrow_session, reported
+from batch.arrow_sessions import ArrowCursor, ArrowSession, open_arrow_session, reported
 from batch.postgres import connect, explained, require_rights, until_reachable
 from batch.sessions import USUAL
 from conf.errors import FinproError, KafkaError
@@ -75,7 +74,7 @@ class Stored(NamedTuple):
     clashes: pl.DataFrame
 
 
-def _nothing(_cursor: adbc.Cursor) -> None:
+def _nothing(_cursor: ArrowCursor) -> None:
     pass
 
 
@@ -86,8 +85,8 @@ def store(
     screened_at: datetime,
     *,
     since: datetime | None = None,
-    require: Callable[[adbc.Cursor], None] = _nothing,
-    and_then: Callable[[adbc.Cursor], None] = _nothing,
+    require: Callable[[ArrowCursor], None] = _nothing,
+    and_then: Callable[[ArrowCursor], None] = _nothing,
 ) -> Stored:
     """Write a task's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
 
@@ -135,12 +134,12 @@ _STANDING_SCHEMA = pl.Schema(
 class _Work(NamedTuple):
     """What belongs into one transaction: see `store`."""
 
-    require: Callable[[adbc.Cursor], None]
+    require: Callable[[ArrowCursor], None]
     rows: pl.DataFrame
     since: datetime
-    and_then: Callable[[adbc.Cursor], None]
+    and_then: Callable[[ArrowCursor], None]
 
-    def copy_new(self, cursor: adbc.Cursor) -> pl.DataFrame | None:
+    def copy_new(self, cursor: ArrowCursor) -> pl.DataFrame | None:
         """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
         self.require(cursor)
         revised = _copy_new(cursor, self.rows)
@@ -148,7 +147,7 @@ class _Work(NamedTuple):
             self.and_then(cursor)
         return revised
 
-    def merge_known(self, cursor: adbc.Cursor) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def merge_known(self, cursor: ArrowCursor) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Merge verdicts some of which were stored before: the clashes, or else the reasons that stand of those written now."""
         self.require(cursor)
         clashes, standing = _merge_known(cursor, self.rows, self.since)
@@ -157,7 +156,7 @@ class _Work(NamedTuple):
         return clashes, standing
 
 
-def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
+def _copy_new(cursor: ArrowCursor, rows: pl.DataFrame) -> pl.DataFrame | None:
     new, revised = rows.remove("revision"), rows.filter("revision")
     standing = pl.DataFrame(schema=_STANDING_SCHEMA)
     try:
@@ -176,7 +175,7 @@ def _copy_new(cursor: adbc.Cursor, rows: pl.DataFrame) -> pl.DataFrame | None:
     return standing
 
 
-def _merge_known(cursor: adbc.Cursor, rows: pl.DataFrame, since: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _merge_known(cursor: ArrowCursor, rows: pl.DataFrame, since: datetime) -> tuple[pl.DataFrame, pl.DataFrame]:
     _copy_screened(cursor, rows)
     clashes = _fetched(cursor, _CLASHES, CLASH_SCHEMA)
     if len(clashes):
@@ -301,22 +300,21 @@ def require_tables(dsn: str) -> None:
         require_rights(cursor, "finpro_screen", _NEEDED_RIGHTS)
 
 
-def _copy_screened(cursor: adbc.Cursor, rows: pl.DataFrame) -> None:
+def _copy_screened(cursor: ArrowCursor, rows: pl.DataFrame) -> None:
     cursor.execute(_SCREENED)
     _copy(cursor, "screened", rows.select(*_STORED, *_POSITION), temporary=True)
 
 
-def _copy(cursor: adbc.Cursor, table: str, rows: pl.DataFrame, *, temporary: bool = False) -> None:
+def _copy(cursor: ArrowCursor, table: str, rows: pl.DataFrame, *, temporary: bool = False) -> None:
     arrow = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    cursor.adbc_ingest(table, arrow, mode="append", temporary=temporary)
+    cursor.copy(table, arrow, temporary=temporary)
 
 
-def _fetched(cursor: adbc.Cursor, query: str, schema: pl.Schema, values: tuple[Any, ...] = ()) -> pl.DataFrame:
-    cursor.execute(query, values)
-    return pl.DataFrame(cursor.fetch_arrow_table()).cast(schema)
+def _fetched(cursor: ArrowCursor, query: str, schema: pl.Schema, values: tuple[Any, ...] = ()) -> pl.DataFrame:
+    return pl.DataFrame(cursor.execute(query, values)).cast(schema)
 
 
-def in_transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
+def in_transaction(dsn: str, work: Callable[[ArrowCursor], _Result]) -> _Result:
     """Do `work` in one transaction of this worker process's connection; undone where it returns None or raises.
 
     Raises:
@@ -325,14 +323,14 @@ def in_transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
     return until_reachable(lambda: _transaction(dsn, work))
 
 
-def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
-    session, connection = _worker_connection(dsn)
+def _transaction(dsn: str, work: Callable[[ArrowCursor], _Result]) -> _Result:
+    session = _worker_connection(dsn)
+    connection, cursor = session.connection, ArrowCursor(session.connection)
     try:
         try:
-            with connection.cursor() as cursor:
-                if session.at_begin:
-                    cursor.execute(session.at_begin).fetchall()
-                result = work(cursor)
+            if session.at_begin:
+                cursor.execute(session.at_begin)
+            result = work(cursor)
         except FinproError:
             connection.rollback()
             raise
@@ -347,10 +345,11 @@ def _transaction(dsn: str, work: Callable[[adbc.Cursor], _Result]) -> _Result:
 
 
 @lru_cache(maxsize=1)
-def _worker_connection(dsn: str) -> tuple[ArrowSession, adbc.Connection]:
-    """One connection a worker process, kept between micro-batches."""
+def _worker_connection(dsn: str) -> ArrowSession:
+    """One connection a worker process, kept between micro-batches. Its transactions are ended here."""
     session = open_arrow_session(dsn, application_name="finpro screen worker", limits=USUAL)
-    return session, adbc.Connection(session.database, session.connection)
+    session.connection.set_autocommit(False)
+    return session
 
 
 # --- announce --------------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import adbc_driver_postgresql.dbapi as adbc
 import msgspec
 import polars as pl
+import pyarrow as pa
 
+from batch.arrow_sessions import ArrowCursor
 from conf.errors import StreamingError
 from streaming.rules.windows import ints
 from streaming.screening.chunks import pack_table, unpack_table
@@ -115,14 +116,14 @@ _ORDERS = """
 """
 
 
-def known_before(cursor: adbc.Cursor, batch: MicroBatch, buckets: Iterable[int]) -> Known:
+def known_before(cursor: ArrowCursor, batch: MicroBatch, buckets: Iterable[int]) -> Known:
     """The states of buckets before a micro-batch. Where products were divided otherwise until then: of those buckets.
 
     Raises:
         StreamingError: a part of the state is gone.
     """
-    cursor.execute(_NEWEST, (batch.query_id, str(batch.step)))
-    rows = [_Row(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in cursor.fetchall()]
+    newest = cursor.rows(_NEWEST, (batch.query_id, str(batch.step)))
+    rows = [_Row(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in newest]
     own = {row.bucket: row for row in rows if row.division == str(batch.division)}
     others = sorted((row for row in rows if row.division != str(batch.division)), key=lambda row: row.batch)
     # A micro-batch may have been begun by the one division, and done again by the other.
@@ -157,13 +158,12 @@ _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-b
 _segments: dict[_Place, Segment] = {}
 
 
-def _load_segments(cursor: adbc.Cursor, query_id: str, rows: Iterable[_Row]) -> None:
+def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> None:
     """Fetch the segments of these rows that this worker does not have."""
     kept = {(query_id, row.division, row.bucket, segment.batch): segment for row in rows for segment in row.kept.segments}
     missing = [dict(zip(("division", "bucket", "batch"), place[1:], strict=True)) for place in kept.keys() - _segments.keys()]
     if missing:
-        cursor.execute(_ORDERS, (query_id, json.dumps(missing)))
-        for *place, orders in cursor.fetchall():
+        for *place, orders in cursor.rows(_ORDERS, (query_id, json.dumps(missing))):
             segment = kept[query_id, *place]
             table = unpack_table(orders, NO_RECENT).cast(RECENT_SCHEMA)  # older ones had room for fewer reasons
             _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
@@ -193,7 +193,7 @@ _WRITE_AND_FORGET = f"""
 """
 
 
-def remember_after(cursor: adbc.Cursor, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
+def remember_after(cursor: ArrowCursor, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
     """Write the states of buckets after a micro-batch, or a part of one.
 
     Later parts forget nothing: what the whole micro-batch goes on from has to stay until it is complete.
@@ -201,7 +201,9 @@ def remember_after(cursor: adbc.Cursor, batch: MicroBatch, known: Known, after: 
     place = (batch.query_id, str(batch.division))
     rows = [_row(batch.step, bucket, known.rows[bucket], recent) for bucket, recent in after.items()]
     if rows:
-        cursor.executemany(_WRITE if batch.part else _WRITE_AND_FORGET, [(*place, *row) for row in rows])
+        columns = [pa.array(column) for column in zip(*((*place, *row) for row in rows), strict=True)]
+        values = pa.record_batch(columns, names=[str(place) for place in range(len(columns))])
+        cursor.execute_each(_WRITE if batch.part else _WRITE_AND_FORGET, values)
 
 
 def _row(step: int, bucket: int, needed: set[int], recent: Recent) -> tuple[int, int, str, bytes, bytes]:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import adbc_driver_postgresql.dbapi as adbc
 import psutil
 import psycopg2
 import pyarrow as pa
 import pytest
 
-from batch.arrow_sessions import arrow_session
+from batch.arrow_sessions import ArrowCursor, arrow_session
 from batch.postgres import connect, migrate, open_connection, told_of_silence, until_reachable
 from batch.sessions import USUAL, describe
 from batch.warehouse import snapshot as snapshots
@@ -83,20 +82,16 @@ def run(dsn: str, *statements: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def fetched(query: str) -> Callable[[adbc.Cursor], list[Any]]:
-    def work(cursor: adbc.Cursor) -> list[Any]:
-        cursor.execute(query)
-        return list(cursor.fetchall())
-
-    return work
+def fetched(query: str) -> Callable[[ArrowCursor], list[Any]]:
+    return lambda cursor: cursor.rows(query)
 
 
-def copy_a_query_id(cursor: adbc.Cursor) -> bool:
+def copy_a_query_id(cursor: ArrowCursor) -> bool:
     """Copy a row, the way verdicts are copied."""
     row = {"query_id": ["q"], "division": ["d"], "bucket": [0], "batch": [0], "state": [b""], "orders": [b""]}
     types = pa.schema({"bucket": pa.int32(), "batch": pa.int64()})
     columns = {name: pa.array(values, types.field(name).type if name in types.names else None) for name, values in row.items()}
-    cursor.adbc_ingest("screening_state", pa.table(columns), mode="append")
+    cursor.copy("screening_state", pa.table(columns))
     return True
 
 

@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from batch.arrow_sessions import ArrowCursor, arrow_session
 from batch.postgres import connect
+from batch.sessions import USUAL
 from conf.errors import StreamingError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
@@ -68,8 +69,8 @@ def opened(ledger: Ledger, number: int, end: int, *, topic: str = "topic", rules
 
 def stores(dsn: str, entry: Entry) -> None:
     """What a task does at the beginning of its transaction."""
-    with adbc.connect(dsn) as connection, connection.cursor() as cursor:
-        require_open(cursor, entry)
+    with arrow_session(dsn, application_name="test", limits=USUAL) as session:
+        require_open(ArrowCursor(session.connection), entry)
 
 
 # --- one driver at a time --------------------------------------------------------------------------------------------
