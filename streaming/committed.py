@@ -55,7 +55,9 @@ def last_settled(settings: Settings) -> Committed | None:
     dsn = settings.require("postgres_dsn")
     with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "select number, settled_at, end_offsets from screening_ledger where settled_at is not null"
+            "select number, settled_at, end_offsets from screening_drivers as driver cross join lateral ("
+            "   select * from screening_ledger where query_id = driver.query_id and settled_at is not null"
+            "   order by number desc limit 1) as newest"
             " order by settled_at desc limit 1"
         )
         row = cursor.fetchone()

@@ -35,7 +35,7 @@ SIGN_OF_LIFE_SECONDS = 3.0
 LEASE_SECONDS = 15.0
 # Parts of a micro-batch have numbers of their own, this many to a micro-batch: see `state`.
 PARTS = 1024
-_PRUNE_EVERY = 500  # micro-batches
+_PRUNE_EVERY = 500  # micro-batches; then only the oldest rows are looked at, since a month has millions
 
 _START_ANEW = (
     "Move the checkpoint away and start anew, as docs/runbook.md says (the checkpoint of screening is lost): nothing is lost or"
@@ -441,10 +441,11 @@ class Ledger:
         return Entry(self._query_id, row.number, self._epoch, row.moment, since, rules_version, ranges, is_settled=is_settled)
 
     def _owed_by_others(self, cursor: Any, topic_id: str) -> _Owed | None:
-        """What other queries have left unsettled of the topic: asked once a query, which scans the ledger."""
+        """What other queries have left unsettled of the topic: the newest row of each may be."""
         cursor.execute(
-            "select moment, end_offsets from screening_ledger"
-            " where settled_at is null and query_id <> %s and topic_id = %s and isfinite(moment)",
+            "select moment, end_offsets from screening_drivers as driver cross join lateral ("
+            "   select * from screening_ledger where query_id = driver.query_id order by number desc limit 1) as newest"
+            " where settled_at is null and driver.query_id <> %s and topic_id = %s and isfinite(moment)",
             [self._query_id, topic_id],
         )
         if not (left := cursor.fetchall()):
@@ -490,8 +491,11 @@ class Ledger:
                 raise StreamingError(f"What micro-batch {entry.number} has stored is gone from Postgres: {LOST_COMMITS}")
             if entry.number % _PRUNE_EVERY == 0:
                 cursor.execute(
-                    "delete from screening_ledger where query_id = %s and number < %s and settled_at < clock_timestamp() - %s",
-                    [entry.query_id, entry.number, self._keep],
+                    "delete from screening_ledger where query_id = %(query)s and number < %(number)s"
+                    " and settled_at < clock_timestamp() - %(keep)s and number <= ("
+                    "   select max(number) from (select number from screening_ledger where query_id = %(query)s"
+                    "   order by number limit %(most)s) as oldest)",
+                    {"query": entry.query_id, "number": entry.number, "keep": self._keep, "most": 4 * _PRUNE_EVERY},
                 )
 
         self._do(work)
