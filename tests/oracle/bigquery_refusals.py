@@ -12,6 +12,7 @@ import requests
 Json = dict[str, Any]
 
 SOURCES_PER_JOB = 10_000
+PARTITIONS_PER_JOB = 4_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ def too_many_sources(sources: int) -> Refusal:
     return Refusal(400, "invalid", f"Too many sources provided: {sources}. Limit is {SOURCES_PER_JOB}.")
 
 
+def too_many_partitions(partitions: int) -> Refusal:
+    """A statement that changes more partitions of a table than one job may."""
+    message = (
+        f"Too many partitions produced by query, allowed {PARTITIONS_PER_JOB}, query produces at least {partitions} partitions"
+    )
+    return Refusal(400, "invalidQuery", message, of_the_job=True)
+
+
 ACCESS_DENIED = Refusal(
     403, "accessDenied", "Access Denied: Dataset p:d: Permission bigquery.tables.create denied on dataset p:d"
 )
@@ -92,12 +101,7 @@ OUTSTANDING_DML = Refusal(
     of_the_job=True,
 )
 OVERFLOW = Refusal(400, "invalidQuery", "int64 overflow: 4611686018427387904 + 4611686018427387904", of_the_job=True)
-PARTITIONS_OF_A_JOB = Refusal(
-    400,
-    "invalidQuery",
-    "Too many partitions produced by query, allowed 4000, query produces at least 4001 partitions",
-    of_the_job=True,
-)
+PARTITIONS_OF_A_JOB = too_many_partitions(4_001)
 # Its words are a guess, which tests/gcp holds against the real ones: no report of it was found.
 PARTITIONS_OF_A_TABLE = Refusal(
     400, "invalid", "Too many partitions: the table p:d.raw_orders would have 10001 partitions, allowed 10000", of_the_job=True

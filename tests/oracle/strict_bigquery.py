@@ -17,16 +17,30 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.bigquery._http import Connection
 
-from tests.oracle.bigquery_refusals import SOURCES_PER_JOB, Refusal, invalid_query, too_many_sources
+from tests.oracle.bigquery_refusals import (
+    PARTITIONS_PER_JOB,
+    SOURCES_PER_JOB,
+    Refusal,
+    invalid_query,
+    too_many_partitions,
+    too_many_sources,
+)
 from tests.oracle.googlesql import GoogleSql, Parameters, Refused
 
 Json = dict[str, Any]
 _Columns = Callable[[str], list[Json] | None]  # of a table, by its full name; None when it is not there
+_Rows = Callable[[str], Json | None]  # the answer to a query; None when it fails
 
 _TYPES = {"INTEGER": "int64", "FLOAT": "float64", "BOOLEAN": "bool"}  # the API answers with older names
 _NOT_FOUND = re.compile(r"Table not found: ([^\s;]+)")
 _CHANGING = re.compile(r"\b[0-9a-f]{8,}\b|\d+")  # what differs between two runs of one test: names of datasets, ids, times
 _COLUMN_LIST = re.compile(r"(?:\s|/\*.*?\*/)*create or replace table\s+\S+\s+\(", re.DOTALL)
+_MERGE = re.compile(r"\bmerge\s+(?:into\s+)?(?P<table>\S+)\s+(?:as\s+\w+\s+)?using\s+", re.IGNORECASE)
+_CREATE_BY_DAY = re.compile(
+    r"\bcreate (?:or replace )?table\s+(?P<table>\S+).*?\bpartition by (?:timestamp_trunc|date)\(`?(?P<field>\w+)`?"
+    r".*?\bas\s+(?P<query>\(|select|with)",
+    re.IGNORECASE | re.DOTALL,
+)
 _REAL = "https://bigquery.googleapis.com"
 _JOBS = re.compile(r"(?P<service>.*/bigquery/v2)/projects/(?P<project>[^/?]+)/(?:jobs|queries)(?:\?.*)?")
 
@@ -42,6 +56,7 @@ class StrictBigQuery:
     _jobs: list[Json] | None = None
     _wanted: list[tuple[Refusal, str]] = field(default_factory=list)
     _emulator: str | None = None
+    _by_day: dict[str, str] = field(default_factory=dict)  # table → the column that it is partitioned by
     _accepted: set[str] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)  # the analyzer is one instance of WebAssembly
 
@@ -59,13 +74,18 @@ class StrictBigQuery:
             if job is None:
                 return send(connection, method, url, headers, data, *others, **named)
 
-            def columns(table: str) -> list[Json] | None:
-                # The emulator's own description of a table forgets the columns that were added to it.
-                asked = json.dumps({"query": f"select * from `{table}` where false", "useLegacySql": False})
+            def rows(query: str) -> Json | None:
+                asked = json.dumps({"query": query, "useLegacySql": False})
                 answer = send(connection, "POST", f"{job.service}/queries", headers, asked, *others, **named)
-                return list(answer.json()["schema"].get("fields", [])) if answer.status_code == requests.codes.ok else None
+                return dict(answer.json()) if answer.status_code == requests.codes.ok else None
 
-            if refusal := self._refusal(job, columns):
+            def partitioned_by(table: str) -> str | None:
+                project, dataset, name = table.split(".")
+                place = f"{job.service.removesuffix(job.project)}{project}/datasets/{dataset}/tables/{name}"
+                found = send(connection, "GET", place, headers, None, *others, **named).json()
+                return str(found["timePartitioning"]["field"]) if found.get("timePartitioning", {}).get("field") else None
+
+            if refusal := self._refusal(job, rows, partitioned_by):
                 return refusal.answer(method, url, job.body)
             return send(connection, method, url, headers, self._for_the_emulator(job.body), *others, **named)
 
@@ -91,7 +111,8 @@ class StrictBigQuery:
         """A job as the emulator takes it: without the columns that CREATE TABLE AS may name before its query."""
         query = body.get("configuration", {}).get("query", {})
         if self._emulator and (found := _COLUMN_LIST.match(query.get("query", ""))):
-            query["query"] = query["query"][: found.end() - 1] + _after_brackets(query["query"][found.end() - 1 :])
+            columns = _first_operand(query["query"][found.end() - 1 :])
+            query["query"] = query["query"].replace(columns, "", 1)
         return json.dumps(body)
 
     @contextmanager
@@ -114,7 +135,7 @@ class StrictBigQuery:
         finally:
             self._wanted = [one for one in self._wanted if one not in wanted]
 
-    def _refusal(self, job: "_Job", columns: _Columns) -> Refusal | None:
+    def _refusal(self, job: "_Job", rows: _Rows, partitioned_by: Callable[[str], str | None]) -> Refusal | None:
         """What BigQuery has against a job; None when it would take it."""
         if self._jobs is not None:
             self._jobs.append(job.configuration)
@@ -123,12 +144,37 @@ class StrictBigQuery:
                 self._wanted.remove(wanted)
                 return wanted[0]
         sources = len(job.configuration.get("load", {}).get("sourceUris", []))
-        return too_many_sources(sources) if sources > SOURCES_PER_JOB else self._analyzed(job, columns)
-
-    def _analyzed(self, job: "_Job", columns: _Columns) -> Refusal | None:
+        if sources > SOURCES_PER_JOB:
+            return too_many_sources(sources)
         query = job.configuration.get("query")
         if not query or query.get("useLegacySql") is True:
             return None
+        return self._analyzed(job, query, rows) or self._too_many_days(job, query["query"], rows, partitioned_by)
+
+    def _too_many_days(
+        self, job: "_Job", statement: str, rows: _Rows, partitioned_by: Callable[[str], str | None]
+    ) -> Refusal | None:
+        """What BigQuery says to a MERGE or CREATE TABLE AS that brings too many days into a table partitioned by day."""
+        if create := _CREATE_BY_DAY.search(statement):
+            field: str | None = create["field"]
+            self._by_day[_full_name(create["table"], job.project)] = create["field"]  # which the emulator does not tell of
+            source = f"({statement[create.start('query') :].rstrip().removesuffix(';')})"
+        elif merge := _MERGE.search(statement):
+            table = _full_name(merge["table"], job.project)
+            field = self._by_day.get(table) or partitioned_by(table)
+            source = _first_operand(statement[merge.end() :])
+        else:
+            return None
+        counted = rows(f"select count(distinct date({field})) as days from {source}") if field else None
+        days = int(counted["rows"][0]["f"][0]["v"]) if counted else 0
+        return too_many_partitions(days) if days > PARTITIONS_PER_JOB else None
+
+    def _analyzed(self, job: "_Job", query: Json, rows: _Rows) -> Refusal | None:
+        def columns(table: str) -> list[Json] | None:
+            # The emulator's own description of a table forgets the columns that were added to it.
+            found = rows(f"select * from `{table}` where false")
+            return list(found["schema"].get("fields", [])) if found else None
+
         statement, parameters = query["query"], _parameters(query.get("queryParameters", []))
         seen = _CHANGING.sub("0", f"{statement} {parameters}")
         with self._lock:
@@ -164,6 +210,12 @@ def _job(method: str, url: str, data: Any) -> _Job | None:
     return _Job(f"{place['service']}/projects/{place['project']}", place["project"], json.loads(data))
 
 
+def _full_name(written: str, project: str) -> str:
+    """Project, dataset and name of a table, however a statement of a client of that project writes them."""
+    parts = written.replace("`", "").split(".")
+    return ".".join(parts if len(parts) > 2 else [project, *parts])
+
+
 def analyze(statement: str, parameters: Parameters, project: str, columns: _Columns) -> None:
     """Analyze a statement over those of its tables that are there; one that names another is for the server to refuse.
 
@@ -181,7 +233,7 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
             path = missing[1].replace("`", "").split(".")
             if "INFORMATION_SCHEMA" in path or len(path) < 2:  # what BigQuery tells of itself
                 return
-            found = columns(".".join(path if len(path) > 2 else [project, *path]))
+            found = columns(_full_name(missing[1], project))
             if not found:
                 return
             *_, dataset, name = path
@@ -192,14 +244,14 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
             return
 
 
-def _after_brackets(text: str) -> str:
-    """What follows the brackets that a text begins with."""
+def _first_operand(text: str) -> str:
+    """The brackets, or else the word, that a text begins with."""
     depth = 0
     for position, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth == 0:
-            return text[position + 1 :]
-    raise ValueError(text)
+        if depth == 0 and text[0] == "(":
+            return text[: position + 1]
+    return text.split(maxsplit=1)[0]
 
 
 def _spellings(path: list[str]) -> re.Pattern[str]:

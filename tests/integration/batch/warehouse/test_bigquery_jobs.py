@@ -5,13 +5,13 @@ from google.api_core.exceptions import BadRequest
 from google.cloud.bigquery import LoadJobConfig, QueryJobConfig, ScalarQueryParameter
 
 from batch.bigquery import Usage
-from batch.google_cloud import bigquery_client
+from batch.google_cloud import bigquery_client, explained
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
 from batch.warehouse.steps import record
 from conf.errors import GoogleCloudRefused
 from conf.settings import Settings
-from tests.oracle.bigquery_refusals import CONCURRENT_UPDATE, JOB_RATE_LIMIT, PARTITIONS_OF_A_JOB
+from tests.oracle.bigquery_refusals import CONCURRENT_UPDATE, JOB_RATE_LIMIT
 from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.exports import execute, export_run, fill
 
@@ -50,12 +50,19 @@ def test_a_step_goes_on_where_its_cost_cannot_be_recorded(settings: Settings, ca
     assert "What BigQuery has read for step load of run first is not recorded" in caplog.text
 
 
-def test_a_merge_of_too_many_days_says_so_by_name(settings: Settings, strict_bigquery: StrictBigQuery) -> None:
-    fill(settings, orders=20)
-    export_run(settings, "only")
-    with strict_bigquery.refusing(PARTITIONS_OF_A_JOB, "as staged"), pytest.raises(GoogleCloudRefused, match="4,000 days"):
-        load(settings)
-    assert load(settings) == ["only"]
+def test_a_statement_that_brings_more_than_4000_days_is_refused_by_name(settings: Settings) -> None:
+    client, dataset = bigquery_client(settings), settings.bigquery_dataset
+    days = "select timestamp_add(timestamp '1990-01-01', interval day day) as moment from unnest(generate_array(1, {})) as day"
+    by_day = f"create or replace table {dataset}.by_day partition by timestamp_trunc(moment, day) as "
+    merge = (
+        "merge {}.by_day as stored using ({}) as staged on stored.moment = staged.moment"
+        " when not matched then insert (moment) values (moment)"
+    )
+    client.query(by_day + days.format(4_000)).result()
+    client.query(merge.format(dataset, days.format(4_000))).result()
+    for statement in (by_day + days.format(4_001), merge.format(dataset, days.format(4_001))):
+        with pytest.raises(GoogleCloudRefused, match=r"at least 4001 partitions.*fewer days at once"), explained(settings):
+            client.query(statement).result()
 
 
 def test_what_the_emulator_takes_and_bigquery_refuses_is_refused(settings: Settings, strict_bigquery: StrictBigQuery) -> None:
