@@ -36,12 +36,9 @@ def test_a_run_is_loaded_though_jobs_fail_for_a_moment_and_what_each_step_reads_
         labels = [job["labels"] for job in jobs if "query" in job or "sourceUris" in job["load"]]
         assert all(one == {"dag": "manual", "run": "first_run", "step": step} for one in labels)
     assert sum("sourceUris" in job.get("load", {}) for job in loading) == 5
-    recorded = dict(
-        execute(settings, "select step, array[jobs, bytes_processed] from ingestion_steps where run_id = 'First_Run'")
-    )
+    recorded = dict(execute(settings, "select step, jobs from ingestion_steps where run_id = 'First_Run'"))
     assert recorded.keys() == {"load", "reconcile"}
-    assert recorded["reconcile"][0] == sum("query" in job for job in comparing)
-    assert recorded["reconcile"][1] > 0
+    assert recorded["reconcile"] == sum("query" in job for job in comparing)
 
 
 def test_a_step_goes_on_where_its_cost_cannot_be_recorded(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
