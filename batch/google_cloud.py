@@ -8,18 +8,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import requests
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, RetryError
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud.storage import Bucket
 from google.cloud.storage import Client as StorageClient
 from google.cloud.storage.retry import DEFAULT_RETRY as STORAGE_RETRY
 
-from conf.errors import GoogleCloudError
+from batch.refusals import refusal_of
+from conf.errors import GoogleCloudError, GoogleCloudRefused
 from conf.settings import Settings
 
 if TYPE_CHECKING:
     from google.cloud import bigquery
+
+    from batch.bigquery import Client
 
 _FIRST_ANSWER_SECONDS = 5
 
@@ -35,20 +38,27 @@ def storage_client(settings: Settings) -> StorageClient:
         return StorageClient(settings.require("gcp_project"), **_reach(settings.storage_emulator_host))
 
 
-def bigquery_client(settings: Settings) -> "bigquery.Client":
+def bigquery_client(settings: Settings, step: str = "other", run_id: str | None = None) -> "Client":
     """A BigQuery client: with application default credentials, or with none for an emulator.
 
-    Its default dataset is not set: every name in a query says its dataset.
+    Its jobs are labelled with the `step` that they are a part of, and with the run. Its default dataset is not set: every
+    name in a query says its dataset.
 
     Raises:
         SettingsError: no project is set.
         GoogleCloudError: there are no credentials.
     """
-    from google.cloud import bigquery
+    from batch.bigquery import Client
 
     with explained(settings):
-        project, location = settings.require("gcp_project"), settings.bigquery_location
-        return bigquery.Client(project, location=location, **_reach(settings.bigquery_emulator_host))
+        return Client(
+            settings.require("gcp_project"),
+            step=step,
+            run_id=run_id,
+            max_bytes_billed=settings.bigquery_max_bytes_billed,
+            location=settings.bigquery_location,
+            **_reach(settings.bigquery_emulator_host),
+        )
 
 
 def open_bucket(settings: Settings) -> Bucket:
@@ -68,16 +78,49 @@ def open_bucket(settings: Settings) -> Bucket:
 
 
 def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dataset":
-    """The dataset of the settings, which is there.
+    """The dataset of the settings, which is there and keeps what is put into it.
 
     Raises:
+        GoogleCloudRefused: it deletes tables or days by itself after a time.
         GoogleCloudError: it is not there, not ours to read, or BigQuery does not answer; says what to do.
     """
     from google.cloud import bigquery
 
     with explained(settings):
         retry = bigquery.DEFAULT_RETRY.with_timeout(_FIRST_ANSWER_SECONDS)
-        return client.get_dataset(f"{client.project}.{settings.bigquery_dataset}", retry=retry)
+        dataset = client.get_dataset(f"{client.project}.{settings.bigquery_dataset}", retry=retry)
+    _require_lasting_dataset(dataset)
+    return dataset
+
+
+def require_lasting(table: "bigquery.Table") -> None:
+    """Refuse a table that vanishes by itself, or whose days do: it was made when its dataset still said so.
+
+    Raises:
+        GoogleCloudRefused: it does; says how to end that.
+    """
+    name = f"{table.project}:{table.dataset_id}.{table.table_id}"
+    if table.expires:
+        raise GoogleCloudRefused(f"{name} vanishes at {table.expires}. End that by `bq update --expiration=0 {name}`.")
+    if table.time_partitioning and table.time_partitioning.expiration_ms:
+        raise GoogleCloudRefused(
+            f"{name} deletes days after a time. End that by `bq update --time_partitioning_expiration=0 {name}`, and"
+            " bring back what is gone by `finpro export --full` and `finpro load`."
+        )
+
+
+def _require_lasting_dataset(dataset: "bigquery.Dataset") -> None:
+    """Refuse a dataset whose new tables or partitions vanish by themselves: an option of a table cannot say `never` to that."""
+    milliseconds = {"table": dataset.default_table_expiration_ms, "partition": dataset.default_partition_expiration_ms}
+    ends = {what: after / 86_400_000 for what, after in milliseconds.items() if after}
+    if ends:
+        name = f"{dataset.project}:{dataset.dataset_id}"
+        when = ", ".join(f"{what}s after {days:.4g} days" for what, days in ends.items())
+        options = " ".join(f"--default_{what}_expiration=0" for what in ends)
+        raise GoogleCloudRefused(
+            f"The dataset {name} deletes {when}: what is loaded would vanish. End that by `bq update {options} {name}`."
+            " (A sandbox, which is a project without billing, cannot.)"
+        )
 
 
 @contextmanager
@@ -92,19 +135,30 @@ def explained(settings: Settings) -> Iterator[None]:
         ) from error
     except GoogleAuthError as error:
         raise GoogleCloudError(f"Google refused the credentials: {_first_line(error)}") from error
-    except NotFound as error:
-        raise GoogleCloudError(
-            f"Not found: {_first_line(error)}. The bucket (FINPRO_GCS_BUCKET) and the dataset (FINPRO_BIGQUERY_DATASET) are"
+    except RetryError as error:  # of which only the last try says why
+        raise _explanation(settings, error.cause or error) from error
+    except (GoogleAPIError, requests.ConnectionError, requests.Timeout) as error:
+        raise _explanation(settings, error) from error
+
+
+def _explanation(settings: Settings, error: Exception) -> GoogleCloudError:
+    """What to do about an error of a service."""
+    said = _first_line(error)
+    if (known := refusal_of(error)) is not None:
+        advice = known.advice.format(project=settings.gcp_project)
+        return (GoogleCloudRefused if known.for_a_person else GoogleCloudError)(f"{said}. {advice}")
+    if isinstance(error, NotFound):
+        return GoogleCloudError(
+            f"Not found: {said}. The bucket (FINPRO_GCS_BUCKET) and the dataset (FINPRO_BIGQUERY_DATASET) are"
             f" made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in the emulators; tables come"
             " with `finpro load` and `finpro transform`."
-        ) from error
-    except Forbidden as error:
-        raise GoogleCloudError(
-            f"Not allowed: {_first_line(error)}. finpro needs storage.objectAdmin on the bucket, bigquery.dataEditor on the"
+        )
+    if isinstance(error, Forbidden):
+        return GoogleCloudRefused(
+            f"Not allowed: {said}. finpro needs storage.objectAdmin on the bucket, bigquery.dataEditor on the"
             f" dataset and bigquery.jobUser on the project {settings.gcp_project}."
-        ) from error
-    except (GoogleAPIError, requests.ConnectionError, requests.Timeout) as error:
-        raise GoogleCloudError(f"{_where(settings)}: {_first_line(error)}") from error
+        )
+    return GoogleCloudError(f"{_where(settings)}: {said}")
 
 
 def _reach(emulator: str | None) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class GoogleCloudError(FinproError):
     exit_code = 8
 
 
+class GoogleCloudRefused(GoogleCloudError):
+    """Cloud Storage or BigQuery refuses, and will until a person has done something: another try does not help."""
+
+
 class LakehouseError(FinproError):
     """The lakehouse cannot be reached, read or written, or is not what it was."""
 

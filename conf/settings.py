@@ -97,6 +97,11 @@ class Settings(BaseSettings):
     bigquery_location: str | None = Field(
         None, description="where the dataset lives, such as EU; by default BigQuery finds out"
     )
+    bigquery_max_bytes_billed: int | None = Field(
+        None,
+        ge=1,
+        description="the most bytes that one statement may be charged for: a larger one is refused, and costs nothing",
+    )
     # Google's own names: its libraries and tools obey them as well.
     storage_emulator_host: str | None = Field(
         None, validation_alias="STORAGE_EMULATOR_HOST", description="URL of a Cloud Storage emulator"

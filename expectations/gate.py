@@ -17,12 +17,20 @@ from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+from sqlalchemy import DateTime
+from sqlalchemy.ext.compiler import compiles
 
 from expectations.outcome import GateRun, Outcome, write_gate_run
 from expectations.suites import GX_SEVERITY, KEYS, LATEST_EVENT, MOST_EXAMPLES, ROW_COUNT, rows_parameter, suites
 
 _SEVERITIES = {theirs.value: ours for ours, theirs in GX_SEVERITY.items()}
 _RESULT_FORMAT = {"result_format": "SUMMARY", "partial_unexpected_count": MOST_EXAMPLES}
+
+
+@compiles(DateTime, "bigquery")
+def _parameter_type(kind: DateTime, *_: Any, **__: Any) -> str:
+    """BigQuery's name of a time; its SQLAlchemy dialect names all DATETIME, which BigQuery compares with no TIMESTAMP."""
+    return "TIMESTAMP" if kind.timezone else "DATETIME"
 
 
 class _Keyed(gx.ValidationDefinition):

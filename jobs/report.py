@@ -24,7 +24,7 @@ def write_report(settings: Settings, output: Path | None, *, locale: str) -> Pat
         ReportError: the marts are not there, or hold no order.
         FinproError: BigQuery does not answer, or there is no such locale.
     """
-    client = bigquery_client(settings)
+    client = bigquery_client(settings, "report")
     open_dataset(settings, client)
     with explained(settings):
         marts = read_marts(client, settings.bigquery_dataset)

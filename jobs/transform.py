@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from batch.bigquery import Usage
 from batch.google_cloud import bigquery_client, explained, open_dataset
+from batch.refusals import advice_on
 from batch.warehouse.manifest import check_run_id
+from batch.warehouse.steps import record
 from batch.warehouse.tables import Warehouse
 from conf.errors import TransformError
 from conf.rules import load_rules
@@ -18,7 +21,13 @@ from jobs.local.private_files import exclusive_lock, private_directory
 
 PROJECT = project_root() / "dbt"
 _SOURCES = frozenset({"raw_users", "raw_products", "raw_orders", "ingestion_monitoring"})
-_PROFILE_SETTINGS = ("gcp_project", "bigquery_dataset", "bigquery_location", "bigquery_emulator_host")
+_PROFILE_SETTINGS = (
+    "gcp_project",
+    "bigquery_dataset",
+    "bigquery_location",
+    "bigquery_max_bytes_billed",
+    "bigquery_emulator_host",
+)
 _MOST_SHOWN = 20  # failures in a message
 
 Say = Callable[[str], None]
@@ -55,7 +64,9 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         results = _run_dbt(build, home, say)
         if not results:
             raise TransformError(f"Nothing in the dbt project is selected by: {' '.join(select)}")
-        _raise_for_failures(results, home)
+        if run_id:
+            record(settings, run_id, "transform", _usage(results))
+        _raise_for_failures(results, home, settings.gcp_project)
         say(_summary(results))
         if not select:
             _write_docs(settings, home, variables)
@@ -63,7 +74,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
 
 def overtaken_by(settings: Settings, run_id: str) -> str | None:
     """The run whose load has begun since that of `run_id`, if one has: the raw tables are not what was validated."""
-    newest = Warehouse.open(settings).newest_run()
+    newest = Warehouse.open(settings, "transform", run_id).newest_run()
     return newest.run_id if newest and newest.run_id != run_id else None
 
 
@@ -73,7 +84,7 @@ def _require_project() -> None:
 
 
 def _require_sources(settings: Settings) -> None:
-    client = bigquery_client(settings)
+    client = bigquery_client(settings, "transform")
     dataset = open_dataset(settings, client)
     with explained(settings):
         missing = sorted(_SOURCES - {table.table_id for table in client.list_tables(dataset)})
@@ -131,17 +142,18 @@ def _run_dbt(arguments: list[str], home: Path, say: Say) -> list[Any]:
     return results
 
 
-def _raise_for_failures(results: list[Any], home: Path) -> None:
+def _raise_for_failures(results: list[Any], home: Path, project: str | None) -> None:
     failed = [result for result in results if result.status in ("error", "fail", "runtime error")]
     if not failed:
         return
     skipped = sum(result.status == "skipped" for result in results)
     lines = [f"  {_failure(result)}" for result in failed[:_MOST_SHOWN]]
+    advice = sorted({known for one in failed if (known := advice_on(str(one.message), project))})
     if len(failed) > _MOST_SHOWN:
         lines.append(f"  … and {len(failed) - _MOST_SHOWN} more")
     raise TransformError(
         f"{len(failed)} of {len(results)} steps of dbt failed, {skipped} were skipped for it:\n"
-        + "\n".join(lines)
+        + "\n".join([*lines, *advice])
         + f"\nWhat was run is under {home / 'target' / 'run'}, dbt's log is {home / 'logs' / 'dbt.log'}."
     )
 
@@ -150,6 +162,13 @@ def _failure(result: Any) -> str:
     if result.status == "fail":
         return f"{result.node.name}: {result.failures:,} rows break it ({result.node.original_file_path})"
     return f"{result.node.name}: {' '.join(str(result.message).split())} ({result.node.original_file_path})"
+
+
+def _usage(results: list[Any]) -> Usage:
+    """What the statements of dbt's nodes have read; what dbt asks besides is not among its results."""
+    answers = [result.adapter_response for result in results if result.adapter_response]
+    processed, billed = (sum(answer.get(name) or 0 for answer in answers) for name in ("bytes_processed", "bytes_billed"))
+    return Usage(len(answers), processed, billed)
 
 
 def _summary(results: list[Any]) -> str:

@@ -7,6 +7,7 @@ from google.cloud import bigquery
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
 from batch.warehouse.manifest import read_manifest
+from batch.warehouse.steps import counted
 from conf.errors import ExpectationsFailed
 from conf.rules import load_rules
 from conf.settings import Settings
@@ -18,15 +19,15 @@ def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], Non
 
     Raises:
         ExpectationsFailed: an expectation of the severity `fail` does not hold; nothing may be built on these tables.
-        FinproError: there is no such run, or BigQuery does not answer.
+        FinproError: there is no such run, or BigQuery does not answer or refuses.
     """
     manifest = read_manifest(open_bucket(settings), run_id)
     source_rows = {table.table: table.source_rows for table in manifest.tables}
-    client = bigquery_client(settings)
+    client = bigquery_client(settings, "validate", manifest.run_id)
     _check_tables(settings, client, set(source_rows))
     from expectations.gate import run_gate  # takes seconds: after everything that can be wrong before
 
-    with explained(settings):
+    with explained(settings), counted(settings, manifest.run_id, "validate", client):
         outcomes = run_gate(
             client,
             settings.bigquery_dataset,
@@ -35,6 +36,8 @@ def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], Non
             latest_event=datetime.now(UTC) + load_rules(settings.rules).max_future_skew,
             data_docs=data_docs(),
         )
+        if client.refusal is not None:  # of which the library says only that an expectation could not be checked
+            raise client.refusal
     _tell(manifest.run_id, outcomes, say)
     return outcomes
 

@@ -28,6 +28,7 @@ from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.spark.submit import environment, spark_submit
 from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
+from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.homes import guarded
 
 if TYPE_CHECKING:
@@ -123,7 +124,16 @@ def another_home(home: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def platform(home: Path) -> Iterator[Platform]:
+def strict_bigquery() -> Iterator[StrictBigQuery]:
+    """What this process sends to BigQuery, each statement refused that the real one would refuse."""
+    strict = StrictBigQuery()
+    with strict.installed():
+        yield strict
+    assert strict.refused == []  # some libraries keep to themselves what they are told
+
+
+@pytest.fixture(scope="session")
+def platform(home: Path, strict_bigquery: StrictBigQuery) -> Iterator[Platform]:
     """The running embedded platform, stopped at the end of the session."""
     try:
         yield up()

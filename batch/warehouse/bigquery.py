@@ -14,9 +14,10 @@ from google.cloud.bigquery import LoadJob, LoadJobConfig, QueryJob, SchemaField,
 from google.cloud.bigquery.format_options import ParquetOptions
 from google.cloud.storage import Bucket
 
-from batch.google_cloud import explained, open_bucket
+from batch.google_cloud import explained, open_bucket, require_lasting
 from batch.warehouse.bigquery_jobs import run_once
 from batch.warehouse.manifest import Column, Manifest, TableExport, find_manifest, finished_runs, read_manifest
+from batch.warehouse.steps import counted
 from batch.warehouse.tables import LoadedRun, Warehouse
 from conf.errors import LoadError, SchemaChanged
 from conf.settings import Settings
@@ -50,13 +51,14 @@ def load(settings: Settings, run_id: str | None = None, on_table: Callable[[Load
     bucket = open_bucket(settings)
     with explained(settings):
         wanted = read_manifest(bucket, run_id)
-        warehouse = Warehouse.open(settings)
-        runs = _runs_to_load(warehouse, bucket, wanted)
-        for manifest in runs:
-            _load_run(warehouse, bucket.name, manifest, on_table)
-        if not runs:  # one that was killed at its very end left them
-            for export in wanted.tables:
-                _TableLoad(warehouse, bucket.name, wanted, export).drop_staging()
+        warehouse = Warehouse.open(settings, "load", wanted.run_id)
+        with counted(settings, wanted.run_id, "load", warehouse.client):
+            runs = _runs_to_load(warehouse, bucket, wanted)
+            for manifest in runs:
+                _load_run(warehouse, bucket.name, manifest, on_table)
+            if not runs:  # one that was killed at its very end left them
+                for export in wanted.tables:
+                    _TableLoad(warehouse, bucket.name, wanted, export).drop_staging()
     return [manifest.run_id for manifest in runs]
 
 
@@ -70,10 +72,11 @@ def stage(settings: Settings, table: str, run_id: str | None = None) -> int:
     """
     bucket = open_bucket(settings)
     with explained(settings):
-        warehouse = Warehouse.open(settings)
+        wanted = read_manifest(bucket, run_id)
+        warehouse = Warehouse.open(settings, "load", wanted.run_id)
         loads = [
             _TableLoad(warehouse, bucket.name, manifest, export)
-            for manifest in _runs_to_load(warehouse, bucket, read_manifest(bucket, run_id))
+            for manifest in _runs_to_load(warehouse, bucket, wanted)
             for export in manifest.tables
             if export.table == table
         ]
@@ -178,12 +181,15 @@ class _TableLoad:
 
         Raises:
             SchemaChanged: it has a column that is no longer exported, or with another type.
+            GoogleCloudRefused: it ends by itself at some time.
         """
         wanted = Table(self.raw, schema=_schema(self.export.columns))
         if day := _PARTITIONED_BY_DAY.get(self.export.table):
             wanted.time_partitioning = TimePartitioning(field=day)
         wanted.clustering_fields = _CLUSTERED.get(self.export.table)
-        stored = _types(self.warehouse.client.create_table(wanted, exists_ok=True).schema)
+        found = self.warehouse.client.create_table(wanted, exists_ok=True)
+        require_lasting(found)
+        stored = _types(found.schema)
         exported = {column.name: column.type for column in self.export.columns}
         if changes := [
             _change(name, stored[name], exported.get(name)) for name in stored if stored[name] != exported.get(name)

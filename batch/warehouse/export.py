@@ -43,6 +43,7 @@ from conf.settings import Settings
 from conf.workers import freeze_imports
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
+_MOST_SLICES = 9_000  # of a table: BigQuery loads 10,000 files in one job, so those of a huge table are larger
 _FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
 _FEW_SLICES = 3  # exported before Spark would have started: a second each
 _PROGRESS_SECONDS = 5
@@ -194,8 +195,8 @@ def _all_rows(cursor: Cursor, table: str) -> list[str]:
     """
     cursor.execute("select pg_relation_size(%s::regclass), current_setting('block_size')::bigint", [table])
     size, block_bytes = cursor.fetchone() or (0, 1)
-    step = _SLICE_BYTES // block_bytes
-    starts = range(0, max(1, size // block_bytes), step)
+    blocks = max(1, size // block_bytes)
+    starts = range(0, blocks, max(_SLICE_BYTES // block_bytes, blocks // _MOST_SLICES + 1))
     ends = [f" and ctid < '({start},0)'" for start in starts[1:]] + [""]
     return [f"ctid >= '({start},0)'{end}" for start, end in zip(starts, ends, strict=True)]
 

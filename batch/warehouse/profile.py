@@ -112,7 +112,7 @@ _BIGQUERY = _Dialect(
     },
     concatenated=lambda texts: f"concat({', chr(31), '.join(texts)})",
     md5="to_hex(md5({}))",
-    first_bits="cast(concat('0x', substr({}, 1, 8)) as int64)",
+    first_bits="cast(cast(concat('0x', substr({}, 1, 8)) as int64) as bignumeric)",  # their sum passes 64 bits at 2^31 rows
 )
 
 

@@ -15,6 +15,7 @@ from batch.postgres import explained as postgres_explained
 from batch.sessions import Limits
 from batch.warehouse.manifest import Manifest, TableExport, read_manifest
 from batch.warehouse.profile import TableProfile, destination_profile, differences
+from batch.warehouse.steps import counted
 from batch.warehouse.tables import Warehouse
 from conf.errors import LoadError, ReconciliationError
 from conf.settings import Settings
@@ -75,11 +76,13 @@ def reconcile(
     """
     dsn, bucket = settings.require("postgres_dsn"), open_bucket(settings)
     with explained(settings):
-        manifest, warehouse = read_manifest(bucket, run_id), Warehouse.open(settings)
-        _require_newest(warehouse, manifest)
-        exports = [export for export in manifest.tables if tables is None or export.table in tables]
-        found = [_compare(warehouse, manifest, export, dag_id) for export in exports]
-        _require_newest(warehouse, manifest)  # nothing was merged while the tables were read
+        manifest = read_manifest(bucket, run_id)
+        warehouse = Warehouse.open(settings, "reconcile", manifest.run_id)
+        with counted(settings, manifest.run_id, "reconcile", warehouse.client):
+            _require_newest(warehouse, manifest)
+            exports = [export for export in manifest.tables if tables is None or export.table in tables]
+            found = [_compare(warehouse, manifest, export, dag_id) for export in exports]
+            _require_newest(warehouse, manifest)  # nothing was merged while the tables were read
         with postgres_explained(dsn), connect(dsn, application_name="finpro reconcile", limits=_LIMITS) as connection:
             # Copied before the lock goes with the transaction: no copy lacks what another one has recorded meanwhile.
             _copy(warehouse, _record(connection, found))

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from google.cloud import bigquery
 from google.cloud.bigquery import QueryJobConfig, ScalarQueryParameter, SchemaField, Table
 
+from batch.bigquery import Client
 from batch.google_cloud import bigquery_client, open_dataset
 from batch.warehouse.manifest import Manifest
 from conf.settings import Settings
@@ -37,19 +37,19 @@ class LoadedRun:
 class Warehouse:
     """The dataset, as `project.dataset`, where it lives, and a client for it."""
 
-    client: bigquery.Client
+    client: Client
     dataset: str
     location: str
 
     @classmethod
-    def open(cls, settings: Settings) -> "Warehouse":
-        """The dataset of the settings, with its table of loaded runs.
+    def open(cls, settings: Settings, step: str = "other", run_id: str | None = None) -> "Warehouse":
+        """The dataset of the settings, with its table of loaded runs; for a step of a run, which its jobs are labelled with.
 
         Raises:
             SettingsError: no project is set.
-            GoogleCloudError: there is no such dataset, or BigQuery does not answer.
+            GoogleCloudError: there is no such dataset, it does not last, or BigQuery does not answer.
         """
-        client = bigquery_client(settings)
+        client = bigquery_client(settings, step, run_id)
         found = open_dataset(settings, client)
         warehouse = cls(client, f"{found.project}.{found.dataset_id}", found.location)
         client.create_table(Table(warehouse.table(_LOADED_RUNS), schema=_LOADED_RUNS_SCHEMA), exists_ok=True)
@@ -82,7 +82,11 @@ class Warehouse:
         self._record("update `{runs}` set loaded_at = @now where run_id = @run_id and loaded_at is null", manifest)
 
     def rows(self, query: str, parameters: list[ScalarQueryParameter] | None = None) -> list[dict[str, Any]]:
-        """The rows of a query, never from the cache."""
+        """The rows of a query, never from the cache; sent again for some minutes where another try can help.
+
+        Raises:
+            GoogleAPICallError: BigQuery refuses; see batch.google_cloud.explained.
+        """
         config = QueryJobConfig(use_query_cache=False, query_parameters=parameters or [])
         return [dict(row.items()) for row in self.client.query(query, location=self.location, job_config=config).result()]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Asset, ExceptionRetryPolicy, RetryAction, RetryRule, get_current_context
 
-from conf.errors import ExpectationsFailed, ReconciliationError, RulesError, SchemaChanged, SettingsError
+from conf.errors import ExpectationsFailed, GoogleCloudRefused, ReconciliationError, RulesError, SchemaChanged, SettingsError
 from jobs.airflow.notifier import TASK_FAILED
 
 # A DAG that has one of these as its schedule runs when a task that has it as an outlet succeeds.
@@ -19,7 +19,7 @@ TIME_ZONE = "Asia/Jakarta"
 # One slot, see conf/airflow_pools.json: the raw tables do not move on while dbt reads them.
 WAREHOUSE_POOL = "warehouse"
 
-_FOR_A_PERSON = [SettingsError, RulesError, SchemaChanged, ReconciliationError, ExpectationsFailed]
+_FOR_A_PERSON = [SettingsError, RulesError, GoogleCloudRefused, SchemaChanged, ReconciliationError, ExpectationsFailed]
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "data-engineering",

@@ -21,7 +21,7 @@ def cloud_storage(settings: Settings) -> Finding:
 def bigquery(settings: Settings) -> Finding:
     """Whether the dataset answers."""
     started = time.monotonic()
-    dataset = open_dataset(settings, bigquery_client(settings))
+    dataset = open_dataset(settings, bigquery_client(settings, "status"))
     return Finding(State.OK, f"{dataset.project}.{dataset.dataset_id}, answers in {milliseconds_since(started)}")
 
 
@@ -38,7 +38,7 @@ def export(settings: Settings) -> Finding:
 
 def load(settings: Settings) -> Finding:
     """The newest export that the raw tables hold whole."""
-    client = bigquery_client(settings)
+    client = bigquery_client(settings, "status")
     dataset = open_dataset(settings, client)
     with explained(settings):
         try:

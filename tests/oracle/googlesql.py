@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zetasql.core.exceptions import ServerError as Refused
 from zetasql.types import (
     AnalyzerOptions,
     LanguageOptions,
+    ParameterMode,
     ProductMode,
     SimpleTable,
     Type,
@@ -20,15 +22,21 @@ from zetasql.types import (
     ZetaSQLBuiltinFunctionOptions,
 )
 
-__all__ = ["GoogleSql", "Refused"]
+__all__ = ["GoogleSql", "Parameters", "Refused"]
 
 Columns = Mapping[str, str]  # name → type as BigQuery writes it, in order
+Parameters = Mapping[str, str] | Sequence[str]  # their types: of named ones by their name, of others in order
 
 _KINDS = {
+    "bignumeric": TypeKind.TYPE_BIGNUMERIC,
     "bool": TypeKind.TYPE_BOOL,
+    "bytes": TypeKind.TYPE_BYTES,
     "date": TypeKind.TYPE_DATE,
+    "datetime": TypeKind.TYPE_DATETIME,
     "float64": TypeKind.TYPE_DOUBLE,
     "int64": TypeKind.TYPE_INT64,
+    "json": TypeKind.TYPE_JSON,
+    "numeric": TypeKind.TYPE_NUMERIC,
     "string": TypeKind.TYPE_STRING,
     "timestamp": TypeKind.TYPE_TIMESTAMP,
 }
@@ -65,7 +73,7 @@ class GoogleSql:
         self._catalog = catalog.build()
 
     def columns(self, query: str) -> dict[str, str]:
-        """The columns of a query's result and their types; names of tables may say their project and dataset.
+        """The columns of a query's result and their types, as `check` reads it.
 
         Raises:
             Refused: GoogleSQL does not accept the query; says where and why.
@@ -73,13 +81,31 @@ class GoogleSql:
         statement = self.check(query)
         return {column.name: _name(column.column.type) for column in statement.output_column_list}
 
-    def check(self, statement: str) -> Any:
-        """A statement of any kind, resolved.
+    def check(self, statement: str, parameters: Parameters = ()) -> Any:
+        """A statement of any kind, resolved; what dbt writes before the name of a table is left out: project and dataset.
 
         Raises:
             Refused: GoogleSQL does not accept it; says where and why.
         """
-        return Analyzer.analyze_statement_static(_THREE_PART_NAME.sub(r"\1", statement), self._options, self._catalog)
+        return self.resolve(_THREE_PART_NAME.sub(r"\1", statement), parameters)
+
+    def resolve(self, statement: str, parameters: Parameters = ()) -> Any:
+        """A statement of any kind, resolved as it stands.
+
+        Raises:
+            Refused: GoogleSQL does not accept it; says where and why.
+        """
+        options = replace(self._options, **_declared(parameters))
+        return Analyzer.analyze_statement_static(statement, options, self._catalog)
+
+
+def _declared(parameters: Parameters) -> dict[str, Any]:
+    """The analyzer's options for named or positional parameters."""
+    if not isinstance(parameters, Mapping):
+        mode = ParameterMode.PARAMETER_POSITIONAL if parameters else ParameterMode.PARAMETER_NAMED
+        return {"positional_query_parameters": [_type(kind) for kind in parameters], "parameter_mode": mode}
+    named = [AnalyzerOptions.QueryParameter(name=name, type=_type(kind)) for name, kind in parameters.items()]
+    return {"query_parameters": named}
 
 
 def _table(name: str, columns: Columns) -> SimpleTable:

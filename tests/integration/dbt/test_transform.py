@@ -20,7 +20,9 @@ from conf.settings import Settings, finpro_home, variable
 from jobs.local.platform import Platform
 from jobs.transform import PROJECT, docs_page, transform
 from tests.conftest import own_warehouse
+from tests.oracle.bigquery_refusals import BYTES_BILLED
 from tests.oracle.marts import MARTS, PRODUCTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
+from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.exports import execute, export_run, tamper
 
 TOUCHED = "ingested_at = default, change_xid = default"  # as every writer of finpro does
@@ -134,10 +136,36 @@ def killed_after_the_fact(settings: Settings) -> None:
     assert process.returncode < 0
 
 
-def test_a_full_refresh_gives_the_fact_that_runs_have_merged(built: Settings) -> None:
-    merged = in_bigquery(built, "fct_orders")
-    build(built, "fct_orders,resource_type:model", full_refresh=True)
-    assert in_bigquery(built, "fct_orders") == merged
+def test_the_real_bigquery_takes_what_is_meant_for_it_only_and_a_full_refresh_gives_what_runs_have_merged(
+    built: Settings, strict_bigquery: StrictBigQuery
+) -> None:
+    tables = (*MARTS, "fct_orders", "dim_users", "dim_products")
+    merged = {table: in_bigquery(built, table) for table in tables}
+    production = built.model_copy(update={"bigquery_emulator_host": None})
+    with strict_bigquery.in_place_of_the_real_one(built.require("bigquery_emulator_host")), strict_bigquery.listening() as jobs:
+        build(production, "config.materialized:table", "config.materialized:incremental", full_refresh=True)
+    assert {table: in_bigquery(built, table) for table in tables} == merged
+    declared = [job for job in jobs if "order_id string not null" in job["query"]["query"].lower()]
+    assert len(declared) == 1  # the columns of a contract, which the emulator is not told
+    labels = [job["labels"] for job in jobs]
+    assert {(one["dag"], one["step"]) for one in labels} == {("manual", "transform")}
+    assert {one["node"] for one in labels} >= set(tables)
+
+
+def test_jobs_are_labelled_and_a_refusal_of_bigquery_says_what_to_do(built: Settings, strict_bigquery: StrictBigQuery) -> None:
+    limited = built.model_copy(update={"bigquery_max_bytes_billed": 10_000_000})
+    with (
+        strict_bigquery.refusing(BYTES_BILLED, "mart_top10_users_fraud"),
+        strict_bigquery.listening() as jobs,
+        pytest.raises(
+            TransformError, match=r"mart_top10_users_fraud: .*164626432.*\nThe statement would read more than FINPRO_BIG"
+        ),
+    ):
+        build(limited, "mart_top10_users_fraud,resource_type:model", run_id=publish(built))
+    sent = [job for job in jobs if job["labels"]["step"] == "transform" and "mart_top10" in job["query"]["query"]]
+    assert sent
+    assert {job["query"]["maximumBytesBilled"] for job in sent} == {"10000000"}
+    assert {job["labels"]["run"][:4] for job in sent} == {"run-"}
 
 
 def test_a_failed_test_is_an_error_that_names_it_and_its_count(built: Settings) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from batch.warehouse.bigquery import load
-from conf.errors import ExpectationsFailed
+from conf.errors import ExpectationsFailed, GoogleCloudError
 from conf.settings import Settings, variable
 from expectations.outcome import Outcome, data_docs
 from jobs.cli import main
 from jobs.local.platform import Platform
 from jobs.validate import validate
 from tests.conftest import own_warehouse
+from tests.oracle.bigquery_refusals import QUOTA_EXCEEDED
 from tests.oracle.marts import fill
+from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.exports import export_run, tamper
 
 RUN = "run-1"
@@ -76,6 +78,19 @@ def test_what_was_loaded_passes_and_orders_of_unknown_users_and_products_are_cou
     assert {where[0] for where in asked} == {"127.0.0.1"}
     pages = "".join(page.read_text(encoding="utf-8") for page in data_docs().glob(f"validations/*/{RUN}/*/*.html"))
     assert all(outcome.expected.replace("'", "&#39;") in pages or outcome.expected in pages for outcome in outcomes)
+
+
+def test_a_gate_that_bigquery_does_not_let_ask_says_so_and_blames_no_row(
+    loaded: Settings, strict_bigquery: StrictBigQuery
+) -> None:
+    with (
+        strict_bigquery.refusing(QUOTA_EXCEEDED, "raw_users"),
+        strict_bigquery.listening() as jobs,
+        pytest.raises(GoogleCloudError, match=r"QueryUsagePerDay.*no right is missing"),
+    ):
+        gate(loaded)
+    assert len(jobs) > 10
+    assert all(job["labels"] == {"dag": "manual", "run": RUN, "step": "validate"} for job in jobs)
 
 
 def test_a_table_that_is_not_loaded_is_named(settings: Settings) -> None:

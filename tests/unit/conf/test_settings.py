@@ -21,6 +21,7 @@ GOOD = {
     "gcs_bucket": "bucket",
     "bigquery_dataset": "shop",
     "bigquery_location": "EU",
+    "bigquery_max_bytes_billed": "1099511627776",
     "storage_emulator_host": "http://127.0.0.1:1",
     "bigquery_emulator_host": "http://127.0.0.1:2",
     "rules": "conf/fraud_rules.toml",

@@ -147,7 +147,7 @@ def test_bigquery_accepts_the_query_and_sums_beyond_64_bits() -> None:
     google_sql = GoogleSql({"raw_orders": {column.name: column.type.lower() for column in COLUMNS}})
     statement = google_sql.check(recorder.query_text)
     types = [column.column.type.type_kind.name for column in statement.output_column_list]
-    assert types == ["TYPE_INT64", *["TYPE_BIGNUMERIC", "TYPE_INT64", "TYPE_INT64"] * 4, "TYPE_INT64"]
+    assert types == ["TYPE_INT64", *["TYPE_BIGNUMERIC", "TYPE_INT64", "TYPE_INT64"] * 4, "TYPE_BIGNUMERIC"]
 
 
 @pytest.mark.parametrize(
