@@ -292,7 +292,8 @@ def load(
     from conf.settings import load_settings
 
     def show(loaded: "LoadedTable") -> None:
-        typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged")
+        deleted = f", {loaded.deleted:,} deleted" if loaded.deleted else ""
+        typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged{deleted}")
 
     runs = load_run(load_settings(), run_id, on_table=show)
     typer.echo(f"loaded {', '.join(runs)}" if runs else "nothing to load: the raw tables hold this run already")

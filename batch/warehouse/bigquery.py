@@ -42,11 +42,12 @@ _STANDARD_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}  #
 
 @dataclass(frozen=True)
 class LoadedTable:
-    """One table of a run that was loaded, and how many rows the run brought."""
+    """One table of a run that was loaded, how many rows the run brought, and how many it told to be deleted."""
 
     run_id: str
     table: str
     rows: int
+    deleted: int = 0
 
 
 def load(settings: Settings, run_id: str | None = None, on_table: Callable[[LoadedTable], None] = lambda _: None) -> list[str]:
@@ -167,7 +168,7 @@ def _load_run(warehouse: Warehouse, bucket: str, manifest: Manifest, on_table: C
             if table.brings_something:
                 table.stage()
                 table.merge()
-            on_table(LoadedTable(manifest.run_id, table.export.table, table.export.rows))
+            on_table(LoadedTable(manifest.run_id, table.export.table, table.export.rows, table.export.deleted_rows))
     except (NotFound, LoadError):
         newest = warehouse.newest_complete_run()
         if newest is None or newest.number < manifest.number:

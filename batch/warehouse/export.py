@@ -142,8 +142,8 @@ def export(
         _keep_only(bucket, run_id, [file.name for table in tables for file in (*table.files, *table.deleted)])
         manifest = Manifest(
             run_id=run_id,
-            full=start.base is None,
-            since_xid=start.base.xmin if start.base else None,
+            full=start.window is None,
+            since_xid=start.window.since if start.window else None,
             snapshot=snapshot.visible,
             xmin=snapshot.xmin,
             started_at=began,
@@ -152,7 +152,7 @@ def export(
             tables=tables,
             database=snapshot.database,
             number=start.witness.number,
-            since_number=start.base.number if start.base else None,
+            since_number=start.newest.number if start.newest and start.window else None,
             epoch=start.witness.epoch,
             token=start.witness.token,
             asked_for=full,
@@ -180,10 +180,12 @@ def columns_of(cursor: Cursor, table: str) -> list[SourceColumn]:
 
 
 class _Start(NamedTuple):
-    """Where a run begins: at the run that it builds on (`base`; None: with every row), after which its `window` lies, with
-    deletions from some tables."""
+    """Where a run begins: with every row (`window` is None), or in the transactions after another run, upon the `newest`.
 
-    base: Manifest | None
+    The window has deletions from some tables.
+    """
+
+    newest: Manifest | None
     window: Window | None
     witness: Witness
     deleted_from: Collection[str] = ()
@@ -208,19 +210,19 @@ def _start(
     if ended:
         say(f"{ended}: exporting every row")
     if ended or base is None:
-        return _Start(None, None, witness)
+        return _Start(newest, None, witness)
     known = {table.table: table.columns for table in base.tables}
     changed = [table for table in TABLES if known.get(table) != described(table, columns[table])]
     if changed:
         # A new column has values, its default, in rows that no transaction wrote since.
         say(f"the columns of {', '.join(changed)} have changed since run {base.run_id}: exporting every row")
-        return _Start(None, None, witness)
+        return _Start(newest, None, witness)
     window = Window(base.xmin, snapshot.xmax)
     deleted = deletions(cursor, window)
     if deleted.truncated:
         say(f"{', '.join(deleted.truncated)} was truncated since run {base.run_id}: exporting every row")
-        return _Start(None, None, witness)
-    return _Start(base, window, witness, deleted.rows.keys())
+        return _Start(newest, None, witness)
+    return _Start(newest, window, witness, deleted.rows.keys())
 
 
 def _source(cursor: Cursor, table: str, columns: list[SourceColumn], start: _Start) -> Source:

@@ -87,9 +87,9 @@ class Manifest(msgspec.Struct, frozen=True):
     transaction that was open at the snapshot, `oldest_transaction_seconds` old by then (0 when none was).
 
     `number` is greater than that of each run before it: of two runs that hold a key, the row of the greater number is newer.
-    A run that is not full builds on run `since_number`. `database` tells one Postgres database from another, and `epoch` one
-    history of a database from another: transaction ids of different epochs do not compare. `token` also stands in the database
-    that was read (see epochs.py).
+    A run that is not full builds on run `since_number`, the newest before it. `database` tells one Postgres database from
+    another, and `epoch` one history of a database from another: transaction ids of different epochs do not compare. `token`
+    also stands in the database that was read (see changes.py).
     """
 
     run_id: str

@@ -274,6 +274,17 @@ def test_what_is_exported_again_since_a_moment_of_an_epoch_that_has_ended_is_eve
     assert again.epoch == after.epoch
 
 
+def test_what_is_exported_again_since_a_moment_leaves_out_no_run_between(settings: Settings) -> None:
+    fill(settings, orders=5)
+    run(settings, "first")
+    execute(settings, "delete from raw_orders where order_id = 'O1'")
+    second = export_run(settings, "second")
+    execute(settings, "delete from deleted_rows")  # as after 30 days
+    export_run(settings, "again", since=second.started_at)
+    assert load(settings) == ["second", "again"]
+    require_consistent(reconcile(settings, whole=True))
+
+
 def test_an_export_that_another_has_overtaken_counts_for_nothing(settings: Settings) -> None:
     dsn = settings.require("postgres_dsn")
     export_run(settings, "first")

@@ -182,7 +182,7 @@ def test_a_full_run_needs_none_before_it() -> None:
     assert ids(run(3, since=None), FULL, FULL, SECOND) == ["run3"]
 
 
-def test_what_was_exported_again_since_a_moment_needs_no_run_that_it_holds() -> None:
+def test_a_run_needs_only_those_up_to_the_one_that_it_builds_on() -> None:
     assert ids(run(3, since=1), FULL, FULL, SECOND) == ["run3"]
     assert ids(run(3, since=1), SECOND, FULL, SECOND) == ["run3"]
 
