@@ -292,7 +292,8 @@ def load(
     from conf.settings import load_settings
 
     def show(loaded: "LoadedTable") -> None:
-        typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged")
+        deleted = f", {loaded.deleted:,} deleted" if loaded.deleted else ""
+        typer.echo(f"{loaded.table}: {loaded.rows:,} rows of run {loaded.run_id} merged{deleted}")
 
     runs = load_run(load_settings(), run_id, on_table=show)
     typer.echo(f"loaded {', '.join(runs)}" if runs else "nothing to load: the raw tables hold this run already")
@@ -304,6 +305,9 @@ def reconcile(
     dag_id: Annotated[
         str, typer.Option(help="Who asks, kept in ingestion_monitoring.", envvar="AIRFLOW_CTX_DAG_ID")
     ] = "manual",
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All of raw_orders, in Postgres too, not only the days that the run changed.")
+    ] = False,
     notify: Notify = False,
 ) -> None:
     """Compare BigQuery's raw tables with the export's snapshot of Postgres; fails when a row or a figure differs."""
@@ -316,10 +320,10 @@ def reconcile(
 
     settings = load_settings()
     with announced(settings, "reconcile", wanted=notify) as tell:
-        found = reconcile_run(settings, run_id, dag_id)
+        found = reconcile_run(settings, run_id, dag_id, whole=whole)
         typer.echo(f"{'table':<14}{'Postgres':>14}{'BigQuery':>14}  run {found[0].run_id}")
         for one in found:
-            typer.echo(f"{one.table_name:<14}{one.source.rows:>14,}{one.destination.rows:>14,}  {one.status}")
+            typer.echo(f"{one.table_name:<14}{one.source.rows:>14,}{one.destination.rows:>14,}  {one.status}, {one.compared}")
         tell(consistency([Finding.of(one) for one in found]))
         require_consistent(found)
 

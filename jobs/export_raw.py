@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pyspark import SparkContext
 
 from batch.warehouse.export import export, new_run_id
-from batch.warehouse.manifest import Manifest
+from batch.warehouse.manifest import Manifest, TableExport
 from conf.settings import load_settings
 from jobs.spark.session import run_as_program
 from streaming.jvm import running_context
@@ -38,7 +38,7 @@ def moment(text: str) -> datetime:
 def summary(manifest: Manifest) -> str:
     """What a run exported, a line a table."""
     lines = [
-        f"{table.table}: {table.rows:,} of {table.source_rows:,} rows, {len(table.files)} files,"
+        f"{table.table}: {table.rows:,} of {table.source_rows:,} rows{_more(table)}, {len(table.files)} files,"
         f" {sum(file.bytes for file in table.files) / 2**20:,.1f} MiB"
         for table in manifest.tables
     ]
@@ -50,6 +50,13 @@ def summary(manifest: Manifest) -> str:
             " again in the next run, with its own"
         )
     return "\n".join(lines)
+
+
+def _more(table: TableExport) -> str:
+    """What else a run brings of a table, and the days of an incremental one."""
+    deleted = f", {table.deleted_rows:,} deleted" if table.deleted_rows else ""
+    days = f", on {len(table.days):,} of {table.day_count:,} days" if table.days else ""
+    return deleted + days
 
 
 def main(

@@ -2,7 +2,8 @@
 
 A run exports the rows that its snapshot shows and that changed since the run before it: those a transaction wrote that is
 not older than the oldest one open at that run's snapshot. So a transaction that commits late comes with the next run, rows
-may come twice, and none is missed.
+may come twice, and none is missed. What was deleted comes as well. Where transaction ids do not tell what has changed, as in a
+database that was restored (changes.py), a run exports every row.
 """
 
 import logging
@@ -10,13 +11,13 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 from google.cloud.storage import Bucket
 from psycopg2.extensions import cursor as Cursor
@@ -25,26 +26,43 @@ from pyspark import Accumulator, SparkContext
 from pyspark.errors import PySparkException
 
 from batch.google_cloud import explained, open_bucket
+from batch.postgres import connect
+from batch.sessions import BULK
+from batch.warehouse.changes import (
+    Window,
+    Witness,
+    bear_witness,
+    changed_days,
+    changed_rows,
+    deleted_slice,
+    deletions,
+    end_of_epoch,
+    forget_deletions,
+    keep_days,
+    new_witness,
+    with_kept_days,
+)
+from batch.warehouse.days import PARTITIONED_BY
 from batch.warehouse.manifest import (
     TABLES,
     Column,
     Manifest,
     TableExport,
+    TableProfile,
     check_run_id,
     find_manifest,
     newest_manifest,
     write_manifest,
 )
-from batch.warehouse.profile import TableProfile, source_profile, together
+from batch.warehouse.profile import Days, of_all_days, source_days, source_profile, together
 from batch.warehouse.slices import ExportedSlice, Slice, SourceColumn, described, export_slice, folder
-from batch.warehouse.snapshot import Snapshot, held_snapshot
+from batch.warehouse.snapshot import Held, Snapshot, held_snapshot
 from conf.errors import ExportError, FinproError, raised_elsewhere
 from conf.settings import Settings
 from conf.workers import freeze_imports
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _MOST_SLICES = 9_000  # of a table: BigQuery loads 10,000 files in one job, so those of a huge table are larger
-_FEW_ROWS = 200_000  # so many changed rows are one slice, read by the index on change_xid
 _FEW_SLICES = 3  # exported before Spark would have started: a second each
 _PROGRESS_SECONDS = 5
 
@@ -53,13 +71,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A raw table as the snapshot shows it, and the slices to export: of every row, or of what has changed."""
+    """A raw table as the snapshot shows it, and the slices to export: of every row, or of what has changed.
+
+    `days` are the changed ones of a table that is partitioned by day; None where any may have changed.
+    """
 
     table: str
     key: list[str]
     columns: list[SourceColumn]
     slices: list[Slice]
     every_row: bool
+    days: list[date] | None = None
 
     @property
     def described(self) -> list[Column]:
@@ -110,18 +132,19 @@ def export(
             return finished
         began = datetime.now(UTC)
         columns = {table: columns_of(cursor, table) for table in TABLES}
-        since_xid = None if full else _since_xid(newest_manifest(bucket, since), snapshot, columns, say)
-        sources = [_source(cursor, table, columns[table], since_xid) for table in TABLES]
+        start = _start(bucket, cursor, snapshot, columns, full=full, since=since, say=say)
+        sources = [_source(cursor, table, columns[table], start) for table in TABLES]
         with ThreadPoolExecutor(1, "profile") as beside:
             known = beside.submit(_known_to_postgres, cursor, sources)
             write = partial(export_slice, snapshot=snapshot, settings=settings, run_id=run_id)
             exported = _export_slices(start_spark, [part for source in sources for part in source.slices], write, say)
-            tables = [_exported(source, exported[source.table], known.result()[source.table]) for source in sources]
-        _keep_only(bucket, run_id, [file.name for table in tables for file in table.files])
+            profiles = {source.table: _profiles(source, exported[source.table], known.result()) for source in sources}
+        tables = [_exported(cursor, source, exported[source.table], profiles[source.table]) for source in sources]
+        _keep_only(bucket, run_id, [file.name for table in tables for file in (*table.files, *table.deleted)])
         manifest = Manifest(
             run_id=run_id,
-            full=since_xid is None,
-            since_xid=since_xid,
+            full=start.window is None,
+            since_xid=start.window.since if start.window else None,
             snapshot=snapshot.visible,
             xmin=snapshot.xmin,
             started_at=began,
@@ -129,9 +152,16 @@ def export(
             oldest_transaction_seconds=snapshot.oldest_transaction_seconds,
             tables=tables,
             database=snapshot.database,
+            number=start.witness.number,
+            since_number=start.newest.number if start.newest and start.window else None,
+            epoch=start.witness.epoch,
+            token=start.witness.token,
+            asked_for=full,
         )
+        _leave_witness(held, start.witness, run_id, sources, profiles)
         held.require()
         write_manifest(bucket, manifest)
+        _forget_deletions(snapshot)
         return manifest
 
 
@@ -150,30 +180,66 @@ def columns_of(cursor: Cursor, table: str) -> list[SourceColumn]:
     return [SourceColumn(*row) for row in cursor.fetchall()]
 
 
-def _since_xid(
-    previous: Manifest | None, snapshot: Snapshot, columns: dict[str, list[SourceColumn]], say: Callable[[str], None]
-) -> int | None:
-    """The transaction from which on rows are exported; None when the runs so far are nothing to go on from."""
-    if previous is None:
-        return None
-    if previous.database != snapshot.database or previous.xmin > snapshot.xmin:
-        say(f"this database is not the one of run {previous.run_id}, or is older: exporting every row")
-        return None
-    known = {table.table: table.columns for table in previous.tables}
+class _Start(NamedTuple):
+    """Where a run begins: with every row (`window` is None), or in the transactions after another run, upon the `newest`.
+
+    The window has deletions from some tables.
+    """
+
+    newest: Manifest | None
+    window: Window | None
+    witness: Witness
+    deleted_from: Collection[str] = ()
+
+
+def _start(
+    bucket: Bucket,
+    cursor: Cursor,
+    snapshot: Snapshot,
+    columns: dict[str, list[SourceColumn]],
+    *,
+    full: bool,
+    since: datetime | None,
+    say: Callable[[str], None],
+) -> _Start:
+    newest = newest_manifest(bucket)
+    ended = end_of_epoch(cursor, newest, snapshot) if newest else None
+    witness = new_witness(cursor, newest, goes_on=ended is None)
+    base = None if full else newest_manifest(bucket, since) if since else newest
+    if base and not ended:
+        ended = end_of_epoch(cursor, base, snapshot)
+    if ended:
+        say(f"{ended}: exporting every row")
+    if ended or base is None:
+        return _Start(newest, None, witness)
+    known = {table.table: table.columns for table in base.tables}
     changed = [table for table in TABLES if known.get(table) != described(table, columns[table])]
     if changed:
         # A new column has values, its default, in rows that no transaction wrote since.
-        say(f"the columns of {', '.join(changed)} have changed since run {previous.run_id}: exporting every row")
-        return None
-    return previous.xmin
+        say(f"the columns of {', '.join(changed)} have changed since run {base.run_id}: exporting every row")
+        return _Start(newest, None, witness)
+    window = Window(base.xmin, snapshot.xmax)
+    deleted = deletions(cursor, window)
+    if deleted.truncated:
+        say(f"{', '.join(deleted.truncated)} was truncated since run {base.run_id}: exporting every row")
+        return _Start(newest, None, witness)
+    return _Start(newest, window, witness, deleted.rows.keys())
 
 
-def _source(cursor: Cursor, table: str, columns: list[SourceColumn], since: int | None) -> Source:
+def _source(cursor: Cursor, table: str, columns: list[SourceColumn], start: _Start) -> Source:
     described(table, columns)
-    every_row = since is None
-    conditions = _all_rows(cursor, table) if since is None else _changed_rows(cursor, table, since)
-    slices = [Slice(table, number, columns, condition, profiled=every_row) for number, condition in enumerate(conditions)]
-    return Source(table, _primary_key(cursor, table), columns, slices, every_row)
+    key, window = _primary_key(cursor, table), start.window
+    if window is None:
+        slices = [
+            Slice(table, number, columns, condition, profiled=True) for number, condition in enumerate(_all_rows(cursor, table))
+        ]
+        return Source(table, key, columns, slices, every_row=True)
+    conditions = changed_rows(cursor, table, window, _all_rows(cursor, table))
+    slices = [Slice(table, number, columns, condition) for number, condition in enumerate(conditions)]
+    if table in start.deleted_from:
+        slices.append(deleted_slice(table, next(column for column in columns if column.name == key[0]), window))
+    days = changed_days(cursor, table, window) if table in PARTITIONED_BY else None
+    return Source(table, key, columns, slices, every_row=False, days=days)
 
 
 def _primary_key(cursor: Cursor, table: str) -> list[str]:
@@ -201,29 +267,21 @@ def _all_rows(cursor: Cursor, table: str) -> list[str]:
     return [f"ctid >= '({start},0)'{end}" for start, end in zip(starts, ends, strict=True)]
 
 
-def _changed_rows(cursor: Cursor, table: str, since: int) -> list[str]:
-    """Conditions for the rows of transactions from `since` on: few are read by their index, many by blocks as well."""
-    changed = f"change_xid >= '{since}'::xid8"
-    cursor.execute(f"select count(*) from (select from {table} where {changed} limit {_FEW_ROWS + 1}) as changed")
-    (count,) = cursor.fetchone() or (0,)
-    if count == 0:
-        return []
-    if count <= _FEW_ROWS:
-        return [changed]
-    return [f"{blocks} and {changed}" for blocks in _all_rows(cursor, table)]
-
-
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
-def _known_to_postgres(cursor: Cursor, sources: Sequence[Source]) -> dict[str, TableProfile]:
-    """What Postgres says of the whole tables: their profiles, or no more than their rows where these are profiled when read."""
-    return {
-        source.table: TableProfile(_rows(cursor, source.table), {})
-        if source.every_row
-        else source_profile(cursor, source.table, source.described)
-        for source in sources
-    }
+def _known_to_postgres(cursor: Cursor, sources: Sequence[Source]) -> dict[str, Days]:
+    """What Postgres says of the tables: of the changed days of a partitioned one, of the whole of another; where every row is
+    profiled when it is read, no more than how many there are."""
+    return {source.table: _known(cursor, source) for source in sources}
+
+
+def _known(cursor: Cursor, source: Source) -> Days:
+    if source.every_row:
+        return {None: TableProfile(_rows(cursor, source.table), {})}
+    if source.days is None:
+        return {None: source_profile(cursor, source.table, source.described)}
+    return dict(source_days(cursor, source.table, source.described, source.days).items())
 
 
 def _rows(cursor: Cursor, table: str) -> int:
@@ -368,26 +426,63 @@ def _keep_only(bucket: Bucket, run_id: str, names: Sequence[str]) -> None:
                 blob.delete()
 
 
-def _exported(source: Source, slices: Sequence[ExportedSlice], known: TableProfile) -> TableExport:
-    files = sorted((part.file for part in slices if part.file), key=lambda file: file.name)
-    profile = _of_all_rows(source, slices, known) if source.every_row else known
+def _profiles(source: Source, slices: Sequence[ExportedSlice], known: dict[str, Days]) -> Days:
+    """The profiles of a table, by day where it is partitioned: of every row as it was read, or as Postgres says."""
+    if not source.every_row:
+        return known[source.table]
+    read: Days = {}
+    for part in slices:
+        for day, profile in part.profiles.items():
+            read[day] = together([read[day], profile]) if day in read else profile
+    rows, expected = sum(profile.rows for profile in read.values()), known[source.table][None].rows
+    if rows != expected:
+        raise ExportError(
+            f"{source.table} has {expected:,} rows in the snapshot, of which {rows:,} were read: the run counts for"
+            " nothing. Export again; if that happens again, it is a defect of finpro."
+        )
+    return read
+
+
+def _exported(cursor: Cursor, source: Source, slices: Sequence[ExportedSlice], profiles: Days) -> TableExport:
+    files = sorted((part.file for part in slices if part.file and not part.deleted), key=lambda file: file.name)
+    deleted = [part.file for part in slices if part.file and part.deleted]
+    by_day = _by_day(profiles)
+    whole, day_count = of_all_days(profiles.values(), source.described), len(by_day)
+    if source.days is not None:
+        whole, day_count = with_kept_days(cursor, source.table, source.described, by_day)
     return TableExport(
         table=source.table,
         key=source.key,
         columns=source.described,
         files=files,
         rows=sum(file.rows for file in files),
-        source_rows=profile.rows,
-        source_profile=profile.columns,
+        source_rows=whole.rows,
+        source_profile=whole.columns,
+        deleted=deleted,
+        deleted_rows=sum(file.rows for file in deleted),
+        days=None if source.days is None else by_day,
+        day_count=day_count,
     )
 
 
-def _of_all_rows(source: Source, slices: Sequence[ExportedSlice], known: TableProfile) -> TableProfile:
-    """The profile of a table from those of its slices, which together must have been given every row."""
-    profile = together([part.profile for part in slices if part.profile])
-    if profile.rows != known.rows:
-        raise ExportError(
-            f"{source.table} has {known.rows:,} rows in the snapshot, of which {profile.rows:,} were read: the run counts for"
-            " nothing. Export again; if that happens again, it is a defect of finpro."
-        )
-    return profile
+def _by_day(profiles: Days) -> dict[date, TableProfile]:
+    """Those of a partitioned table; none of another."""
+    return {day: profile for day, profile in profiles.items() if day is not None}
+
+
+def _leave_witness(held: Held, witness: Witness, run_id: str, sources: Sequence[Source], profiles: dict[str, Days]) -> None:
+    """Leave what the next run needs to go on from this one, in one transaction.
+
+    Should this run come to nothing after all, the next one goes on from the run before it, and so looks at these days again.
+    """
+    dsn = held.snapshot.dsn
+    with connect(dsn, application_name="finpro export", limits=BULK) as connection, connection.cursor() as cursor:
+        bear_witness(cursor, witness, run_id, held.snapshot)
+        for source in sources:
+            if source.table in PARTITIONED_BY:
+                keep_days(cursor, source.table, _by_day(profiles[source.table]), all_days=source.every_row)
+
+
+def _forget_deletions(snapshot: Snapshot) -> None:
+    with connect(snapshot.dsn, application_name="finpro export", limits=BULK) as connection, connection.cursor() as cursor:
+        forget_deletions(cursor, Window(snapshot.xmin, snapshot.xmax))

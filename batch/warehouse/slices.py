@@ -16,7 +16,7 @@ from google.cloud.storage import Bucket
 
 from batch.google_cloud import explained, storage_client
 from batch.warehouse.manifest import Column, ExportedFile
-from batch.warehouse.profile import TEXTS, RowsRead, TableProfile, row_md5
+from batch.warehouse.profile import TEXTS, Days, RowsRead, row_md5
 from batch.warehouse.snapshot import Snapshot, reader
 from conf.errors import ExportError
 from conf.settings import Settings
@@ -65,7 +65,8 @@ class SourceColumn(NamedTuple):
 class Slice:
     """Some rows of a table: those for which `condition` (SQL) holds. Slices of a table share no row.
 
-    A slice that is `profiled` also brings the profile of its rows.
+    A slice that is `profiled` also brings the profile of its rows. One of deletions (`deleted`) has rows of `deleted_rows`
+    instead: `source` (SQL) is what gives its columns.
     """
 
     table: str
@@ -73,6 +74,8 @@ class Slice:
     columns: Sequence[SourceColumn]
     condition: str
     profiled: bool = False
+    deleted: bool = False
+    source: str = ""
 
     @property
     def query(self) -> str:
@@ -80,7 +83,7 @@ class Slice:
         expressions = [_selected(f'"{column.name}"', column.type) for column in self.columns]
         md5 = row_md5(self.described) if self.profiled else None
         expressions += [f'{md5} as "{TEXTS}"'] if md5 else []
-        return f"select {', '.join(expressions)} from {self.table} where {self.condition}"
+        return f"select {', '.join(expressions)} from {self.source or self.table} where {self.condition}"
 
     @property
     def described(self) -> list[Column]:
@@ -94,11 +97,12 @@ class Slice:
 
 
 class ExportedSlice(NamedTuple):
-    """What a task made of a slice: a file, where there was a row, and the profile of the rows, where it was asked for."""
+    """What a task made of a slice: a file, where there was a row, and the profiles of the rows, where they were asked for."""
 
     table: str
+    deleted: bool
     file: ExportedFile | None
-    profile: TableProfile | None
+    profiles: Days
 
 
 def described(table: str, columns: Sequence[SourceColumn]) -> list[Column]:
@@ -127,12 +131,13 @@ def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: st
         PostgresError: Postgres or the snapshot is gone.
         GoogleCloudError: Cloud Storage refuses or does not answer.
     """
-    name = f"{folder(part.table, run_id)}part-{part.number:05d}-{uuid.uuid4().hex[:12]}.parquet"
-    rows_read = RowsRead(part.described) if part.profiled else None
+    kind = "deleted" if part.deleted else "part"
+    name = f"{folder(part.table, run_id)}{kind}-{part.number:05d}-{uuid.uuid4().hex[:12]}.parquet"
+    rows_read = RowsRead(part.table, part.described) if part.profiled else None
     with explained(settings), reader(snapshot) as read:
         bucket = storage_client(settings).bucket(settings.require("gcs_bucket"))
         file = _write(_as_written(read(part.query), part.schema, rows_read), bucket, name, part.schema)
-    return ExportedSlice(part.table, file, rows_read.profile if rows_read else None)
+    return ExportedSlice(part.table, part.deleted, file, rows_read.days if rows_read else {})
 
 
 def _as_written(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows_read: RowsRead | None) -> Iterator[pa.RecordBatch]:

@@ -35,6 +35,7 @@ class Snapshot:
         name: as pg_export_snapshot gave it; good while the holder lives.
         visible: pg_current_snapshot's text.
         xmin: the oldest transaction that was still open: everything before it is in the snapshot, or rolled back.
+        xmax: the first one that had not begun, as far as the snapshot knows: nothing from it on is in the snapshot.
         taken_at: when.
         oldest_transaction_seconds: how long that one had been open; 0 when none was.
         database: tells this database from any other, also from one of the same name.
@@ -44,6 +45,7 @@ class Snapshot:
     name: str
     visible: str
     xmin: int
+    xmax: int
     taken_at: datetime
     oldest_transaction_seconds: float
     database: str
@@ -102,6 +104,21 @@ def held_snapshot(dsn: str, tables: Sequence[str], say: Callable[[str], None] = 
             yield Held(_taken(dsn, cursor), cursor, lock)
 
 
+@contextmanager
+def own_snapshot(dsn: str, application_name: str) -> Iterator[tuple[Snapshot, Cursor]]:
+    """A snapshot and a cursor inside it, for one block, whatever exports and writers do meanwhile.
+
+    Raises:
+        PostgresError: Postgres cannot be reached.
+    """
+    with closing(open_connection(dsn, application_name=application_name, limits=BULK)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(_BEGIN)
+            begun(cursor)
+            yield _taken(dsn, cursor), cursor
+
+
 def _exclude_other_exports(cursor: Cursor, say: Callable[[str], None]) -> None:
     try:
         take_lock(
@@ -120,14 +137,15 @@ def _exclude_other_exports(cursor: Cursor, say: Callable[[str], None]) -> None:
 def _taken(dsn: str, cursor: Cursor) -> Snapshot:
     # Whose transaction it is may be hidden from this user: then the age of the visible ones is what is known.
     cursor.execute("""
-        select pg_export_snapshot(), pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text::bigint, now(),
+        select pg_export_snapshot(), pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+               pg_snapshot_xmax(pg_current_snapshot())::text::bigint, now(),
                coalesce((select extract(epoch from now() - min(begun)) from (
                    select xact_start as begun from pg_stat_activity where backend_xid is not null
                    union all select prepared from pg_prepared_xacts) as open), 0)::float8,
                (select system_identifier from pg_control_system()) || '/' || oid
         from pg_database where datname = current_database()""")
-    name, visible, xmin, taken_at, oldest, database = cursor.fetchone() or ()
-    return Snapshot(dsn, name, visible, xmin, taken_at, max(oldest, 0.0), database)
+    name, visible, xmin, xmax, taken_at, oldest, database = cursor.fetchone() or ()
+    return Snapshot(dsn, name, visible, xmin, xmax, taken_at, max(oldest, 0.0), database)
 
 
 @contextmanager

@@ -48,9 +48,16 @@ class _OneProcess:
         return _Tasks(parts, lambda part: part)
 
 
-def export_run(settings: Settings, run_id: str, *, full: bool = False, since: datetime | None = None) -> Manifest:
+def export_run(
+    settings: Settings,
+    run_id: str,
+    *,
+    full: bool = False,
+    since: datetime | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Manifest:
     """Make an export run of the raw tables as they are."""
-    return export(lambda: cast("SparkContext", _OneProcess()), settings, run_id, full=full, since=since)
+    return export(lambda: cast("SparkContext", _OneProcess()), settings, run_id, full=full, since=since, say=say)
 
 
 def execute(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -116,8 +123,9 @@ def postgres_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:
 
 
 def bigquery_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:
-    """All rows of a raw table in BigQuery, sorted."""
-    return sorted(row.values() for row in _query(settings, f"select * from {settings.bigquery_dataset}.{table}"))
+    """All rows of a raw table in BigQuery, sorted, without what the load adds: which run has written them."""
+    rows = _query(settings, f"select * from {settings.bigquery_dataset}.{table}")
+    return sorted(tuple(value for name, value in row.items() if name != "loaded_run") for row in rows)
 
 
 def tamper(settings: Settings, statement: str) -> None:

@@ -210,12 +210,16 @@ ADDS_ORDERS = "insert into raw_orders select * from raw_orders"
 ADDS_USERS = "insert into raw_users select * from raw_users"
 READS_FINDINGS = "select status from ingestion_monitoring"
 FINDS = "insert into ingestion_monitoring select * from ingestion_monitoring"
+LEAVES_A_WITNESS = "insert into export_runs select * from export_runs"
+KEEPS_DAYS = "update day_profiles set rows = rows"
+READS_DELETIONS = "select key from deleted_rows"
+FORGETS_DELETIONS = "delete from deleted_rows"
 MAY = {
     "finpro_generate": {READS_USERS, ADDS_USERS},
     "finpro_produce": {READS_USERS},
     "finpro_screen": {READS_ORDERS, ADDS_ORDERS},
-    "finpro_export": {READS_ORDERS, READS_USERS},
-    "finpro_reconcile": {FINDS, READS_FINDINGS},
+    "finpro_export": {READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS},
+    "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
 }
 NOBODY_MAY = {
@@ -224,13 +228,15 @@ NOBODY_MAY = {
     "drop table raw_orders",
     "create table mine ()",
     "insert into schema_migrations values (99, 'mine')",
+    "insert into deleted_rows (table_name) values ('raw_orders')",
+    "delete from export_runs",
 }
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_may_do_its_own_work_and_nobody_elses(secured: Secured, role: str) -> None:
     allowed = set()
-    for statement in {READS_ORDERS, READS_USERS, ADDS_ORDERS, ADDS_USERS, READS_FINDINGS, FINDS, *NOBODY_MAY}:
+    for statement in set().union(*MAY.values(), NOBODY_MAY):
         with connect(secured.as_user(role).require("postgres_dsn")) as connection, connection.cursor() as cursor:
             try:
                 cursor.execute(statement)

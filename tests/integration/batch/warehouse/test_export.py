@@ -27,6 +27,7 @@ from pyspark.sql import SparkSession
 
 from batch.google_cloud import open_bucket
 from batch.postgres import connect
+from batch.warehouse import changes
 from batch.warehouse import export as exporting
 from batch.warehouse import snapshot as snapshots
 from batch.warehouse.export import export
@@ -34,13 +35,14 @@ from batch.warehouse.manifest import (
     TABLES,
     Manifest,
     TableExport,
+    TableProfile,
     find_manifest,
     finished_runs,
     newest_manifest,
     read_manifest,
     write_manifest,
 )
-from batch.warehouse.profile import TableProfile, source_profile
+from batch.warehouse.profile import source_profile
 from batch.warehouse.slices import ExportedSlice, Slice, export_slice
 from batch.warehouse.snapshot import Snapshot, held_snapshot, reader
 from conf.errors import ExportError, PostgresError, PostgresUnavailable
@@ -213,10 +215,24 @@ def test_many_changed_rows_are_read_by_blocks_and_none_comes_twice_or_not_at_all
     export(spark, settings, "first")
     execute(dsn, "update raw_orders set country = 'SG' where amount_numeric % 3 = 0")
     monkeypatch.setattr(exporting, "_SLICE_BYTES", 2**18)
-    monkeypatch.setattr(exporting, "_FEW_ROWS", 100)
+    monkeypatch.setattr(changes, "_SLICE_ROWS", 100)
     second = export(spark, settings, "second")
     assert len(of(second, "raw_orders").files) > 1
     assert keys(bucket, second) == sorted(f"o{number}" for number in range(3, 6_001, 3))
+
+
+def test_changed_rows_of_a_large_table_are_cut_by_their_transactions_and_none_comes_twice_or_not_at_all(
+    spark: Start, settings: Settings, dsn: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(dsn, orders(1, 6_000))
+    execute(dsn, "analyze raw_orders")
+    export(spark, settings, "first")
+    for rest in range(5):
+        execute(dsn, f"update raw_orders set country = 'SG' where amount_numeric % 60 = {rest}")
+    monkeypatch.setattr(changes, "_SLICE_ROWS", 150)
+    second = export(spark, settings, "second")
+    assert sorted(file.rows for file in of(second, "raw_orders").files) == [100, 100, 100, 200]
+    assert keys(bucket, second) == sorted(f"o{number}" for number in range(1, 6_001) if number % 60 < 5)
 
 
 def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str, bucket: Bucket) -> None:

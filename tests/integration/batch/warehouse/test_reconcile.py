@@ -5,13 +5,17 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from batch.postgres import connect
 from batch.warehouse.bigquery import load
+from batch.warehouse.profile import source_profile
 from batch.warehouse.reconcile import reconcile, require_consistent
 from conf.errors import LoadError, ReconciliationError
 from conf.settings import Settings
@@ -50,10 +54,10 @@ def writers(settings: Settings) -> Iterator[None]:
     assert not failures
 
 
-def complaint(settings: Settings) -> str:
+def complaint(settings: Settings, *, whole: bool = False) -> str:
     """What is said when both sides do not agree, as they must not."""
     with pytest.raises(ReconciliationError, match="is Inconsistent") as caught:
-        require_consistent(reconcile(settings))
+        require_consistent(reconcile(settings, whole=whole))
     return str(caught.value)
 
 
@@ -70,6 +74,7 @@ def test_every_run_is_consistent_while_writers_run_at_full_speed(settings: Setti
             export_run(settings, run)
             load(settings)
             require_consistent(reconcile(settings))
+            require_consistent(reconcile(settings, whole=True))
         after = execute(settings, "select count(*) from raw_orders")[0][0]
     assert after > before + 100
     assert monitored(settings)[-3:] == [("third", table, "Consistent") for table in TABLES]
@@ -130,14 +135,17 @@ def test_a_single_value_changed_by_hand_in_bigquery_is_named(settings: Settings)
 
 
 BEHIND_THE_EXPORT_S_BACK = [
-    ("update raw_orders set amount_numeric = amount_numeric + 1 where order_id = 'O7'", "raw_orders.amount_numeric: sum"),
+    (
+        "update raw_orders set amount_numeric = amount_numeric + 1 where order_id = 'O7'",
+        "raw_orders.2026-11-01: amount_numeric: sum",
+    ),
     ("update raw_users set created_date = created_date + interval '1 microsecond' where user_id = 2", "raw_users.created_date"),
     ("update raw_products set product_name = upper(product_name) where product_id = 1", "raw_products.(texts)"),
-    ("delete from raw_orders where order_id = 'O8'", "raw_orders.rows 19 in Postgres, 20 in BigQuery"),
+    ("delete from raw_orders where order_id = 'O8'", "raw_orders.2026-11-01: rows 19 in Postgres, 20 in BigQuery"),
 ]
 
 
-def test_a_change_in_postgres_that_leaves_no_trace_is_seen_by_the_next_run(settings: Settings) -> None:
+def test_a_change_in_postgres_that_leaves_no_trace_is_seen_when_the_whole_is_compared(settings: Settings) -> None:
     fill(settings, orders=20)
     export_run(settings, "first")
     load(settings)
@@ -148,11 +156,97 @@ def test_a_change_in_postgres_that_leaves_no_trace_is_seen_by_the_next_run(setti
         execute(settings, statement)
         export_run(settings, f"incremental{number}")
         load(settings)
-        before, said = said, complaint(settings)
+        before, said = said, complaint(settings, whole=True)
         assert named in said
         assert named not in before
     export_run(settings, "full", full=True)
     load(settings)
+    require_consistent(reconcile(settings))
+
+
+def test_after_an_incremental_run_only_the_days_that_it_changed_are_read_of_the_orders(settings: Settings) -> None:
+    fill(settings, orders=200)
+    export_run(settings, "first")
+    load(settings)
+    assert [one.compared for one in reconcile(settings)] == ["whole"] * 3
+    execute(settings, "update raw_orders set quantity = 9 where order_id in ('O30', 'O100')")
+    execute(settings, "delete from raw_orders where order_id = 'O60'")
+    export_run(settings, "second")
+    load(settings)
+    found = reconcile(settings)
+    assert [(one.status, one.compared) for one in found] == [
+        ("Consistent", "whole"),
+        ("Consistent", "whole"),
+        ("Consistent", "changed days"),
+    ]
+    orders = found[2]
+    days = ("2026-11-02", "2026-11-03", "2026-11-05")
+    sums = [sum(4611686018427387904 + i for i in range(1, 201) if i != 60 and when(i).isoformat()[:10] == day) for day in days]
+    assert orders.source == orders.destination
+    assert (orders.source.rows, orders.source.columns["amount_numeric"]["sum"]) == (199, str(sum(sums)))
+
+    tamper(settings, "update {}.raw_orders set amount_numeric = 1 where order_id = 'O190'")  # on another day
+    require_consistent(reconcile(settings))
+    said = complaint(settings, whole=True)
+    assert "raw_orders.2026-11-08: amount_numeric: sum" in said
+    assert "raw_orders.amount_numeric: sum" in said
+    reconcile(settings)
+    kept = "select status, compared from ingestion_monitoring where run_id = 'second' and table_name = 'raw_orders'"
+    assert execute(settings, kept) == [("Inconsistent", "whole")]
+    tamper(settings, "update {}.raw_orders set amount_numeric = 1 where order_id = 'O100'")
+    assert "raw_orders.2026-11-05: amount_numeric: sum" in complaint(settings)
+    tamper(settings, "delete from {}.raw_orders where order_id = 'O180'")  # BigQuery knows the number of all rows
+    assert "raw_orders.rows 199 in Postgres, 198 in BigQuery" in complaint(settings)
+
+
+def when(order: int) -> datetime:
+    """The moment of an order that `insert_orders` makes."""
+    return datetime(2026, 11, 1, tzinfo=UTC) + order * timedelta(hours=1, microseconds=1)
+
+
+def test_what_is_kept_of_the_days_makes_the_figures_of_the_whole_table(settings: Settings) -> None:
+    fill(settings, orders=200)
+    export_run(settings, "first")
+    without_a_trace = "alter table raw_orders disable trigger user; {}; alter table raw_orders enable trigger user"
+    for number, statement in enumerate(
+        (
+            "update raw_orders set quantity = 9 where order_id = 'O30'",
+            "delete from raw_orders where created_date < '2026-11-02'",
+            "update raw_orders set created_date = '2027-01-01' where order_id in ('O77', 'O78')",
+            without_a_trace.format("delete from raw_orders where created_date between '2026-11-03' and '2026-11-05'"),
+            "update raw_orders set quantity = 8 where order_id = 'O100'",
+            "delete from raw_orders",
+        )
+    ):
+        execute(settings, statement)
+        orders = export_run(settings, f"run{number}", full="trigger" in statement).table("raw_orders")
+        with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+            assert orders.source == source_profile(cursor, "raw_orders", orders.columns)
+        days = "select count(distinct (created_date at time zone 'UTC')::date) from raw_orders"
+        assert execute(settings, days) == [(orders.day_count,)]
+
+
+def test_an_incremental_export_scans_nothing_of_the_orders_but_what_has_changed(settings: Settings) -> None:
+    fill(settings, orders=30_000)
+    execute(settings, "analyze raw_orders")
+    export_run(settings, "first")
+    insert_orders(settings, 30_001, 30_002)
+    before = execute(settings, SCANS)
+    export_run(settings, "second")
+    time.sleep(1.5)  # a backend tells of its scans once a second, or when it ends
+    assert execute(settings, SCANS) == before
+
+
+SCANS = "select seq_scan from pg_stat_user_tables where relname = 'raw_orders'"
+
+
+def test_a_run_of_an_earlier_state_of_the_database_is_not_compared_with_postgres(settings: Settings) -> None:
+    fill(settings, orders=5)
+    export_run(settings, "only")
+    load(settings)
+    execute(settings, "delete from export_runs")  # as in a copy from before the run
+    with pytest.raises(ReconciliationError, match="Run only cannot be compared with Postgres: this database does not know"):
+        reconcile(settings, whole=True)
     require_consistent(reconcile(settings))
 
 
@@ -213,7 +307,7 @@ def test_the_command_prints_both_sides_and_exits_with_6_when_they_differ(setting
     command = [sys.executable, "-c", "from jobs.cli import main; main()", "reconcile", "--run-id", "only"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 6
-    assert "raw_orders                20            20  Inconsistent" in done.stdout
-    assert "raw_users                  3             3  Consistent" in done.stdout
+    assert "raw_orders                20            20  Inconsistent, whole" in done.stdout
+    assert "raw_users                  3             3  Consistent, whole" in done.stdout
     assert "raw_orders.amount_numeric: sum " in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,21 +1,24 @@
 """The load without BigQuery: jobs that exist already, which runs belong before which, and the statements themselves."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from google.api_core.exceptions import BadRequest, Conflict, NotFound
 from google.cloud import bigquery
 
-from batch.warehouse.bigquery import delete_doubles_statement, merge_statement, missing_runs
+from batch.warehouse.bigquery import delete_doubles_statement, delete_statement, merge_statement, missing_runs
 from batch.warehouse.bigquery_jobs import run_once
+from batch.warehouse.days import ranges, within
 from batch.warehouse.manifest import Column, Manifest, TableExport
 from batch.warehouse.tables import LoadedRun
 from conf.errors import LoadError
 from tests.oracle.googlesql import GoogleSql, Refused
 
+DAYS = ranges([date(2026, 11, 2), date(2026, 10, 31), date(2026, 11, 1)])
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
@@ -120,7 +123,12 @@ def test_a_job_that_fails_says_what_bigquery_said() -> None:
 ORDERS = TableExport(
     table="raw_orders",
     key=["order_id"],
-    columns=[Column("order_id", "STRING"), Column("reasons", "ARRAY<STRING>"), Column("change_xid", "INT64")],
+    columns=[
+        Column("order_id", "STRING"),
+        Column("created_date", "TIMESTAMP"),
+        Column("reasons", "ARRAY<STRING>"),
+        Column("change_xid", "INT64"),
+    ],
     files=[],
     rows=0,
     source_rows=0,
@@ -128,27 +136,30 @@ ORDERS = TableExport(
 )
 
 
-def run(number: int, *, since: int | None, xmin: int | None = None, database: str = "a") -> Manifest:
-    """Run `number`, an hour after the one before it; by default its snapshot's oldest transaction is ten times its number."""
+def run(number: int, *, since: int | None, epoch: str = "e", run_id: str | None = None) -> Manifest:
+    """Run `number`, an hour after the one before it, which builds on run `since`; None: it is full."""
     return Manifest(
-        run_id=f"run{number}",
+        run_id=run_id or f"run{number}",
         full=since is None,
         since_xid=since,
         snapshot="",
-        xmin=xmin or 10 * number,
+        xmin=10 * number,
         started_at=NOON + timedelta(hours=number),
         finished_at=NOON + timedelta(hours=number, minutes=1),
         oldest_transaction_seconds=0,
         tables=[ORDERS],
-        database=database,
+        database="a",
+        number=number,
+        since_number=since,
+        epoch=epoch,
     )
 
 
 def loaded(manifest: Manifest) -> LoadedRun:
-    return LoadedRun(manifest.run_id, manifest.database, manifest.xmin, manifest.finished_at, complete=True)
+    return LoadedRun(manifest.run_id, manifest.number, manifest.database, manifest.epoch, manifest.finished_at, complete=True)
 
 
-FULL, SECOND, THIRD = run(1, since=None), run(2, since=10), run(3, since=20)
+FULL, SECOND, THIRD = run(1, since=None), run(2, since=1), run(3, since=2)
 
 
 def ids(wanted: Manifest, held: Manifest | None, *earlier: Manifest) -> list[str]:
@@ -171,9 +182,9 @@ def test_a_full_run_needs_none_before_it() -> None:
     assert ids(run(3, since=None), FULL, FULL, SECOND) == ["run3"]
 
 
-def test_a_run_is_skipped_when_the_next_brings_its_rows_as_well() -> None:
-    held_back = run(2, since=10, xmin=10)  # a transaction stayed open, so run 3 begins where run 2 began
-    assert ids(run(3, since=10), FULL, FULL, held_back) == ["run3"]
+def test_a_run_needs_only_those_up_to_the_one_that_it_builds_on() -> None:
+    assert ids(run(3, since=1), FULL, FULL, SECOND) == ["run3"]
+    assert ids(run(3, since=1), SECOND, FULL, SECOND) == ["run3"]
 
 
 @pytest.mark.parametrize("wanted", [FULL, SECOND])
@@ -191,22 +202,65 @@ def test_a_run_whose_predecessor_is_gone_is_not_loaded(held: Manifest | None, ea
         ids(THIRD, held, *earlier)
 
 
-@pytest.mark.parametrize("wanted", [run(3, since=None, database="b"), run(3, since=None, xmin=9)])
-def test_a_run_of_another_database_or_an_older_copy_is_not_mixed_into_the_tables(wanted: Manifest) -> None:
-    with pytest.raises(LoadError, match="Run run3 comes from another Postgres database than run run1"):
-        ids(wanted, FULL, FULL)
+def test_a_run_of_another_epoch_is_not_built_upon_whatever_its_number() -> None:
+    full, after_it = run(2, since=None, epoch="restored"), run(3, since=1, epoch="restored")
+    assert ids(run(3, since=2, epoch="restored"), FULL, FULL, full) == ["run2", "run3"]
+    with pytest.raises(LoadError, match="builds on a run that is neither loaded nor to be found any more"):
+        ids(after_it, FULL, FULL)
+
+
+def test_a_run_of_an_earlier_version_is_not_loaded_any_more() -> None:
+    old, older = run(0, since=None, epoch="", run_id="old"), run(0, since=None, epoch="", run_id="older")
+    assert ids(old, old) == []
+    for held in (None, older):
+        with pytest.raises(LoadError, match="Run old was made by an earlier version of finpro: `finpro export` makes one"):
+            ids(old, held)
+    assert ids(FULL, old, old) == ["run1"]
 
 
 def test_bigquery_accepts_the_statements_that_change_a_raw_table() -> None:
     columns = {column.name: column.type.lower() for column in ORDERS.columns}
-    google_sql = GoogleSql({"raw_orders": columns, "staging": columns})
-    for manifest in (FULL, SECOND):
-        google_sql.check(merge_statement("raw_orders", "staging", manifest, ORDERS))
+    google_sql = GoogleSql(
+        {
+            "raw_orders": columns | {"loaded_run": "int64"},
+            "staging": columns,
+            "deleted": {"order_id": "string", "day": "date"},
+            "loaded_runs": {"number": "int64"},
+        }
+    )
+    for manifest, days in itertools.product((FULL, SECOND), (None, DAYS)):
+        google_sql.check(merge_statement("raw_orders", "staging", "loaded_runs", manifest, ORDERS, days))
+        google_sql.check(delete_statement("raw_orders", "deleted", manifest, ORDERS, days))
     google_sql.check(delete_doubles_statement("raw_orders", ORDERS))
     with pytest.raises(Refused, match="staged_elsewhere"):
-        google_sql.check(merge_statement("raw_orders", "staged_elsewhere", FULL, ORDERS))
+        google_sql.check(merge_statement("raw_orders", "staged_elsewhere", "loaded_runs", FULL, ORDERS, None))
 
 
-def test_only_a_full_run_deletes() -> None:
-    assert "not matched by source and stored.change_xid < 10 then delete" in merge_statement("raw", "staging", FULL, ORDERS)
-    assert "delete" not in merge_statement("raw", "staging", SECOND, ORDERS)
+def test_only_a_full_run_deletes_what_it_does_not_bring() -> None:
+    full, second = (merge_statement("raw", "staging", "loaded_runs", each, ORDERS, None) for each in (FULL, SECOND))
+    assert "not matched by source and coalesce(stored.`loaded_run`, 0) < 1 then delete" in full
+    assert "delete" not in second
+
+
+def test_a_merge_names_its_days_by_constants_on_both_sides_and_where_it_deletes() -> None:
+    statement = merge_statement("raw", "staging", "loaded_runs", FULL, ORDERS, DAYS)
+    named = "between timestamp '2026-10-31 00:00:00+00' and timestamp '2026-11-02 23:59:59.999999+00'"
+    assert [statement.count(f"{side}.`created_date` {named}") for side in ("stored", "staged")] == [2, 1]
+
+
+def test_scattered_days_become_at_most_a_hundred_ranges_which_hold_them_all() -> None:
+    days = [date(2000, 1, 1) + timedelta(days=3 * number + number % 2) for number in range(2_000)]
+    found = ranges(days)
+    assert len(found) <= 100
+    assert all(any(first <= day <= last for first, last in found) for day in days)
+    assert all(before < after for (_, before), (after, _) in itertools.pairwise(found))
+    assert ranges(days[:100]) == [(day, day) for day in days[:100]]
+    assert ranges([date.max, date(2026, 1, 2), date(2026, 1, 1), date.min]) == [
+        (date.min, date.min),
+        (date(2026, 1, 1), date(2026, 1, 2)),
+        (date.max, date.max),
+    ]
+
+
+def test_no_days_are_no_row() -> None:
+    assert within("at", "timestamp", ranges([])) == "false"

@@ -1,21 +1,25 @@
 """The profile of a table without databases: what is asked of them, how their answers are read and compared."""
 
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
 
 import pyarrow as pa
 import pytest
-from google.cloud import bigquery
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg2.extensions import cursor as Cursor
 
-from batch.warehouse.manifest import Column
+from batch.warehouse.manifest import Column, Profile, TableProfile
 from batch.warehouse.profile import (
     TEXTS,
-    Profile,
     RowsRead,
-    TableProfile,
+    day_differences,
+    destination_days,
     destination_profile,
     differences,
+    of_all_days,
     source_profile,
     together,
 )
@@ -52,13 +56,9 @@ class Recorder:
     def fetchone(self) -> tuple[Any, ...]:
         return self.row
 
-    def query(self, query: str, job_config: bigquery.QueryJobConfig) -> "Recorder":
-        assert job_config.use_query_cache is False
+    def ask(self, query: str) -> list[dict[str, Any]]:
         self.query_text = query
-        return self
-
-    def result(self) -> list[bigquery.Row]:
-        return [bigquery.Row(self.row, {f"f{position}": position for position in range(len(self.row))})]
+        return [{f"f{position}": value for position, value in enumerate(self.row)}]
 
 
 def test_both_databases_answers_are_read_into_the_same_profile() -> None:
@@ -78,7 +78,7 @@ def test_both_databases_answers_are_read_into_the_same_profile() -> None:
     )
     expected = TableProfile(3, FIGURES)
     assert source_profile(cast("Cursor", postgres), "raw_orders", COLUMNS) == expected
-    assert destination_profile(cast("bigquery.Client", emulated), "p.d.raw_orders", COLUMNS) == expected
+    assert destination_profile(emulated.ask, "p.d.raw_orders", COLUMNS) == expected
 
 
 def test_an_empty_table_has_a_profile_of_nothing() -> None:
@@ -114,13 +114,13 @@ ROWS: tuple[tuple[Any, ...], ...] = (
 
 @pytest.mark.parametrize("cut", range(4))
 def test_rows_have_the_same_profile_however_they_are_cut_into_batches_and_parts(cut: int) -> None:
-    parts = []
+    parts: list[TableProfile] = []
     for rows in (ROWS[:cut], ROWS[cut:]):
-        part = RowsRead(COLUMNS)
+        part = RowsRead("raw_users", COLUMNS)
         for row in rows:
             part.add(batch(row))
         part.add(batch())
-        parts.append(part.profile)
+        parts += part.days.values()
     assert together(parts) == TableProfile(
         3,
         {
@@ -131,23 +131,92 @@ def test_rows_have_the_same_profile_however_they_are_cut_into_batches_and_parts(
             TEXTS: {"fingerprint": str(2**32)},
         },
     )
-    whole = RowsRead(COLUMNS)
+    whole = RowsRead("raw_users", COLUMNS)
     whole.add(batch(*ROWS))
-    assert whole.profile == together(parts)
+    assert whole.days == {None: together(parts)}
 
 
 def test_no_rows_have_the_profile_of_an_empty_table() -> None:
     nothing: Profile = {name: dict.fromkeys(figures) for name, figures in FIGURES.items()}
-    assert RowsRead(COLUMNS).profile == TableProfile(0, nothing)
+    assert of_all_days([], COLUMNS) == TableProfile(0, nothing)
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BY_DAY = [Column("order_id", "STRING"), Column("created_date", "TIMESTAMP"), Column("quantity", "INT64")]
+BY_DAY_READ = pa.schema([("created_date", pa.timestamp("us", "UTC")), ("quantity", pa.int64()), (TEXTS, pa.string())])
+
+
+def orders(*rows: tuple[datetime, int | None]) -> pa.RecordBatch:
+    """Orders with the MD5 that their number gives them."""
+    values = [[at for at, _ in rows], [quantity for _, quantity in rows], [md5(quantity or 0) for _, quantity in rows]]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(each, kind) for each, kind in zip(values, BY_DAY_READ.types, strict=True)], schema=BY_DAY_READ
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**37), 2**37).map(lambda microseconds: EPOCH + timedelta(microseconds=microseconds)),
+            st.none() | st.integers(0, 2**32 - 1),
+        )
+    ),
+    st.integers(1, 5),
+)
+def test_rows_of_a_partitioned_table_are_profiled_by_their_utc_days_in_whatever_order_they_are_read(
+    rows: list[tuple[datetime, int | None]], size: int
+) -> None:
+    read = RowsRead("raw_orders", BY_DAY)
+    for first in range(0, len(rows), size):
+        read.add(orders(*rows[first : first + size]))
+    assert {day: profile.rows for day, profile in read.days.items()} == Counter(at.date() for at, _ in rows)
+    for day, profile in read.days.items():
+        quantities = [quantity for at, quantity in rows if at.date() == day]
+        known = [quantity for quantity in quantities if quantity is not None]
+        assert profile.columns["quantity"] == {
+            "sum": str(sum(known)) if known else None,
+            "min": min(known, default=None),
+            "max": max(known, default=None),
+        }
+        assert profile.columns[TEXTS] == {"fingerprint": str(sum(known))}
+
+
+def test_days_that_differ_are_named_and_a_day_without_rows_is_as_good_as_none() -> None:
+    first, second, third = (date(2026, 11, day) for day in (1, 2, 3))
+    empty = of_all_days([], COLUMNS)
+    one, other = TableProfile(3, FIGURES), TableProfile(3, FIGURES | {TEXTS: {"fingerprint": "1"}})
+    assert day_differences({first: empty, second: one, third: one}, {second: one, third: one}) == []
+    assert day_differences({first: empty, second: one}, {first: one, second: other}) == [
+        "2026-11-01: rows 0 in Postgres, 3 in BigQuery",
+        "2026-11-02: (texts): fingerprint 3860614417 in Postgres, 1 in BigQuery",
+    ]
 
 
 def test_bigquery_accepts_the_query_and_sums_beyond_64_bits() -> None:
     recorder = Recorder((0, *[None] * 13))
-    destination_profile(cast("bigquery.Client", recorder), "raw_orders", COLUMNS)
+    destination_profile(recorder.ask, "raw_orders", COLUMNS)
     google_sql = GoogleSql({"raw_orders": {column.name: column.type.lower() for column in COLUMNS}})
     statement = google_sql.check(recorder.query_text)
     types = [column.column.type.type_kind.name for column in statement.output_column_list]
     assert types == ["TYPE_INT64", *["TYPE_BIGNUMERIC", "TYPE_INT64", "TYPE_INT64"] * 4, "TYPE_BIGNUMERIC"]
+
+
+def test_bigquery_accepts_the_query_by_day_and_reads_only_partitions_that_constants_name() -> None:
+    asked: list[str] = []
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        asked.append(query)
+        return [{"utc_day": date(2026, 11, 1), "f0": 1, "f1": 2, "f2": 2, "f3": 2, "f4": 3, "f5": 3, "f6": 3, "f7": 7}]
+
+    days = [date(2026, 11, 2), date(2026, 11, 1), date(2026, 11, 5)]
+    found = destination_days(ask, "p.d.raw_orders", BY_DAY, days)
+    assert {day: profile.rows for day, profile in found.items()} == {days[1]: 1, days[0]: 0, days[2]: 0}
+    google_sql = GoogleSql({"raw_orders": {column.name: column.type.lower() for column in BY_DAY}})
+    google_sql.check(asked[0].replace("p.d.", ""))
+    assert asked[0].count("between timestamp '") == 2
+    assert "between timestamp '2026-11-01 00:00:00+00' and timestamp '2026-11-02 23:59:59.999999+00'" in asked[0]
+    assert destination_days(ask, "p.d.raw_orders", BY_DAY, []) == {}
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
