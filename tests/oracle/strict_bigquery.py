@@ -38,7 +38,7 @@ _TABLES = re.compile(
     re.IGNORECASE,
 )
 _NOT_FOUND = re.compile(r"Table not found: ([^\s;]+)")
-_CHANGING = re.compile(r"\b[0-9a-f]{8,}\b|\d+")  # what differs between two runs of one test: names of datasets, ids, times
+_CHANGING = re.compile(r"[0-9a-f]{8,}|\d+")  # what differs between two runs of one test: names of datasets, ids, times
 _COLUMN_LIST = re.compile(r"(?:\s|/\*.*?\*/)*create or replace table\s+\S+\s+\(", re.DOTALL)
 _MERGE = re.compile(r"\bmerge\s+(?:into\s+)?(?P<table>\S+)\s+(?:as\s+\w+\s+)?using\s+", re.IGNORECASE)
 _CREATE_BY_DAY = re.compile(
