@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import requests
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, RetryError
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud.storage import Bucket
@@ -135,8 +135,6 @@ def explained(settings: Settings) -> Iterator[None]:
         ) from error
     except GoogleAuthError as error:
         raise GoogleCloudError(f"Google refused the credentials: {_first_line(error)}") from error
-    except RetryError as error:  # of which only the last try says why
-        raise _explanation(settings, error.cause or error) from error
     except (GoogleAPIError, requests.ConnectionError, requests.Timeout) as error:
         raise _explanation(settings, error) from error
 

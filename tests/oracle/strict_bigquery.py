@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -32,8 +33,12 @@ _Columns = Callable[[str], list[Json] | None]  # of a table, by its full name; N
 _Rows = Callable[[str], Json | None]  # the answer to a query; None when it fails
 
 _TYPES = {"INTEGER": "int64", "FLOAT": "float64", "BOOLEAN": "bool"}  # the API answers with older names
+_TABLES = re.compile(
+    r"\b(?:from|join|merge|into|using|update|alter table)\s+((?:`[\w.-]+`|[\w-]+)(?:\.(?:`[\w-]+`|[\w-]+))*)(?=[\s);]|$)",
+    re.IGNORECASE,
+)
 _NOT_FOUND = re.compile(r"Table not found: ([^\s;]+)")
-_CHANGING = re.compile(r"\b[0-9a-f]{8,}\b|\d+")  # what differs between two runs of one test: names of datasets, ids, times
+_CHANGING = re.compile(r"[0-9a-f]{8,}|\d+")  # what differs between two runs of one test: names of datasets, ids, times
 _COLUMN_LIST = re.compile(r"(?:\s|/\*.*?\*/)*create or replace table\s+\S+\s+\(", re.DOTALL)
 _MERGE = re.compile(r"\bmerge\s+(?:into\s+)?(?P<table>\S+)\s+(?:as\s+\w+\s+)?using\s+", re.IGNORECASE)
 _CREATE_BY_DAY = re.compile(
@@ -109,6 +114,7 @@ class StrictBigQuery:
 
     def _for_the_emulator(self, body: Json) -> str:
         """A job as the emulator takes it: without the columns that CREATE TABLE AS may name before its query."""
+        body = deepcopy(body)
         query = body.get("configuration", {}).get("query", {})
         if self._emulator and (found := _COLUMN_LIST.match(query.get("query", ""))):
             columns = _first_operand(query["query"][found.end() - 1 :])
@@ -223,6 +229,19 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
         Refused: GoogleSQL does not accept the statement; says where and why.
     """
     tables: dict[str, Mapping[str, str]] = {}
+
+    def resolved(statement: str, name: str) -> str | None:
+        """The statement with a table's name in one word, under which the table is in `tables`; None when it is not there."""
+        path = name.replace("`", "").split(".")
+        found = columns(_full_name(name, project)) if len(path) > 1 and "INFORMATION_SCHEMA" not in path else None
+        if not found:  # or what BigQuery tells of itself
+            return None
+        known = f"{path[-2]}__{path[-1]}" if path[-1] in tables else path[-1]
+        tables[known] = {column["name"]: _type(column) for column in found}
+        return _spellings(path).sub(f"`{known}`", statement)
+
+    for name in set(_TABLES.findall(statement)):  # most are found by where they stand: that saves analyzing for each
+        statement = resolved(statement, name) or statement
     while True:
         try:
             GoogleSql(tables).resolve(statement, parameters)
@@ -230,16 +249,10 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
             missing = _NOT_FOUND.search(str(refused))
             if missing is None:
                 raise
-            path = missing[1].replace("`", "").split(".")
-            if "INFORMATION_SCHEMA" in path or len(path) < 2:  # what BigQuery tells of itself
+            with_it = resolved(statement, missing[1])
+            if with_it is None:
                 return
-            found = columns(_full_name(missing[1], project))
-            if not found:
-                return
-            *_, dataset, name = path
-            known = f"{dataset}__{name}" if name in tables else name
-            tables[known] = {column["name"]: _type(column) for column in found}
-            statement = _spellings(path).sub(f"`{known}`", statement)
+            statement = with_it
         else:
             return
 

@@ -153,7 +153,7 @@ def test_the_real_bigquery_takes_what_is_meant_for_it_only_and_a_full_refresh_gi
 
 
 def test_jobs_are_labelled_and_a_refusal_of_bigquery_says_what_to_do(built: Settings, strict_bigquery: StrictBigQuery) -> None:
-    limited = built.model_copy(update={"bigquery_max_bytes_billed": 10_000_000})
+    limited, run = built.model_copy(update={"bigquery_max_bytes_billed": 10_000_000}), publish(built)
     with (
         strict_bigquery.refusing(BYTES_BILLED, "mart_top10_users_fraud"),
         strict_bigquery.listening() as jobs,
@@ -161,11 +161,14 @@ def test_jobs_are_labelled_and_a_refusal_of_bigquery_says_what_to_do(built: Sett
             TransformError, match=r"mart_top10_users_fraud: .*164626432.*\nThe statement would read more than FINPRO_BIG"
         ),
     ):
-        build(limited, "mart_top10_users_fraud,resource_type:model", run_id=publish(built))
+        build(limited, "mart_top10_users_fraud,resource_type:model", run_id=run)
     sent = [job for job in jobs if job["labels"]["step"] == "transform" and "mart_top10" in job["query"]["query"]]
-    assert sent
     assert {job["query"]["maximumBytesBilled"] for job in sent} == {"10000000"}
-    assert {job["labels"]["run"][:4] for job in sent} == {"run-"}
+    assert {job["labels"]["run"] for job in sent} == {run.lower()}
+
+    build(built, "mart_top10_users_fraud,resource_type:model", run_id=run)
+    recorded = execute(built, "select step from ingestion_steps where run_id = %s and jobs > 0", run)
+    assert {step for (step,) in recorded} == {"load", "reconcile", "transform"}
 
 
 def test_a_failed_test_is_an_error_that_names_it_and_its_count(built: Settings) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import QUOTA_EXCEEDED
 from tests.oracle.marts import fill
 from tests.oracle.strict_bigquery import StrictBigQuery
-from tests.runs.exports import export_run, tamper
+from tests.runs.exports import execute, export_run, tamper
 
 RUN = "run-1"
 
@@ -91,6 +91,8 @@ def test_a_gate_that_bigquery_does_not_let_ask_says_so_and_blames_no_row(
         gate(loaded)
     assert len(jobs) > 10
     assert all(job["labels"] == {"dag": "manual", "run": RUN, "step": "validate"} for job in jobs)
+    ((recorded,),) = execute(loaded, "select jobs from ingestion_steps where step = 'validate'")
+    assert recorded >= len(jobs) - 1  # of this try and those before it, but for the refused one
 
 
 def test_a_table_that_is_not_loaded_is_named(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+from google.api_core.exceptions import BadRequest, RetryError
 from google.cloud.bigquery import LoadJobConfig, QueryJobConfig, Table
 from google.cloud.bigquery._http import Connection
 
@@ -127,12 +128,19 @@ def test_tries_have_an_end_and_then_somebody_may_start_the_same_again(bigquery: 
     assert len(bigquery.asked) == 6
 
 
-@pytest.mark.parametrize("refusal", [real.QUOTA_EXCEEDED, real.PARTITION_CHANGES], ids=["a day's bytes", "changes of a table"])
+QUOTAS = {
+    "bytes": real.QUOTA_EXCEEDED,
+    "changes of a table": real.PARTITION_CHANGES,
+    "queries": Refusal(403, "quotaExceeded", "Your project exceeded quota for concurrent queries."),
+}
+
+
+@pytest.mark.parametrize("refusal", QUOTAS.values(), ids=QUOTAS)
 @pytest.mark.parametrize("way", [ask, load])
 def test_a_quota_is_no_missing_right_and_is_not_asked_for_at_once_again(
     bigquery: FakeBigQuery, refusal: Refusal, way: Callable[..., object]
 ) -> None:
-    with pytest.raises(GoogleCloudError, match=r"uota exceeded.*no right is missing.*iam-admin/quotas") as ended:
+    with pytest.raises(GoogleCloudError, match=r"uota.*no right is missing.*iam-admin/quotas") as ended:
         way(bigquery, refusal)
     assert not isinstance(ended.value, GoogleCloudRefused)
     assert len(bigquery.asked) == 1
@@ -170,15 +178,27 @@ def test_a_job_id_that_is_taken_is_the_same_job(bigquery: FakeBigQuery) -> None:
     assert load(bigquery) == "load_1"
     hidden = bigquery.jobs.pop("load_1")
 
-    def found_later(*arguments: Any, **named: Any) -> requests.Response:
-        answer = bigquery.answer(*arguments, **named)
-        bigquery.jobs["load_1"] = hidden  # after it was looked for, and before it is submitted
-        return answer
+    looks = 0
+
+    def found_late(_: Connection, method: str, url: str, *others: Any, **named: Any) -> requests.Response:
+        nonlocal looks
+        if method == "POST":
+            return real.DUPLICATE.answer(method, url, {})
+        looks += 1
+        bigquery.jobs = {"load_1": hidden} if looks > 2 else {}  # it is taken before it can be found
+        return bigquery.answer(_, method, url, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Connection, "_do_request", lambda *arguments, **named: found_later(*arguments, **named))
+        patch.setattr(Connection, "_do_request", lambda *arguments, **named: found_late(*arguments, **named))
         assert load(bigquery) == "load_1"
-    assert len(bigquery.asked) == 2
+    assert looks == 3
+    assert len(bigquery.asked) == 1
+
+
+def test_what_a_library_has_tried_for_long_is_known_by_its_last_try() -> None:
+    last = BadRequest(real.JOB_RATE_LIMIT.message, errors=[real.JOB_RATE_LIMIT.error])  # type: ignore[no-untyped-call]
+    with pytest.raises(GoogleCloudError, match=r"too many table update.*start the same again"), explained(SETTINGS):
+        raise RetryError("Timeout of 600.0s exceeded", cause=last)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
