@@ -288,6 +288,27 @@ def test_what_is_exported_again_since_a_moment_leaves_out_no_run_between(setting
     require_consistent(reconcile(settings, whole=True))
 
 
+def test_a_run_that_dies_between_its_witness_and_its_manifest_is_made_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    fill(settings, orders=30)
+    run(settings, "first")
+    insert_orders(settings, 31, 60)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("batch.warehouse.export.write_manifest", dies)
+        export_run(settings, "second")
+    execute(settings, "delete from raw_orders where order_id in ('O7', 'O50')")
+    assert run(settings, "second") == []
+    assert exported_rows(settings, "second")["raw_orders"] == 29
+    require_consistent(reconcile(settings, whole=True))
+
+
 def test_an_export_that_another_has_overtaken_counts_for_nothing(settings: Settings) -> None:
     dsn = settings.require("postgres_dsn")
     export_run(settings, "first")
