@@ -201,7 +201,7 @@ class _TableLoad:
 
     @property
     def staged_deletions(self) -> str:
-        return f"{self.staging}_deleted"
+        return self.warehouse.table(f"staging_deleted_{self.export.table}_{self.manifest.run_id}")
 
     @property
     def brings_something(self) -> bool:

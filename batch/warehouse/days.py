@@ -13,16 +13,12 @@ Range = tuple[date, date]  # the first and the last day of it
 def ranges(days: Collection[date]) -> list[Range]:
     """The days as ranges of successive ones; where these were many, the narrowest gaps between them are closed."""
     ordered = sorted(days)
-    gaps = [(later - earlier).days for earlier, later in pairwise(ordered)]
-    widest = sorted(gaps, reverse=True)
-    close = max(1, widest[_MOST_RANGES - 1]) if len(widest) >= _MOST_RANGES else 1
-    found: list[Range] = []
-    for day in ordered:
-        if found and (day - found[-1][1]).days <= close:
-            found[-1] = (found[-1][0], day)
-        else:
-            found.append((day, day))
-    return found
+    if not ordered:
+        return []
+    gaps = [place for place, (before, after) in enumerate(pairwise(ordered), 1) if (after - before).days > 1]
+    widest = sorted(gaps, key=lambda place: ordered[place - 1] - ordered[place])  # which is negative
+    begins = [0, *sorted(widest[: _MOST_RANGES - 1])]
+    return [(ordered[begin], ordered[end - 1]) for begin, end in zip(begins, [*begins[1:], len(ordered)], strict=True)]
 
 
 def chunks(days: Collection[date], most: int) -> Iterator[list[date]]:

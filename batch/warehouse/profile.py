@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from psycopg2.extensions import cursor as Cursor
 
-from batch.warehouse.days import PARTITIONED_BY, ranges, within
+from batch.warehouse.days import PARTITIONED_BY, Range, ranges, within
 from batch.warehouse.manifest import Column, Profile, TableProfile
 
 Days = dict[date | None, TableProfile]
@@ -66,10 +66,10 @@ class _Dialect:
         """One scan of `table`, one row: the number of rows, the figures of each column, the fingerprint."""
         return f"select {self._expressions(columns)} from {table}"
 
-    def query_by_day(self, table: str, columns: Sequence[Column], partitioned_by: str, days: Collection[date] | None) -> str:
-        """The same for each UTC day that has rows, or for some of them and those between: the day first."""
+    def query_by_day(self, table: str, columns: Sequence[Column], partitioned_by: str, found: Sequence[Range] | None) -> str:
+        """The same for each UTC day that has rows, of all or of some ranges of days: the day first."""
         time = self.quote.format(partitioned_by)
-        where = "" if days is None else f" where {within(time, self.time, ranges(days))}"
+        where = "" if found is None else f" where {within(time, self.time, found)}"
         return f"select {self.day.format(time)} as utc_day, {self._expressions(columns)} from {table}{where} group by 1"
 
     def _expressions(self, columns: Sequence[Column]) -> str:
@@ -145,13 +145,17 @@ def source_days(
 ) -> dict[date, TableProfile]:
     """The profiles of some days of a partitioned Postgres table, or of all that have rows: of the former each has one.
 
+    Each range of days is a query: in one for all of them, every row would be held against every range.
+
     Raises:
         psycopg2.Error: Postgres refuses; see batch.postgres.explained.
     """
-    if days is not None and not days:
-        return {}
-    cursor.execute(_POSTGRES.query_by_day(table, columns, PARTITIONED_BY[table], days))
-    return _by_day(cursor.fetchall(), columns, days)
+    rows: list[tuple[Any, ...]] = []
+    wanted: list[list[Range] | None] = [None] if days is None else [[one] for one in ranges(days)]
+    for one in wanted:
+        cursor.execute(_POSTGRES.query_by_day(table, columns, PARTITIONED_BY[table], one))
+        rows += cursor.fetchall()
+    return _by_day(rows, columns, days)
 
 
 def destination_profile(ask: Ask, table: str, columns: Sequence[Column]) -> TableProfile:
@@ -175,7 +179,8 @@ def destination_days(
     if days is not None and not days:
         return {}
     name = table.rpartition(".")[2]
-    rows = ask(_BIGQUERY.query_by_day(f"`{table}`", columns, PARTITIONED_BY[name], days))
+    found = None if days is None else ranges(days)
+    rows = ask(_BIGQUERY.query_by_day(f"`{table}`", columns, PARTITIONED_BY[name], found))
     return _by_day([list(row.values()) for row in rows], columns, days)
 
 

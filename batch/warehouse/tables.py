@@ -25,7 +25,6 @@ _LOADED_RUNS_SCHEMA = [
 ]
 _LOADED_DAYS_SCHEMA = [SchemaField("run_number", "INT64"), SchemaField("day", "DATE")]
 
-
 Parameter = ScalarQueryParameter | ArrayQueryParameter
 
 

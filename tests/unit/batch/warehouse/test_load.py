@@ -251,7 +251,9 @@ def test_a_merge_names_its_days_by_constants_on_both_sides_and_where_it_deletes(
 def test_scattered_days_become_at_most_a_hundred_ranges_which_hold_them_all() -> None:
     days = [date(2000, 1, 1) + timedelta(days=3 * number + number % 2) for number in range(2_000)]
     found = ranges(days)
-    assert len(found) <= 100
+    assert len(found) == 100
+    weekly = [date(2020, 1, 1) + timedelta(days=7 * number) for number in range(102)]
+    assert sum((last - first).days + 1 for first, last in ranges(weekly)) == 102 + 2 * 6  # two of many equal gaps are closed
     assert all(any(first <= day <= last for first, last in found) for day in days)
     assert all(before < after for (_, before), (after, _) in itertools.pairwise(found))
     assert ranges(days[:100]) == [(day, day) for day in days[:100]]
