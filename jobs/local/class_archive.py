@@ -3,15 +3,16 @@
 A driver loads some 18,000 classes before its first micro-batch: a third of its start. Java's class data sharing keeps them
 read, verified and linked in a file (https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html).
 
-The file holds for one Java and one PySpark: so it lies with that PySpark's Python environment, as compiled modules do, and
-serves all homes. Java itself refuses one whose jars have changed since, and loads the classes as ever: a driver without a
-fitting archive only starts later.
+The file holds for one Java, one PySpark and the jars beside it: so it lies with their Python environment, as compiled modules
+do, and serves all homes. Java itself refuses one whose jars have changed since, and loads the classes as ever: a driver
+without a fitting archive only starts later.
 
 `python -m jobs.local.class_archive LIST...` makes conf/spark_classes.txt anew of what drivers have loaded: for a new PySpark,
 run the jobs with JDK_JAVA_OPTIONS=-XX:DumpLoadedClassList=/somewhere/%p.lst, and name those files.
 """
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from zipfile import ZipFile
 import typer
 
 from conf.settings import CONF_DIR, finpro_home
-from jobs.local.jars import spark_home
+from jobs.local.jars import lock_of, spark_home, spark_jars
 from jobs.local.java import java_home, spark_java_home
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.local.processes import child_environment
@@ -118,14 +119,15 @@ def _dump(target: Path) -> tuple[list[str], dict[str, str]]:
     options = "-Xshare:dump -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xlog:cds*=error"
     files = f'-XX:SharedClassListFile="{CLASSES}" -XX:SharedArchiveFile="{target}"'
     command = [str(spark_home() / "bin" / "spark-submit"), "--version"]
-    java = {"JAVA_HOME": str(spark_java_home()), "SPARK_SUBMIT_OPTS": f"{options} {files}"}
+    jars = os.pathsep.join(map(str, spark_jars()))
+    java = {"JAVA_HOME": str(spark_java_home()), "SPARK_SUBMIT_OPTS": f"{options} {files}", "SPARK_DIST_CLASSPATH": jars}
     return command, child_environment() | java
 
 
 @cache
 def _prefix() -> str:
     """How the names of all archives for this PySpark and this list of classes begin."""
-    return f"{version('pyspark')}-{_digest(CLASSES.read_bytes())}"
+    return f"{version('pyspark')}-{_digest(CLASSES.read_bytes(), repr(lock_of('spark')).encode())}"
 
 
 def _digest(*parts: bytes) -> str:
@@ -133,14 +135,15 @@ def _digest(*parts: bytes) -> str:
 
 
 def class_list(loaded: list[Path]) -> list[str]:
-    """The classes of Java and of PySpark's jars among those that drivers have loaded, as far as an archive can hold them.
+    """The classes of Java and of Spark's jars among those that drivers have loaded, as far as an archive can hold them.
 
     Args:
         loaded: files as `-XX:DumpLoadedClassList` writes them: a class a line, and lines with # or @ about something else.
     """
     lines = {line for path in loaded for line in path.read_text(encoding="utf-8").splitlines()}
     names = {line.split()[0] for line in lines if line[:1].isalpha()}
-    spark = {name.removesuffix(".class") for jar in (spark_home() / "jars").glob("*.jar") for name in ZipFile(jar).namelist()}
+    jars = [*(spark_home() / "jars").glob("*.jar"), *spark_jars()]
+    spark = {name.removesuffix(".class") for jar in jars for name in ZipFile(jar).namelist()}
     return sorted(name for name in names if (name in spark or _JAVA.match(name)) and not _NOT_ARCHIVED.search(name))
 
 

@@ -10,8 +10,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +73,33 @@ def postgres_with_tls() -> Path:
 
 
 def _jars(group: str) -> list[Path]:
-    locked: dict[str, str] = json.loads(LOCK.read_text(encoding="utf-8"))[group]
-    folder = private_directory(finpro_home() / "jars")
+    locked = lock_of(group)
+    folder = _folder([_file_name(coordinate) for coordinate in locked])
     wanted = {folder / _file_name(coordinate): (coordinate, sha256) for coordinate, sha256 in locked.items()}
     missing = {path: source for path, source in wanted.items() if not path.exists()}
     if missing:
         typer.echo(f"Fetching {len(missing)} jars for {group} (once) …", err=True)
         _fetch_all(missing)
     return list(wanted)
+
+
+def lock_of(group: str) -> dict[str, str]:
+    """The jars of a group as they are locked: coordinate → SHA-256."""
+    locked: dict[str, str] = json.loads(LOCK.read_text(encoding="utf-8"))[group]
+    return locked
+
+
+def _folder(names: list[str]) -> Path:
+    """Where these jars lie: with the Python environment, for all homes and for the archive of classes; else in the home.
+
+    Java takes an archive only where the class path is the one that it was made with.
+    """
+    shared = Path(sys.prefix) / "finpro-jars"
+    with suppress(OSError):
+        shared.mkdir(exist_ok=True)
+    if (shared.is_dir() and os.access(shared, os.W_OK)) or all((shared / name).exists() for name in names):
+        return shared
+    return private_directory(finpro_home() / "jars")
 
 
 def _fetch_all(missing: dict[Path, tuple[str, str]]) -> None:

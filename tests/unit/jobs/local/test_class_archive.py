@@ -8,17 +8,20 @@ import pytest
 from conf.settings import finpro_home
 from jobs.local import class_archive
 from jobs.local.class_archive import CLASSES, archiving, class_list, from_archive
+from jobs.local.jars import spark_jars
 from jobs.local.platform import down
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A Python environment and a home that no archive has been made for."""
+    """A Python environment and a home that no archive has been made for, with the jars of this one."""
+    jars = spark_jars()
+    monkeypatch.setattr(class_archive, "spark_jars", lambda: jars)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("FINPRO_HOME", str(tmp_path / "home"))
 
 
-def test_a_list_holds_classes_of_java_and_of_pyspark_and_nothing_made_while_a_driver_ran(tmp_path: Path) -> None:
+def test_a_list_holds_classes_of_java_and_of_sparks_jars_and_nothing_made_while_a_driver_ran(tmp_path: Path) -> None:
     loaded = tmp_path / "driver.lst"
     loaded.write_text(
         "# NOTE: Do not modify this file.\n"
@@ -27,11 +30,16 @@ def test_a_list_holds_classes_of_java_and_of_pyspark_and_nothing_made_while_a_dr
         "org/apache/spark/SparkContext$$Lambda$12\n"
         "jdk/proxy1/$Proxy7\n"
         "io/delta/sql/DeltaSparkSessionExtension\n"
+        "com/example/Thing\n"
         "org/codehaus/janino/Parser\n"
         "@lambda-proxy java/util/stream/Collectors apply\n"
     )
 
-    assert class_list([loaded]) == ["java/lang/Object", "org/apache/spark/SparkContext"]
+    assert class_list([loaded]) == [
+        "io/delta/sql/DeltaSparkSessionExtension",
+        "java/lang/Object",
+        "org/apache/spark/SparkContext",
+    ]
 
 
 def test_the_list_is_of_what_this_pyspark_has() -> None:

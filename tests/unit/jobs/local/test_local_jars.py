@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     served.write_bytes(CONTENT)
     monkeypatch.setattr(jars, "LOCK", lock)
     monkeypatch.setenv("FINPRO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with serving(tmp_path / "served") as url:
         context = MavenContext(repo_cache=tmp_path / "m2", remote_repos={"here": url})
         monkeypatch.setattr(jars, "_maven", lambda: context)
@@ -63,6 +65,12 @@ def test_a_jar_is_fetched_once_and_then_kept(repository: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.count("Fetching") == 1
 
 
+def test_jars_lie_in_the_home_where_the_python_environment_cannot_be_written(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "finpro-jars").write_text("a file where the folder would be: no user can write there")
+
+    assert [jar.parent for jar in jars.spark_jars()] == [tmp_path / "home" / "jars"]
+
+
 def test_a_download_that_was_cut_off_is_fetched_again(repository: Path, tmp_path: Path) -> None:
     half = tmp_path / "m2" / PLACE
     half.parent.mkdir(parents=True)
@@ -76,7 +84,7 @@ def test_a_jar_that_is_not_the_locked_one_is_refused(repository: Path, tmp_path:
 
     with pytest.raises(PlatformError, match=r"org\.example:thing:1\.0 .* SHA-256"):
         jars.spark_jars()
-    assert list((tmp_path / "home" / "jars").iterdir()) == []
+    assert list((tmp_path / "finpro-jars").iterdir()) == []
 
 
 def test_a_jar_that_cannot_be_had_is_an_error_with_advice(repository: Path) -> None:
