@@ -140,6 +140,8 @@ def _load_run(warehouse: Warehouse, bucket: str, manifest: Manifest, on_table: C
             if table.brings_something:
                 table.stage()
                 table.merge()
+                if table.export.table == "raw_orders":
+                    warehouse.note_days(manifest.run_id, None if manifest.full else table.staging)
             on_table(LoadedTable(manifest.run_id, table.export.table, table.export.rows))
     except (NotFound, LoadError):
         newest = warehouse.newest_complete_run()

@@ -12,6 +12,7 @@ from batch.warehouse.manifest import Manifest
 from conf.settings import Settings
 
 _LOADED_RUNS = "loaded_runs"
+_LOADED_DAYS = "loaded_days"
 _LOADED_RUNS_SCHEMA = [
     SchemaField("run_id", "STRING"),
     SchemaField("database", "STRING"),
@@ -19,7 +20,9 @@ _LOADED_RUNS_SCHEMA = [
     SchemaField("exported_at", "TIMESTAMP"),
     SchemaField("started_at", "TIMESTAMP"),
     SchemaField("loaded_at", "TIMESTAMP"),
+    SchemaField("number", "INT64"),
 ]
+_LOADED_DAYS_SCHEMA = [SchemaField("run_number", "INT64"), SchemaField("day", "DATE")]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class LoadedRun:
     xmin: int
     exported_at: datetime
     complete: bool
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Warehouse:
         found = open_dataset(settings, client)
         warehouse = cls(client, f"{found.project}.{found.dataset_id}", found.location)
         client.create_table(Table(warehouse.table(_LOADED_RUNS), schema=_LOADED_RUNS_SCHEMA), exists_ok=True)
+        client.create_table(Table(warehouse.table(_LOADED_DAYS), schema=_LOADED_DAYS_SCHEMA), exists_ok=True)
         return warehouse
 
     def table(self, name: str) -> str:
@@ -71,11 +76,21 @@ class Warehouse:
         """Note that the raw tables may hold a part of this run from now on."""
         self._record(
             """
-            merge `{runs}` as stored using (select @run_id as run_id) as begun on stored.run_id = begun.run_id
-            when not matched then insert (run_id, database, xmin, exported_at, started_at)
-              values (@run_id, @database, @xmin, @exported_at, @now)""",
+            merge `{runs}` as stored using
+              (select @run_id as run_id, (select coalesce(max(number), 0) + 1 from `{runs}`) as number) as begun
+            on stored.run_id = begun.run_id
+            when not matched then insert (run_id, database, xmin, exported_at, started_at, number)
+              values (@run_id, @database, @xmin, @exported_at, @now, number)""",
             manifest,
         )
+
+    def note_days(self, run_id: str, staging: str | None) -> None:
+        """Note which days of raw_orders this run brings: those of its staging table; without one, it may be any."""
+        number = f"(select number from `{self.table(_LOADED_RUNS)}` where run_id = @run_id)"
+        run = [ScalarQueryParameter("run_id", "STRING", run_id)]
+        days = f"select distinct date(created_date) as day from `{staging}`" if staging else "select cast(null as date) as day"
+        self.rows(f"delete from `{self.table(_LOADED_DAYS)}` where run_number = {number}", run)
+        self.rows(f"insert into `{self.table(_LOADED_DAYS)}` (run_number, day) select {number}, day from ({days})", run)
 
     def complete_run(self, manifest: Manifest) -> None:
         """Note that the raw tables hold all of this run."""
@@ -88,7 +103,7 @@ class Warehouse:
 
     def _newest(self, condition: str) -> LoadedRun | None:
         found = self.rows(f"""
-            select run_id, database, xmin, exported_at, loaded_at is not null as complete
+            select run_id, database, xmin, exported_at, loaded_at is not null as complete, number
             from `{self.table(_LOADED_RUNS)}` where {condition} order by exported_at desc, started_at limit 1""")
         return LoadedRun(**found[0]) if found else None
 
