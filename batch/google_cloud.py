@@ -67,8 +67,8 @@ def open_bucket(settings: Settings) -> Bucket:
     return client.bucket(name)
 
 
-def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dataset":
-    """The dataset of the settings, which is there.
+def open_dataset(settings: Settings, client: "bigquery.Client", setting: str = "bigquery_dataset") -> "bigquery.Dataset":
+    """The dataset that a setting names, which is there: by default the one of the raw tables.
 
     Raises:
         GoogleCloudError: it is not there, not ours to read, or BigQuery does not answer; says what to do.
@@ -77,7 +77,7 @@ def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dat
 
     with explained(settings):
         retry = bigquery.DEFAULT_RETRY.with_timeout(_FIRST_ANSWER_SECONDS)
-        return client.get_dataset(f"{client.project}.{settings.bigquery_dataset}", retry=retry)
+        return client.get_dataset(f"{client.project}.{settings.require(setting)}", retry=retry)
 
 
 @contextmanager
@@ -94,14 +94,14 @@ def explained(settings: Settings) -> Iterator[None]:
         raise GoogleCloudError(f"Google refused the credentials: {_first_line(error)}") from error
     except NotFound as error:
         raise GoogleCloudError(
-            f"Not found: {_first_line(error)}. The bucket (FINPRO_GCS_BUCKET) and the dataset (FINPRO_BIGQUERY_DATASET) are"
-            f" made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in the emulators; tables come"
-            " with `finpro load` and `finpro transform`."
+            f"Not found: {_first_line(error)}. The bucket (FINPRO_GCS_BUCKET) and the datasets (FINPRO_BIGQUERY_DATASET, and"
+            f" those of core and marts) are made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in"
+            " emulators; tables come with `finpro load` and `finpro transform`."
         ) from error
     except Forbidden as error:
         raise GoogleCloudError(
             f"Not allowed: {_first_line(error)}. finpro needs storage.objectAdmin on the bucket, bigquery.dataEditor on the"
-            f" dataset and bigquery.jobUser on the project {settings.gcp_project}."
+            f" datasets and bigquery.jobUser on the project {settings.gcp_project}."
         ) from error
     except (GoogleAPIError, requests.ConnectionError, requests.Timeout) as error:
         raise GoogleCloudError(f"{_where(settings)}: {_first_line(error)}") from error

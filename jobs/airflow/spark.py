@@ -7,6 +7,7 @@ from typing import Any
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 
+from jobs.airflow.settings import task_settings
 from jobs.spark.submit import environment, spark_submit
 
 
@@ -49,6 +50,7 @@ class FinproSparkOperator(SparkSubmitOperator):
             deploy_mode="client",
         )
         self._hook = submission
+        task_settings()  # which the driver finds in its environment
         submission.submit(env=environment(self.job, master=submission.master))
 
 

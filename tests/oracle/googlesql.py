@@ -29,6 +29,7 @@ _KINDS = {
     "date": TypeKind.TYPE_DATE,
     "float64": TypeKind.TYPE_DOUBLE,
     "int64": TypeKind.TYPE_INT64,
+    "numeric": TypeKind.TYPE_NUMERIC,
     "string": TypeKind.TYPE_STRING,
     "timestamp": TypeKind.TYPE_TIMESTAMP,
 }

@@ -156,4 +156,4 @@ def declared_marts() -> dict[str, dict[str, str]]:
 def test_bigquery_accepts_every_query_of_the_report() -> None:
     google_sql = GoogleSql(declared_marts() | {"ingestion_monitoring": MONITORING})
     for query in QUERIES.values():
-        assert google_sql.columns(query.replace("{dataset}.", ""))
+        assert google_sql.columns(query.replace("{marts}.", "").replace("{raw}.", ""))

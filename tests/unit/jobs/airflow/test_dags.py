@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,10 @@ from airflow.sdk import DAG, RetryAction
 
 from batch.warehouse.manifest import check_run_id
 from conf.errors import (
+    DataTestsFailed,
     ExpectationsFailed,
     FinproError,
+    PostgresError,
     PostgresUnavailable,
     ReconciliationError,
     SchemaChanged,
@@ -22,7 +25,8 @@ from conf.errors import (
     TransformError,
 )
 from conf.settings import CONF_DIR
-from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, RAW_TABLES, VALIDATED_TABLES, export_run_id
+from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, RAW_TABLES
+from jobs.airflow.exports import VALIDATED_TABLES, export_run_id
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED, TASK_FAILED
 from jobs.airflow.server import DAGS
 
@@ -71,6 +75,11 @@ def test_no_run_overlaps_another_or_makes_up_for_the_past(dag: DAG) -> None:
     assert dag.max_active_runs == 1
 
 
+def test_a_run_that_hangs_ends_and_makes_room_for_the_next_one(dag: DAG) -> None:
+    assert dag.dagrun_timeout
+    assert dag.dagrun_timeout > max(task.execution_timeout or timedelta.max for task in dag.tasks)
+
+
 def test_every_task_is_tried_again_ever_later_and_ends_some_time_and_its_failure_is_told(dag: DAG) -> None:
     tasks: list[Any] = list(dag.tasks)
     for task in tasks:
@@ -81,9 +90,13 @@ def test_every_task_is_tried_again_ever_later_and_ends_some_time_and_its_failure
         assert TASK_FAILED in _callbacks(task.on_failure_callback)
 
 
-@pytest.mark.parametrize("name", CHAIN)
-def test_success_of_the_chain_is_told(name: str) -> None:
-    assert DAG_SUCCEEDED in _callbacks(find(name).on_success_callback)
+@pytest.mark.parametrize(("name", "last"), zip(CHAIN, ["generate", "validate", "build"], strict=True))
+def test_success_of_the_chain_is_told_by_the_task_that_completes_a_run_and_not_when_that_is_skipped(
+    name: str, last: str
+) -> None:
+    assert DAG_SUCCEEDED in _callbacks(task(name, last).on_success_callback)
+    assert not find(name).on_success_callback
+    assert {each.task_id for each in find(name).tasks if not each.downstream_task_ids} - {"consistency"} == {last}
 
 
 def test_consistency_is_told_once_a_run_whatever_was_found() -> None:
@@ -97,7 +110,9 @@ def _callbacks(callbacks: Any) -> list[Any]:
     return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
-@pytest.mark.parametrize("error", [SettingsError, SchemaChanged, ReconciliationError, ExpectationsFailed])
+@pytest.mark.parametrize(
+    "error", [SettingsError, SchemaChanged, PostgresError, ReconciliationError, ExpectationsFailed, DataTestsFailed]
+)
 def test_what_a_person_must_decide_is_not_tried_again(error: type[FinproError]) -> None:
     decision = DEFAULT_ARGS["retry_policy"].evaluate(error("x"), 1, 3)
     assert decision.action is RetryAction.FAIL
@@ -152,6 +167,17 @@ def test_the_export_of_a_dag_run_has_one_name_that_no_other_run_has() -> None:
     assert check_run_id(name) == name == export_run_id(at, "manual__2026-11-22T17:00:00.1+00:00_abc")
     assert export_run_id(at, "x" * 250) != name
     assert check_run_id(export_run_id(at, "Änderung " * 25))
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", None])
+def test_the_schedules_are_in_the_time_zone_of_the_settings(zone: str | None) -> None:
+    reading = (
+        "from jobs.dags.batch_raw_loads import dag; from jobs.dags.bigquery_ingest import dag as ingest;"
+        "print(dag.timetable.timezone, ingest.timetable.timetable.timezone)"
+    )
+    environment = os.environ | ({"FINPRO_SCHEDULE_TIME_ZONE": zone} if zone else {})
+    done = subprocess.run([sys.executable, "-c", reading], env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()[-1].split()) == {zone or "Asia/Jakarta"}
 
 
 def test_reading_the_dags_imports_nothing_that_takes_long() -> None:
