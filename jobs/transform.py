@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from google.cloud.bigquery import ScalarQueryParameter
 
 from batch.google_cloud import bigquery_client, explained, open_dataset
-from batch.warehouse.builds import Builds, DataTest, stretches
+from batch.report.builds import Builds, DataTest, stretches
 from batch.warehouse.manifest import TABLES, check_run_id
 from batch.warehouse.reconcile import MONITORING
 from batch.warehouse.tables import LoadedRun, Warehouse
@@ -50,10 +50,10 @@ class Part(NamedTuple):
     anew: bool
     last: bool
 
-    def variables(self, time_zone: str) -> list[str]:
-        """The arguments that tell dbt's project of it."""
+    def variables(self, more: Mapping[str, str]) -> list[str]:
+        """The arguments that tell dbt's project of it, and what is the same for all parts."""
         days = None if self.days is None else [(str(first), str(last)) for first, last in stretches(self.days)]
-        return ["--vars", json.dumps({"time_zone": time_zone, "changed_days": days})]
+        return ["--vars", json.dumps({**more, "changed_days": days})]
 
 
 def in_parts(days: list[date], *, every_day: bool) -> list[Part]:
@@ -104,8 +104,9 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
             parts = in_parts(builds.every_day() if days is None else days, every_day=days is None)
             if parts[0].anew:
                 builds.begin(run, time_zone)
+        more = {"run_id": run.run_id, "time_zone": time_zone}
         for part in parts:
-            results = _build(part, select if part.last else _UP_TO_THE_DAYS, time_zone, home, say)
+            results = _build(part, select if part.last else _UP_TO_THE_DAYS, more, home, say)
             with explained(settings):
                 builds.record_tests(run, [_data_test(result) for result in results if _is_test(result)])
                 _raise_for_failures(warehouse, results, home)
@@ -114,7 +115,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         if not select:
             with explained(settings):
                 builds.complete(run, time_zone)
-            _write_docs(settings, home, parts[-1].variables(time_zone))
+            _write_docs(settings, home, parts[-1].variables(more))
     return run.run_id
 
 
@@ -182,8 +183,8 @@ def _set_variables(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _build(part: Part, select: tuple[str, ...], time_zone: str, home: Path, say: Say) -> list[Any]:
-    command = ["build", "--exclude-resource-type", "unit_test", *part.variables(time_zone)]
+def _build(part: Part, select: tuple[str, ...], more: Mapping[str, str], home: Path, say: Say) -> list[Any]:
+    command = ["build", "--exclude-resource-type", "unit_test", *part.variables(more)]
     command += ["--full-refresh"] if part.anew else []
     command += [] if part.last else ["--indirect-selection", "cautious"]  # tests of other tables come with the last part
     command += ["--select", *select] if select else []

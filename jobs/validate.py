@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from google.cloud import bigquery
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
-from batch.warehouse.builds import Builds, of_days
+from batch.report.builds import Builds, of_days
 from batch.warehouse.manifest import TABLES, read_manifest
 from batch.warehouse.tables import Warehouse
 from conf.errors import ExpectationsFailed

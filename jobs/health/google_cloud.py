@@ -5,7 +5,7 @@ import time
 from google.api_core.exceptions import NotFound
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
-from batch.warehouse.builds import Builds
+from batch.report.builds import Builds
 from batch.warehouse.manifest import newest_manifest
 from batch.warehouse.tables import Warehouse
 from conf.settings import Settings

@@ -185,3 +185,11 @@ def test_reading_the_dags_imports_nothing_that_takes_long() -> None:
     reading += f"print([name for name in {TOO_SLOW_TO_PARSE} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_a_dag_takes_less_than_a_second_of_the_processor(name: str) -> None:
+    reading = "import time, airflow.sdk; from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator;"
+    reading += f"begin = time.process_time(); import jobs.dags.{name}; print(time.process_time() - begin)"
+    done = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 1

@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from batch.warehouse.builds import of_days, stretches
+from batch.report.builds import of_days, stretches
 from jobs.transform import Part, in_parts
 
 DAY = date(2026, 11, 1)
