@@ -157,6 +157,7 @@ def test_what_changes_the_raw_tables_and_what_reads_them_for_dbt_share_a_pool_of
     used = {each.pool for dag_id in NAMES for each in find(dag_id).tasks} - {"default_pool"}
     assert used == set(pools)
     assert task("bigquery_ingest", "load.merge").pool == task("transformation_dbt", "build").pool == "warehouse"
+    assert task("whole_history", "rebuild").pool == "warehouse"
     assert pools["warehouse"]["slots"] == 1
 
 
