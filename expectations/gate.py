@@ -19,7 +19,7 @@ from great_expectations.data_context.types.base import DataContextConfig, InMemo
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
 from expectations.outcome import GateRun, Outcome, write_gate_run
-from expectations.suites import GX_SEVERITY, KEYS, LATEST_EVENT, MOST_EXAMPLES, suites
+from expectations.suites import GX_SEVERITY, KEYS, LATEST_EVENT, MOST_EXAMPLES, RECENT_ORDERS, recent, suites
 
 _SEVERITIES = {theirs.value: ours for ours, theirs in GX_SEVERITY.items()}
 _RESULT_FORMAT = {"result_format": "SUMMARY", "partial_unexpected_count": MOST_EXAMPLES}
@@ -101,11 +101,12 @@ def _checkpoint(
         connection_string=f"bigquery://{client.project}/{dataset}?user_supplied_client=True",
         kwargs={"connect_args": {"client": client}},  # type: ignore[call-arg]
     )
+    parts = {"raw_orders": ("raw_orders", changed_orders), RECENT_ORDERS: ("raw_orders", recent(exported_at))}
     validations: list[gx.ValidationDefinition] = []
     for table, expectations in suites(f"{client.project}.{dataset}", exported_at).items():
-        rows = changed_orders if table == "raw_orders" else "true"
+        name, rows = parts.get(table, (table, "true"))
         # As a query, because the library writes the dataset of a table in small letters, and BigQuery tells them apart.
-        asset = source.add_query_asset(table, query=f"select * from `{client.project}.{dataset}.{table}` where {rows}")
+        asset = source.add_query_asset(table, query=f"select * from `{client.project}.{dataset}.{name}` where {rows}")
         suite = context.suites.add(gx.ExpectationSuite(name=table, expectations=expectations))
         whole = asset.add_batch_definition_whole_table("all rows")
         validations.append(_Keyed(name=table, data=whole, suite=suite))

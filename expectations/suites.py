@@ -21,7 +21,8 @@ LATEST_EVENT = "latest_event"  # the run-time parameter that holds the latest ev
 MOST_EXAMPLES = 5
 _FEW = 100  # orders a day: with less, half or twice as many are chance
 
-KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id"}
+RECENT_ORDERS = "recent_orders"  # raw_orders of the last weeks
+KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id", RECENT_ORDERS: "order_id"}
 
 
 class ExpectNoRows(gxe.UnexpectedRowsExpectation):
@@ -36,12 +37,12 @@ class ExpectNoRows(gxe.UnexpectedRowsExpectation):
 
 
 def suites(dataset: str, exported_at: datetime) -> Mapping[str, list[Expectation]]:
-    """Raw table → its expectations.
+    """Raw table, or `recent_orders` → its expectations.
 
     `dataset` (`project.dataset`) is where the tables lie; they show Postgres as it was when the export began, at `exported_at`.
     """
-    orders = [*_orders(dataset), *_arrivals(f"`{dataset}.raw_orders`", exported_at)]
-    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": orders}
+    orders, arrivals = _orders(dataset), _arrivals(exported_at)
+    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": orders, RECENT_ORDERS: arrivals}
 
 
 def _users() -> list[Expectation]:
@@ -109,21 +110,24 @@ def _verdict() -> list[Expectation]:
     ]
 
 
-def _arrivals(orders: str, exported_at: datetime) -> list[Expectation]:
-    """Whether orders come as they did before: read from the last four weeks of the table, whatever has changed in it."""
-    moments = {
-        f"day_{days}": f"timestamp '{exported_at - timedelta(days=days)}'" for days in (0, 1, 7, 8, 14, 15, 21, 22, 28, 29)
-    }
-    weeks = [
-        f"countif(created_date > {moments[f'day_{d + 1}']} and created_date <= {moments[f'day_{d}']})" for d in (7, 14, 21, 28)
-    ]
-    recent = f"from {orders} where created_date > {moments['day_29']} and created_date <= {moments['day_0']}"
+def recent(exported_at: datetime) -> str:
+    """The condition that makes `recent_orders` of raw_orders: from the day before the export to that of four weeks before."""
+    return f"created_date > {_moment(exported_at, 29)} and created_date <= {_moment(exported_at, 0)}"
+
+
+def _arrivals(exported_at: datetime) -> list[Expectation]:
+    """Whether orders come as they did before, whatever has changed in the table."""
+    weeks = ", ".join(
+        f"countif(created_date > {_moment(exported_at, day + 1)} and created_date <= {_moment(exported_at, day)})"
+        for day in (7, 14, 21, 28)
+    )
+    yesterday = _moment(exported_at, 1)
     return [
         ExpectNoRows(
             description="an order was created within a day before the export",
             severity=GX_SEVERITY[Severity.WARN],
-            unexpected_rows_query=f"select newest from (select max(created_date) as newest {recent}) as found"
-            f" where newest is null or newest < {moments['day_1']}",
+            unexpected_rows_query="select newest from (select max(created_date) as newest from {batch}) as found"
+            f" where newest is null or newest < {yesterday}",
         ),
         ExpectNoRows(
             description="the last day brought at least half the least, at most twice the most, of the same day of the four"
@@ -132,13 +136,17 @@ def _arrivals(orders: str, exported_at: datetime) -> list[Expectation]:
             unexpected_rows_query=f"""
                 select orders, least_before, most_before
                 from (
-                    select countif(created_date > {moments["day_1"]}) as orders,
-                        least({", ".join(weeks)}) as least_before, greatest({", ".join(weeks)}) as most_before
-                    {recent}
+                    select countif(created_date > {yesterday}) as orders,
+                        least({weeks}) as least_before, greatest({weeks}) as most_before
+                    from {{batch}}
                 ) as counted
                 where least_before >= {_FEW} and (orders * 2 < least_before or orders > most_before * 2)""",
         ),
     ]
+
+
+def _moment(exported_at: datetime, days: int) -> str:
+    return f"timestamp '{exported_at - timedelta(days=days)}'"
 
 
 def _key(column: str, description: str) -> list[Expectation]:

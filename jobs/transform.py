@@ -27,7 +27,7 @@ _PROFILE_SETTINGS = (
     *("gcp_project", "bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset"),
     *("bigquery_location", "bigquery_emulator_host"),
 )
-_UP_TO_THE_DAYS = ("+orders_by_day",)  # what is replaced by day, and all that it is made of
+_UP_TO_THE_DAYS = "+orders_by_day"  # what is replaced by day, and all that it is made of
 MOST_DAYS = 2_000  # of a build: a job of BigQuery changes 4,000 partitions at most
 _MOST_SHOWN = 20  # failures in a message
 _MOST_EXAMPLES = 5  # rows of a failure
@@ -106,7 +106,10 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
                 builds.begin(run, time_zone)
         more = {"run_id": run.run_id, "time_zone": time_zone}
         for part in parts:
-            results = _build(part, select if part.last else _UP_TO_THE_DAYS, more, home, say)
+            chosen = select if part.last else ()
+            if len(parts) > 1 and (select or not part.last):  # each part is of the days that no other brings
+                chosen = (*chosen, _UP_TO_THE_DAYS)
+            results = _build(part, chosen, more, home, say)
             with explained(settings):
                 builds.record_tests(run, [_data_test(result) for result in results if _is_test(result)])
                 _raise_for_failures(warehouse, results, home)

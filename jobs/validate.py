@@ -48,7 +48,7 @@ def _changed_orders(settings: Settings, time_zone: str) -> str:
     warehouse = Warehouse.open(settings)
     run = warehouse.newest_run()
     builds = Builds(warehouse, f"{warehouse.client.project}.{settings.bigquery_core_dataset}")
-    days = builds.changed_days(run, time_zone) if run else None
+    days = builds.changed_days(run, time_zone) if run and run.complete else None
     return "true" if days is None else of_days("created_date", days)
 
 

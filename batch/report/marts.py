@@ -28,7 +28,8 @@ _REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in RULE_NAMES)
 QUERIES = {
     "totals": """
         select sum(total_orders) as total_orders, sum(fraud_orders) as fraud_orders,
-            min(order_date) as first_day, max(order_date) as last_day
+            min(order_date) as first_day, max(order_date) as last_day,
+            (select sum(saved_amount) from {marts}.mart_fraud_daily_saved_amount) as saved_amount
         from {marts}.mart_fraud_attempt_trends""",
     "reasons": f"select {_REASON_TOTALS} from {{marts}}.mart_fraud_attempt_trends",
     "trend": f"""

@@ -2,8 +2,8 @@
 ### All of history, once a week
 
 The hourly runs look at the days that have changed. Once a week, on Sunday night, all days of the fact and the marts are built
-anew from the raw tables, and every test looks at all of them: whatever was changed by hand in the core, or missed, ends here. When
-a load is under way, the run skips itself, and the next week's comes.
+anew from the raw tables, and every test looks at all of them: whatever was changed by hand in the core, or missed, ends here.
+When a load is under way, the run skips itself, and the next week's comes.
 
 When a task fails:
 

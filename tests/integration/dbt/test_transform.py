@@ -21,6 +21,7 @@ from conf.settings import Settings, finpro_home, variable
 from jobs.local.platform import Platform
 from jobs.report import write_report
 from jobs.transform import PROJECT, docs_page, transform
+from jobs.validate import validate
 from tests.conftest import own_warehouse
 from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
 from tests.runs.exports import execute, export_run, tamper
@@ -108,7 +109,7 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
     assert marts(built) == in_postgres(built, COST_CHANGES)
 
 
-def test_only_the_days_that_have_changed_are_built_and_all_of_them_in_parts_in_another_time_zone(
+def test_only_the_days_that_have_changed_are_checked_and_built_and_all_of_them_in_parts_in_another_time_zone(
     built: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tamper(built, f"update {built.bigquery_core_dataset}.fct_orders set country = 'XX' where order_id = 'last of a day'")
@@ -120,6 +121,9 @@ def test_only_the_days_that_have_changed_are_built_and_all_of_them_in_parts_in_a
     tamper(
         built, "insert into {0}.loaded_days select (select max(run_number) from {0}.loaded_days), day from " + days + " as day"
     )
+    tamper(built, "update {}.raw_orders set country = 'Id' where order_id = 'last of a day'")
+    assert not [outcome for outcome in validate(built, None, say=lambda _: None).outcomes if outcome.stops]
+    tamper(built, "update {}.raw_orders set country = 'ID' where order_id = 'last of a day'")
     build(built)
     fact = orders_in_the_fact(built)
     assert "the only one of its day" not in fact

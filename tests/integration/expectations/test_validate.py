@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from jobs.cli import main
 from jobs.local.platform import Platform
 from jobs.validate import validate
 from tests.conftest import own_warehouse
-from tests.oracle.marts import fill
+from tests.oracle.marts import fill, insert_order
 from tests.runs.exports import export_run, tamper
 
 RUN = "run-1"
@@ -80,6 +81,21 @@ def test_what_was_loaded_passes_and_orders_of_unknown_users_and_products_are_cou
     assert {where[0] for where in asked} == {"127.0.0.1"}
     pages = "".join(page.read_text(encoding="utf-8") for page in data_docs().glob(f"validations/*/{RUN}/*/*.html"))
     assert all(outcome.expected.replace("'", "&#39;") in pages or outcome.expected in pages for outcome in outcomes)
+
+
+def test_a_day_with_far_fewer_orders_than_that_day_of_the_weeks_before_is_worth_a_warning(loaded: Settings) -> None:
+    for week in range(1, 5):
+        at = datetime.now(UTC) - timedelta(days=7 * week, hours=1)
+        for number in range(100):  # that the day of so few orders is not chance
+            insert_order(loaded, f"week {week}, {number}", at.isoformat())
+    insert_order(loaded, "of today", (datetime.now(UTC) - timedelta(hours=1)).isoformat())
+    export_run(loaded, "run-2")
+    load(loaded, "run-2")
+    _, said = gate(loaded)
+    (warning,) = [line for line in said if "the last day brought" in line]
+    assert warning.startswith("warning: recent_orders: ")
+    assert "orders 1, least_before 1" in warning
+    assert not [line for line in said if "an order was created within a day" in line]
 
 
 def test_a_table_that_is_not_loaded_is_named(settings: Settings) -> None:

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, RetryAction
+from airflow.sdk.exceptions import AirflowSkipException
 
 from batch.warehouse.manifest import check_run_id
 from conf.errors import (
     DataTestsFailed,
     ExpectationsFailed,
     FinproError,
+    Overtaken,
     PostgresError,
     PostgresUnavailable,
     ReconciliationError,
@@ -24,7 +27,7 @@ from conf.errors import (
     SettingsError,
     TransformError,
 )
-from conf.settings import CONF_DIR
+from conf.settings import CONF_DIR, Settings, load_settings
 from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, RAW_TABLES
 from jobs.airflow.exports import VALIDATED_TABLES, export_run_id
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED, TASK_FAILED
@@ -121,6 +124,35 @@ def test_what_a_person_must_decide_is_not_tried_again(error: type[FinproError]) 
 @pytest.mark.parametrize("error", [PostgresUnavailable("x"), TransformError("x"), ConnectionError()])
 def test_what_may_pass_by_itself_is_tried_again(error: Exception) -> None:
     assert DEFAULT_ARGS["retry_policy"].evaluate(error, 1, 3).action is not RetryAction.FAIL
+
+
+def test_a_digest_is_of_the_hour_before_its_run_whenever_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    due, asked = datetime(2026, 11, 22, 17, 5, tzinfo=UTC), []
+
+    def digest(_: Settings, *, now: datetime) -> None:
+        asked.append(now)
+
+    monkeypatch.setattr("jobs.dags.fraud_digest.get_current_context", lambda: {"dag_run": SimpleNamespace(run_after=due)})
+    monkeypatch.setenv("FINPRO_DISCORD_WEBHOOK_URL", "https://discord.com/api/webhooks/1/x")
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
+    monkeypatch.setattr("jobs.notify.notices.fraud_digest", digest)
+    monkeypatch.setattr("jobs.notify.notifications.send", lambda *_: None)
+    task("fraud_digest", "send").python_callable()
+    assert asked == [due]
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), [("transformation_dbt", "build"), ("whole_history", "rebuild")])
+def test_a_build_that_a_newer_load_has_overtaken_is_skipped(monkeypatch: pytest.MonkeyPatch, dag_id: str, task_id: str) -> None:
+    def overtaken(*_: object, **__: object) -> None:
+        raise Overtaken("Run r2 was loaded last.")
+
+    context = {"params": {"select": [], "full_refresh": False}, "triggering_asset_events": {}}
+    monkeypatch.setattr("jobs.dags.transformation_dbt.get_current_context", lambda: context)
+    monkeypatch.setattr("jobs.airflow.exports.get_current_context", lambda: context)
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
+    monkeypatch.setattr("jobs.transform.transform", overtaken)
+    with pytest.raises(AirflowSkipException, match="r2"):
+        task(dag_id, task_id).python_callable()
 
 
 def test_dbt_is_started_by_the_gate_and_by_nothing_else() -> None:
