@@ -145,3 +145,19 @@ def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str
     assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(REASONS) :] == REASONS
     zone = load_rules(CONF_DIR / "fraud_rules.toml").time_zone
     assert f"date(created_date, '{zone}')" in models["stg_orders"]["compiled_code"]
+
+
+def test_the_marts_have_a_dataset_of_their_own_in_which_there_is_nothing_to_reach_a_person_by(manifest: dict[str, Any]) -> None:
+    nodes = [node for node in manifest["nodes"].values() if node["resource_type"] in ("model", "snapshot", "test")]
+    marts = [node for node in nodes if node["name"].startswith("mart_")]
+    assert {node["schema"] for node in marts} == {"finpro_marts"}
+    assert {node["schema"] for node in nodes if node not in marts} == {"finpro_core"}
+    assert {source["schema"] for source in manifest["sources"].values()} == {"finpro"}
+    assert not {"email", "phone_number"} & {column for mart in marts for column in declared(mart)}
+    assert all(mart["config"]["materialized"] == "table" for mart in marts)  # a view would need its reader's right on the core
+
+
+def test_rows_that_break_a_test_are_kept_and_not_without_bound(manifest: dict[str, Any]) -> None:
+    tests = [node for node in manifest["nodes"].values() if node["resource_type"] == "test"]
+    assert all(node["config"]["store_failures"] and node["config"]["limit"] == 1000 for node in tests)
+    assert all(node["alias"].startswith("failed_") for node in tests)
