@@ -18,6 +18,8 @@ from batch.warehouse.reconcile import reconcile
 from batch.warehouse.tables import Warehouse
 from conf.errors import DataTestsFailed, Overtaken, ReconciliationError, TransformError
 from conf.settings import Settings, finpro_home, variable
+from jobs.health.checks import CHECKS
+from jobs.health.findings import State
 from jobs.local.platform import Platform
 from jobs.report import write_report
 from jobs.transform import PROJECT, docs_page, transform
@@ -73,6 +75,14 @@ def test_every_mart_equals_its_computation_in_postgres(built: Settings) -> None:
 
 def test_an_order_of_an_unknown_user_or_product_is_in_the_fact(built: Settings) -> None:
     assert {"unknown user", "unknown product", "unknown both"} <= orders_in_the_fact(built).keys()
+
+
+def test_the_status_knows_from_which_run_the_marts_were_built_and_when(built: Settings, platform: Platform) -> None:
+    found = CHECKS["marts"](built)
+    assert found.state is State.OK
+    assert found.text.startswith(f"of run {newest_run(built)}, built and tested ")
+    assert found.at
+    assert CHECKS["marts"](platform.settings()).state is State.OFF
 
 
 def test_the_same_again_changes_nothing(built: Settings) -> None:
