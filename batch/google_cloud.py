@@ -77,8 +77,8 @@ def open_bucket(settings: Settings) -> Bucket:
     return client.bucket(name)
 
 
-def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dataset":
-    """The dataset of the settings, which is there and keeps what is put into it.
+def open_dataset(settings: Settings, client: "bigquery.Client", setting: str = "bigquery_dataset") -> "bigquery.Dataset":
+    """The dataset that a setting names, by default the one of the raw tables: it is there and keeps what is put into it.
 
     Raises:
         GoogleCloudRefused: it deletes tables or days by itself after a time.
@@ -88,7 +88,7 @@ def open_dataset(settings: Settings, client: "bigquery.Client") -> "bigquery.Dat
 
     with explained(settings):
         retry = bigquery.DEFAULT_RETRY.with_timeout(_FIRST_ANSWER_SECONDS)
-        dataset = client.get_dataset(f"{client.project}.{settings.bigquery_dataset}", retry=retry)
+        dataset = client.get_dataset(f"{client.project}.{settings.require(setting)}", retry=retry)
     _require_lasting_dataset(dataset)
     return dataset
 
@@ -147,14 +147,14 @@ def _explanation(settings: Settings, error: Exception) -> GoogleCloudError:
         return (GoogleCloudRefused if known.for_a_person else GoogleCloudError)(f"{said}. {advice}")
     if isinstance(error, NotFound):
         return GoogleCloudError(
-            f"Not found: {said}. The bucket (FINPRO_GCS_BUCKET) and the dataset (FINPRO_BIGQUERY_DATASET) are"
-            f" made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in the emulators; tables come"
-            " with `finpro load` and `finpro transform`."
+            f"Not found: {said}. The bucket (FINPRO_GCS_BUCKET) and the datasets (FINPRO_BIGQUERY_DATASET, and those of"
+            f" core and marts) are made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in the"
+            " emulators; tables come with `finpro load` and `finpro transform`."
         )
     if isinstance(error, Forbidden):
         return GoogleCloudRefused(
             f"Not allowed: {said}. finpro needs storage.objectAdmin on the bucket, bigquery.dataEditor on the"
-            f" dataset and bigquery.jobUser on the project {settings.gcp_project}."
+            f" datasets and bigquery.jobUser on the project {settings.gcp_project}."
         )
     return GoogleCloudError(f"{_where(settings)}: {said}")
 

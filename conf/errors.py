@@ -124,6 +124,14 @@ class TransformError(FinproError):
     exit_code = 13
 
 
+class DataTestsFailed(TransformError):
+    """What dbt has built breaks a test: to build it again from the same rows would break it again."""
+
+
+class Overtaken(TransformError):
+    """A newer run has been loaded, or is being loaded: the raw tables are not those of the run that was to be built on."""
+
+
 class ExpectationsFailed(FinproError):
     """The raw tables in BigQuery are not what they have to be: nothing may be built on them."""
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
 from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -32,7 +33,8 @@ def embedded_env_file() -> Path:
     return finpro_home() / "env"
 
 
-_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", "bigquery_dataset", "storage_emulator_host", "bigquery_emulator_host")
+_DATASETS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
+_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", *_DATASETS, "storage_emulator_host", "bigquery_emulator_host")
 
 
 class _EmbeddedPlatform(PydanticBaseSettingsSource):
@@ -93,7 +95,15 @@ class Settings(BaseSettings):
     )
     gcp_project: str | None = Field(None, description="Google Cloud project of the bucket and the dataset")
     gcs_bucket: str | None = Field(None, description="bucket for the exported files")
-    bigquery_dataset: str = Field("finpro", description="dataset of the raw tables and the marts")
+    bigquery_dataset: str = Field("finpro", description="dataset of the raw tables")
+    bigquery_core_dataset: str = Field(
+        default_factory=lambda given: f"{given['bigquery_dataset']}_core",
+        description="dataset of dimensions, fact and history; by default that of the raw tables, with _core behind it",
+    )
+    bigquery_marts_dataset: str = Field(
+        default_factory=lambda given: f"{given['bigquery_dataset']}_marts",
+        description="dataset of the marts; by default that of the raw tables, with _marts behind it",
+    )
     bigquery_location: str | None = Field(
         None, description="where the dataset lives, such as EU; by default BigQuery finds out"
     )
@@ -109,6 +119,7 @@ class Settings(BaseSettings):
     bigquery_emulator_host: str | None = Field(
         None, validation_alias="BIGQUERY_EMULATOR_HOST", description="URL of a BigQuery emulator"
     )
+    schedule_time_zone: str = Field("Asia/Jakarta", description="time zone of Airflow's schedules: that of the fraud rules")
     rules: Path = Field(CONF_DIR / "fraud_rules.toml", description="the fraud rules file")
     ledger_days: int = Field(30, ge=1, description="how many days the ledger of screening is kept")
     metrics_host: str = Field("127.0.0.1", description="address at which a streaming job serves its metrics")
@@ -129,6 +140,15 @@ class Settings(BaseSettings):
     def _part_of_a_topic(cls, value: str) -> str:
         if not re.fullmatch(r"[a-zA-Z0-9._-]*", value):
             raise ValueError("Kafka's topics have letters, digits, dots, underscores and hyphens only")
+        return value
+
+    @field_validator("schedule_time_zone")
+    @classmethod
+    def _a_time_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError("there is no such time zone: write Asia/Jakarta or Europe/Berlin, for example") from None
         return value
 
     @field_validator("gcs_bucket")
@@ -157,6 +177,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, dotenv_settings, _EmbeddedPlatform(settings_cls)
+
+    @property
+    def bigquery_datasets(self) -> tuple[str, str, str]:
+        """The datasets of the warehouse: of the raw tables, of the core, of the marts."""
+        return self.bigquery_dataset, self.bigquery_core_dataset, self.bigquery_marts_dataset
 
     def get(self, name: str) -> str | None:
         """The value of a setting as text, or None; secrets come as plain text."""

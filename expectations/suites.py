@@ -5,6 +5,7 @@ Importing this module takes seconds, because the library does.
 """
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import great_expectations.expectations as gxe
@@ -16,17 +17,12 @@ from expectations.outcome import Severity
 
 GX_SEVERITY = {Severity.FAIL: FailureSeverity.CRITICAL, Severity.WARN: FailureSeverity.WARNING}
 
-# What a run hands over: the row counts of its export, and the latest event time that is not in the future.
-LATEST_EVENT = "latest_event"
+LATEST_EVENT = "latest_event"  # the run-time parameter that holds the latest event time that is not in the future
 MOST_EXAMPLES = 5
-ROW_COUNT = gxe.ExpectTableRowCountToEqual.expectation_type
+_FEW = 100  # orders a day: with less, half or twice as many are chance
 
-KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id"}
-
-
-def rows_parameter(table: str) -> str:
-    """The name of the run-time parameter that holds a table's row count at the source."""
-    return f"{table}_rows"
+RECENT_ORDERS = "recent_orders"  # raw_orders of the last weeks
+KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id", RECENT_ORDERS: "order_id"}
 
 
 class ExpectNoRows(gxe.UnexpectedRowsExpectation):
@@ -40,14 +36,17 @@ class ExpectNoRows(gxe.UnexpectedRowsExpectation):
         return found
 
 
-def suites(dataset: str) -> Mapping[str, list[Expectation]]:
-    """Raw table → its expectations; `dataset` (`project.dataset`) is where the tables lie."""
-    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": _orders(dataset)}
+def suites(dataset: str, exported_at: datetime) -> Mapping[str, list[Expectation]]:
+    """Raw table, or `recent_orders` → its expectations.
+
+    `dataset` (`project.dataset`) is where the tables lie; they show Postgres as it was when the export began, at `exported_at`.
+    """
+    orders, arrivals = _orders(dataset), _arrivals(exported_at)
+    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": orders, RECENT_ORDERS: arrivals}
 
 
 def _users() -> list[Expectation]:
     return [
-        _as_many_as_exported("raw_users"),
         *_key("user_id", "every user has a user_id of its own"),
         *_complete("name", "email", "phone_number", "created_date", "source"),
         gxe.ExpectColumnValuesToBeUnique(column="email", description="no two users share an email"),
@@ -56,7 +55,6 @@ def _users() -> list[Expectation]:
 
 def _products() -> list[Expectation]:
     return [
-        _as_many_as_exported("raw_products"),
         *_key("product_id", "every product has a product_id of its own"),
         *_complete("product_name", "category", "sub_category", "price", "cost", "created_date"),
         gxe.ExpectColumnValuesToBeUnique(column="product_name", description="no two products share a name"),
@@ -71,7 +69,6 @@ def _products() -> list[Expectation]:
 
 def _orders(dataset: str) -> list[Expectation]:
     return [
-        _as_many_as_exported("raw_orders"),
         *_key("order_id", "every order has an order_id of its own"),
         *_complete("user_id", "product_id", "quantity", "amount", "amount_numeric", "created_date", "event_ts", "screened_at"),
         gxe.ExpectColumnValuesToBeBetween(column="quantity", min_value=1, description="every order is for one piece or more"),
@@ -113,11 +110,43 @@ def _verdict() -> list[Expectation]:
     ]
 
 
-def _as_many_as_exported(table: str) -> Expectation:
-    return gxe.ExpectTableRowCountToEqual(
-        value={"$PARAMETER": rows_parameter(table)},
-        description="it has as many rows as the source had in the export's snapshot",
+def recent(exported_at: datetime) -> str:
+    """The condition that makes `recent_orders` of raw_orders: from the day before the export to that of four weeks before."""
+    return f"created_date > {_moment(exported_at, 29)} and created_date <= {_moment(exported_at, 0)}"
+
+
+def _arrivals(exported_at: datetime) -> list[Expectation]:
+    """Whether orders come as they did before, whatever has changed in the table."""
+    weeks = ", ".join(
+        f"countif(created_date > {_moment(exported_at, day + 1)} and created_date <= {_moment(exported_at, day)})"
+        for day in (7, 14, 21, 28)
     )
+    yesterday = _moment(exported_at, 1)
+    return [
+        ExpectNoRows(
+            description="an order was created within a day before the export",
+            severity=GX_SEVERITY[Severity.WARN],
+            unexpected_rows_query="select newest from (select max(created_date) as newest from {batch}) as found"
+            f" where newest is null or newest < {yesterday}",
+        ),
+        ExpectNoRows(
+            description="the last day brought at least half the least, at most twice the most, of the same day of the four"
+            " weeks before",
+            severity=GX_SEVERITY[Severity.WARN],
+            unexpected_rows_query=f"""
+                select orders, least_before, most_before
+                from (
+                    select countif(created_date > {yesterday}) as orders,
+                        least({weeks}) as least_before, greatest({weeks}) as most_before
+                    from {{batch}}
+                ) as counted
+                where least_before >= {_FEW} and (orders * 2 < least_before or orders > most_before * 2)""",
+        ),
+    ]
+
+
+def _moment(exported_at: datetime, days: int) -> str:
+    return f"timestamp '{exported_at - timedelta(days=days)}'"
 
 
 def _key(column: str, description: str) -> list[Expectation]:

@@ -65,7 +65,7 @@ def migrate() -> None:
     if settings.storage_emulator_host and settings.bigquery_emulator_host:
         emulators = Platform.at(finpro_home())
         emulators.gcs.create_bucket(settings)
-        emulators.bigquery.create_dataset(settings)
+        emulators.bigquery.create_datasets(settings)
 
 
 @app.command()
@@ -331,11 +331,9 @@ def reconcile(
 @app.command()
 def transform(
     run_id: Annotated[
-        str | None, typer.Option(help="The export whose load must be Consistent; by default the newest of each table.")
+        str | None, typer.Option(help="The export that the raw tables must show; by default the newest. It must be Consistent.")
     ] = None,
-    full_refresh: Annotated[
-        bool, typer.Option("--full-refresh", help="Build the fact anew instead of merging changes.")
-    ] = False,
+    full_refresh: Annotated[bool, typer.Option("--full-refresh", help="Build all days of the fact anew.")] = False,
     select: Annotated[list[str] | None, typer.Option(help="What to build, in dbt's words; repeatable. Default: all.")] = None,
     notify: Notify = False,
 ) -> None:
@@ -348,8 +346,8 @@ def transform(
 
     settings = load_settings()
     with announced(settings, "transform", wanted=notify) as tell:
-        run_dbt(settings, run_id=run_id, full_refresh=full_refresh, select=tuple(select or ()), say=typer.echo)
-        tell(command_ended("transform"))
+        built = run_dbt(settings, run_id=run_id, full_refresh=full_refresh, select=tuple(select or ()), say=typer.echo)
+        tell(command_ended("transform", run_id=built))
     typer.echo(f"the models are described in {docs_page()}")
 
 
@@ -366,8 +364,8 @@ def validate(
 
     settings = load_settings()
     with announced(settings, "validate", wanted=notify) as tell:
-        check_tables(settings, run_id, say=typer.echo)
-        tell(command_ended("validate"))
+        checked = check_tables(settings, run_id, say=typer.echo)
+        tell(command_ended("validate", run_id=checked.run_id))
 
 
 @notify_app.command("digest")
@@ -424,6 +422,9 @@ def status(
     every: Annotated[float, typer.Option(min=1, help="With --watch: seconds between two looks.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="For a script: one JSON object.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a part has to answer.")] = 15,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Write metrics there, for the collector textfile of Prometheus' node exporter.")
+    ] = None,
 ) -> None:
     """Show the health of the whole platform; exit code 1 when something is down."""
     from conf.settings import load_settings
@@ -434,6 +435,10 @@ def status(
         parts = platform.watch(settings, timeout_seconds=timeout, every_seconds=every)
     else:
         parts = platform.health(settings, timeout_seconds=timeout)
+    if textfile:
+        from jobs.health.textfile import write_metrics
+
+        write_metrics(textfile, parts)
     if as_json:
         typer.echo(platform.as_json(parts))
     else:

@@ -25,9 +25,9 @@ def write_report(settings: Settings, output: Path | None, *, locale: str) -> Pat
         FinproError: BigQuery does not answer, or there is no such locale.
     """
     client = bigquery_client(settings, "report")
-    open_dataset(settings, client)
+    open_dataset(settings, client, "bigquery_marts_dataset")
     with explained(settings):
-        marts = read_marts(client, settings.bigquery_dataset)
+        marts = read_marts(client, marts=settings.bigquery_marts_dataset, raw=settings.bigquery_dataset)
     path = (output or finpro_home() / "report.html").absolute()
     return write_page(path, render_report(marts, _surroundings(settings, path.parent), locale=locale))
 

@@ -6,25 +6,29 @@ from datetime import UTC, datetime
 from google.cloud import bigquery
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
-from batch.warehouse.manifest import read_manifest
+from batch.report.builds import Builds, of_days
+from batch.warehouse.manifest import TABLES, read_manifest
 from batch.warehouse.steps import counted
+from batch.warehouse.tables import Warehouse
 from conf.errors import ExpectationsFailed
 from conf.rules import load_rules
 from conf.settings import Settings
-from expectations.outcome import Outcome, data_docs
+from expectations.outcome import GateRun, Outcome, data_docs
 
 
-def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], None]) -> list[Outcome]:
-    """Check the raw tables against an export run (without a run id: the newest), say what does not hold, publish data docs.
+def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], None]) -> GateRun:
+    """Check the raw tables that show an export run (without a run id: the newest), say what does not hold, publish data docs.
+
+    Of the orders those are checked whose day has changed since everything was built from orders that passed.
 
     Raises:
         ExpectationsFailed: an expectation of the severity `fail` does not hold; nothing may be built on these tables.
         FinproError: there is no such run, or BigQuery does not answer or refuses.
     """
     manifest = read_manifest(open_bucket(settings), run_id)
-    source_rows = {table.table: table.source_rows for table in manifest.tables}
     client = bigquery_client(settings, "validate", manifest.run_id)
-    _check_tables(settings, client, set(source_rows))
+    _check_tables(settings, client)
+    rules = load_rules(settings.rules)
     from expectations.gate import run_gate  # takes seconds: after everything that can be wrong before
 
     with explained(settings), counted(settings, manifest.run_id, "validate", client):
@@ -32,20 +36,29 @@ def validate(settings: Settings, run_id: str | None, *, say: Callable[[str], Non
             client,
             settings.bigquery_dataset,
             run_id=manifest.run_id,
-            source_rows=source_rows,
-            latest_event=datetime.now(UTC) + load_rules(settings.rules).max_future_skew,
+            changed_orders=_changed_orders(settings, manifest.run_id, rules.time_zone),
+            exported_at=manifest.started_at,
+            latest_event=datetime.now(UTC) + rules.max_future_skew,
             data_docs=data_docs(),
         )
         if client.refusal is not None:  # of which the library says only that an expectation could not be checked
             raise client.refusal
     _tell(manifest.run_id, outcomes, say)
-    return outcomes
+    return GateRun(manifest.run_id, outcomes)
 
 
-def _check_tables(settings: Settings, client: bigquery.Client, expected: set[str]) -> None:
+def _changed_orders(settings: Settings, run_id: str, time_zone: str) -> str:
+    warehouse = Warehouse.open(settings, "validate", run_id)
+    run = warehouse.newest_run()
+    builds = Builds(warehouse, f"{warehouse.client.project}.{settings.bigquery_core_dataset}")
+    days = builds.changed_days(run, time_zone) if run and run.complete else None
+    return "true" if days is None else of_days("created_date", days)
+
+
+def _check_tables(settings: Settings, client: bigquery.Client) -> None:
     dataset = open_dataset(settings, client)
     with explained(settings):
-        missing = sorted(expected - {table.table_id for table in client.list_tables(dataset)})
+        missing = sorted(set(TABLES) - {table.table_id for table in client.list_tables(dataset)})
     if missing:
         raise ExpectationsFailed(f"{', '.join(missing)}: not in the dataset {dataset.dataset_id}. Run `finpro load` first.")
 

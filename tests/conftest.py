@@ -162,12 +162,14 @@ def own_warehouse(platform: Platform) -> Iterator[Settings]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     platform.postgres.create_database(name)
     own = {"postgres_dsn": SecretStr(platform.postgres.dsn("finpro", name)), "gcs_bucket": name, "bigquery_dataset": name}
+    own |= {"bigquery_core_dataset": f"{name}_core", "bigquery_marts_dataset": f"{name}_marts"}
     settings = platform.settings().model_copy(update=own)
     migrate(settings.require("postgres_dsn"))
     platform.gcs.create_bucket(settings)
-    platform.bigquery.create_dataset(settings)
+    platform.bigquery.create_datasets(settings)
     yield settings
-    bigquery_client(settings).delete_dataset(name, delete_contents=True, not_found_ok=True)
+    for dataset in settings.bigquery_datasets:
+        bigquery_client(settings).delete_dataset(dataset, delete_contents=True, not_found_ok=True)
     storage_client(settings).bucket(name).delete(force=True)
     platform.postgres.drop_database(name)
 

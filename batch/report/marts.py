@@ -1,6 +1,7 @@
 """What the report reads: the marts and the record of ingestion, as rows of plain values."""
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from google.api_core.exceptions import NotFound
@@ -15,48 +16,56 @@ Row = Mapping[str, Any]
 DAYS, RISKY_PRODUCTS, PRODUCTS, MONITORED = 90, 10, 10, 15
 
 _REASON_COLUMNS = ", ".join(RULE_NAMES)
+# The last days with orders; a day that is not yet here, of an order with a wrong date, is not one of them.
+_NEWEST_DAY = """
+    (
+        select coalesce(max(if(order_date <= date_add(current_date(), interval 1 day), order_date, null)), max(order_date))
+        from {marts}.mart_fraud_attempt_trends
+    )"""
+_NEWEST_DAYS = f"date_diff({_NEWEST_DAY}, order_date, day) between 0 and {DAYS - 1}"
 _REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in RULE_NAMES)
 
 QUERIES = {
     "totals": """
         select sum(total_orders) as total_orders, sum(fraud_orders) as fraud_orders,
-            min(order_date) as first_day, max(order_date) as last_day
-        from {dataset}.mart_fraud_attempt_trends""",
-    "reasons": f"select {_REASON_TOTALS} from {{dataset}}.mart_fraud_attempt_trends",
+            min(order_date) as first_day, max(order_date) as last_day,
+            (select sum(saved_amount) from {marts}.mart_fraud_daily_saved_amount) as saved_amount
+        from {marts}.mart_fraud_attempt_trends""",
+    "reasons": f"select {_REASON_TOTALS} from {{marts}}.mart_fraud_attempt_trends",
     "trend": f"""
         select order_date, total_orders, fraud_orders, fraud_rate, fraud_orders_7d_avg, {_REASON_COLUMNS}
-        from {{dataset}}.mart_fraud_attempt_trends
-        where date_diff((select max(order_date) from {{dataset}}.mart_fraud_attempt_trends), order_date, day) < {DAYS}
+        from {{marts}}.mart_fraud_attempt_trends
+        where {_NEWEST_DAYS}
         order by order_date""",
     "saved": f"""
         select order_date, fraud_orders, saved_amount, cumulative_saved_amount
-        from {{dataset}}.mart_fraud_daily_saved_amount
-        where date_diff((select max(order_date) from {{dataset}}.mart_fraud_daily_saved_amount), order_date, day) < {DAYS}
+        from {{marts}}.mart_fraud_daily_saved_amount
+        where {_NEWEST_DAYS}
         order by order_date""",
     "active_users": """
-        select user_rank, user_id, name, orders, amount from {dataset}.mart_top10_active_users order by user_rank""",
+        select user_rank, user_id, name, orders, amount from {marts}.mart_top10_active_users order by user_rank""",
     "selling_products": """
         select product_rank, product_id, product_name, units_sold, revenue
-        from {dataset}.mart_top10_selling_products order by product_rank""",
+        from {marts}.mart_top10_selling_products order by product_rank""",
     "fraud_users": """
         select user_rank, user_id, name, fraud_orders, fraud_amount, main_reason
-        from {dataset}.mart_top10_users_fraud order by user_rank""",
+        from {marts}.mart_top10_users_fraud order by user_rank""",
     "risky_products": f"""
         select risk_rank, product_id, product_name, category, total_orders, fraud_orders, fraud_rate, fraud_amount
-        from {{dataset}}.mart_high_risk_products order by risk_rank limit {RISKY_PRODUCTS}""",
+        from {{marts}}.mart_high_risk_products order by risk_rank limit {RISKY_PRODUCTS}""",
     "sales": """
         select coalesce(sum(revenue), 0) as revenue, coalesce(sum(cost), 0) as cost, coalesce(sum(profit), 0) as profit,
             coalesce(sum(if(cost is null, revenue, 0)), 0) as revenue_without_cost
-        from {dataset}.mart_products_revenue_profit""",
+        from {marts}.mart_products_revenue_profit""",
     "categories": """
         select category, sum(units_sold) as units_sold, sum(revenue) as revenue, sum(cost) as cost, sum(profit) as profit
-        from {dataset}.mart_products_revenue_profit group by category order by revenue desc, category""",
+        from {marts}.mart_products_revenue_profit group by category order by revenue desc, category""",
     "products": f"""
         select product_id, product_name, category, units_sold, revenue, cost, profit, margin
-        from {{dataset}}.mart_products_revenue_profit order by revenue desc, product_id limit {PRODUCTS}""",
+        from {{marts}}.mart_products_revenue_profit order by revenue desc, product_id limit {PRODUCTS}""",
     "monitoring": f"""
         select run_id, table_name, source_rows, destination_rows, status, finished_at
-        from {{dataset}}.ingestion_monitoring order by finished_at desc, table_name limit {MONITORED}""",
+        from {{raw}}.ingestion_monitoring order by finished_at desc, table_name limit {MONITORED}""",
 }
 
 
@@ -82,19 +91,25 @@ class Marts(NamedTuple):
     monitoring: Sequence[Row]
 
 
-def read_marts(client: bigquery.Client, dataset: str) -> Marts:
-    """Read every mart of a dataset in the client's project.
+def read_marts(client: bigquery.Client, *, marts: str, raw: str) -> Marts:
+    """Read every mart, and the record of ingestion, of these two datasets in the client's project.
 
     Raises:
         ReportError: a mart is missing, or there is not one order in it.
     """
-    queries = {name: query.format(dataset=f"`{client.project}`.{dataset}") for name, query in QUERIES.items()}
+    datasets = {"marts": f"`{client.project}`.{marts}", "raw": f"`{client.project}`.{raw}"}
+    queries = {name: query.format(**datasets) for name, query in QUERIES.items()}
     try:
         jobs = {name: client.query(query) for name, query in queries.items()}
-        found: dict[str, Any] = {name: [dict(row.items()) for row in job.result()] for name, job in jobs.items()}
+        found: dict[str, Any] = {name: [_plain(row) for row in job.result()] for name, job in jobs.items()}
     except NotFound as error:
         raise ReportError(f"A mart is missing: {error.message}. Run `finpro transform` first.") from error
     if not found["trend"]:
         raise ReportError("The marts hold no order yet: export, load and transform some first.")
     single = {name: found[name][0] for name in ("totals", "reasons", "sales")}
     return Marts(**(found | single))
+
+
+def _plain(row: bigquery.Row) -> Row:
+    """A row with its sums as whole numbers: they are NUMERIC where INT64 could overflow."""
+    return {name: int(value) if isinstance(value, Decimal) else value for name, value in row.items()}

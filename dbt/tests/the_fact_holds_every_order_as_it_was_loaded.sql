@@ -1,4 +1,4 @@
--- A difference that stays after `finpro transform` came around change_xid: `finpro transform --full-refresh` ends it.
+-- `finpro transform --full-refresh` ends a difference.
 with
 
 fact as (
@@ -13,6 +13,7 @@ fact as (
         status,
         array_to_string(reasons, ',') as reasons
     from {{ ref('fct_orders') }}
+    where {{ is_of_a_changed_day('created_date') }}
 
 ),
 
@@ -28,6 +29,7 @@ loaded as (
         status,
         array_to_string(reasons, ',') as reasons
     from {{ ref('stg_orders') }}
+    where {{ is_of_a_changed_day('created_date') }}
 
 )
 

@@ -1,25 +1,44 @@
-"""What the DAGs share: the assets that chain them, how they retry, who is told, and what an export run of theirs is called."""
+"""What the DAGs share: the assets that chain them, how they retry, how long they may take, and who is told of failures."""
 
-import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, ExceptionRetryPolicy, RetryAction, RetryRule, get_current_context
+from airflow.sdk import Asset, ExceptionRetryPolicy, RetryAction, RetryRule
 
-from conf.errors import ExpectationsFailed, GoogleCloudRefused, ReconciliationError, RulesError, SchemaChanged, SettingsError
+from conf.errors import (
+    DataTestsFailed,
+    ExpectationsFailed,
+    GoogleCloudRefused,
+    PostgresError,
+    PostgresUnavailable,
+    ReconciliationError,
+    RulesError,
+    SchemaChanged,
+    SettingsError,
+)
+from conf.settings import load_settings
+from jobs.airflow.exports import VALIDATED_TABLES
 from jobs.airflow.notifier import TASK_FAILED
+
+__all__ = ["DEFAULT_ARGS", "LONGEST_RUN", "MARTS", "RAW_TABLES", "TIME_ZONE", "VALIDATED_TABLES", "WAREHOUSE_POOL"]
 
 # A DAG that has one of these as its schedule runs when a task that has it as an outlet succeeds.
 RAW_TABLES = Asset("finpro_postgres_raw_tables", group="finpro")
-VALIDATED_TABLES = Asset("finpro_bigquery_validated_tables", group="finpro")
 MARTS = Asset("finpro_bigquery_marts", group="finpro")
 
-TIME_ZONE = "Asia/Jakarta"
+TIME_ZONE = load_settings().schedule_time_zone
 
 # One slot, see conf/airflow_pools.json: the raw tables do not move on while dbt reads them.
 WAREHOUSE_POOL = "warehouse"
 
-_FOR_A_PERSON = [SettingsError, RulesError, GoogleCloudRefused, SchemaChanged, ReconciliationError, ExpectationsFailed]
+# Longer than all tries of a task; a run that hangs makes room for the next one.
+LONGEST_RUN = timedelta(hours=6)
+
+# The same again would fail the same: a person must act.
+_FOR_A_PERSON = [
+    *(SettingsError, RulesError, GoogleCloudRefused, SchemaChanged, PostgresError),
+    *(ReconciliationError, ExpectationsFailed, DataTestsFailed),
+]
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "data-engineering",
@@ -28,26 +47,11 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
     "retry_policy": ExceptionRetryPolicy(
-        [RetryRule(list(_FOR_A_PERSON), RetryAction.FAIL, reason="the same again would fail the same: a person must act")]
+        [
+            RetryRule(PostgresUnavailable, RetryAction.DEFAULT, reason="it may answer again"),
+            RetryRule(list(_FOR_A_PERSON), RetryAction.FAIL, reason="the same again would fail the same: a person must act"),
+        ]
     ),
     "execution_timeout": timedelta(hours=2),
     "on_failure_callback": TASK_FAILED,
 }
-
-
-def export_run_id(run_after: datetime, run_id: str) -> str:
-    """The name of a DAG run's export, such as 20261122T170000Z-1f3a9c2b: the same for every try of every task."""
-    return f"{run_after.astimezone(UTC):%Y%m%dT%H%M%SZ}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
-
-
-def this_export() -> str:
-    """The name of the export of the DAG run whose task this is."""
-    dag_run: Any = get_current_context()["dag_run"]
-    return export_run_id(dag_run.run_after, dag_run.run_id)
-
-
-def validated_export() -> str | None:
-    """The export that was validated last, of those that started the DAG run whose task this is; None when a person did."""
-    events: Any = get_current_context()["triggering_asset_events"]
-    validated = sorted(events.get(VALIDATED_TABLES, ()), key=lambda event: event.timestamp)
-    return str(validated[-1].extra["run_id"]) if validated else None

@@ -5,6 +5,7 @@ Airflow calls them when the state of the task or the run is decided, and whateve
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,7 +15,9 @@ from airflow.providers.discord.notifications.discord import DiscordNotifier
 from airflow.sdk import Connection
 from airflow.sdk.log import mask_secret
 
-from conf.settings import Settings, load_settings
+from conf.settings import Settings
+from jobs.airflow.exports import export_of
+from jobs.airflow.settings import task_settings
 from jobs.notify.notices import Notice, dag_succeeded, run_consistency, task_failed
 from jobs.notify.notifications import ANSWER_SECONDS, deliver, payload
 
@@ -28,7 +31,7 @@ class FinproDiscordHook(DiscordWebhookHook):
     @classmethod
     def get_connection(cls, conn_id: str) -> Connection:
         """The webhook as a connection; its token is masked in Airflow's logs."""
-        url = urlsplit(load_settings().require("discord_webhook_url"))
+        url = urlsplit(task_settings().require("discord_webhook_url"))
         api, _, webhook = url.path.rpartition("/webhooks/")
         mask_secret(webhook.rpartition("/")[2])
         host = f"{url.scheme}://{url.netloc}{api}/"
@@ -51,7 +54,7 @@ class Discord(DiscordNotifier):
     def notify(self, context: "Context") -> None:
         """Send; a failure is a line in the log, which does not hold the webhook."""
         try:
-            settings = load_settings()
+            settings = task_settings()
             if settings.discord_webhook_url is not None:
                 self._post(payload(self.say(context, settings)))
         except Exception as error:  # whatever it is, the run is over and no concern of this
@@ -66,7 +69,7 @@ class Discord(DiscordNotifier):
 
 def _dag_succeeded(context: "Context", _: Settings) -> Notice:
     run: Any = context["dag_run"]
-    seconds = (run.end_date - run.start_date).total_seconds() if run.end_date and run.start_date else None
+    seconds = (datetime.now(UTC) - run.start_date).total_seconds() if run.start_date else None
     return dag_succeeded(run.dag_id, run.run_id, seconds)
 
 
@@ -78,10 +81,10 @@ def _task_failed(context: "Context", settings: Settings) -> Notice:
     )
 
 
-def _run_reconciled(_: "Context", settings: Settings) -> Notice:
-    return run_consistency(settings)
+def _run_reconciled(context: "Context", settings: Settings) -> Notice:
+    return run_consistency(settings, export_of(context["dag_run"]))
 
 
-DAG_SUCCEEDED = Discord(_dag_succeeded)
+DAG_SUCCEEDED = Discord(_dag_succeeded)  # of the task that completes a run: a run that skips it has made nothing
 TASK_FAILED = Discord(_task_failed)
 RUN_RECONCILED = Discord(_run_reconciled)

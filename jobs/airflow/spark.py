@@ -6,7 +6,10 @@ from typing import Any
 
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from conf.errors import SettingsError
+from jobs.airflow.settings import task_settings
 from jobs.spark.submit import environment, spark_submit
 
 
@@ -37,6 +40,7 @@ class FinproSparkOperator(SparkSubmitOperator):
         """Submit the job and wait for its end.
 
         Raises:
+            AirflowFailException: it cannot use its settings or rules, so that another try would not help.
             AirflowException: it failed; with the end of what it said.
             FinproError: it cannot be submitted.
         """
@@ -49,7 +53,13 @@ class FinproSparkOperator(SparkSubmitOperator):
             deploy_mode="client",
         )
         self._hook = submission
-        submission.submit(env=environment(self.job, master=submission.master))
+        task_settings()  # which the driver finds in its environment
+        try:
+            submission.submit(env=environment(self.job, master=submission.master))
+        except AirflowException as error:
+            if submission.exit_code == SettingsError.exit_code:
+                raise AirflowFailException(str(error)) from error
+            raise
 
 
 class _Submission(SparkSubmitHook):
@@ -60,6 +70,11 @@ class _Submission(SparkSubmitHook):
         self._job = job
         self._job_arguments = arguments
         self._memory = memory
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the driver, in client mode; None while it runs, or where it was not started."""
+        return self._submit_sp.returncode if self._submit_sp else None
 
     @property
     def master(self) -> str:

@@ -15,7 +15,7 @@ Backfill: none is needed, a run loads all users and products, whatever its date.
 
 from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, task
 
-from jobs.airflow.defaults import DEFAULT_ARGS, RAW_TABLES, TIME_ZONE
+from jobs.airflow.defaults import DEFAULT_ARGS, LONGEST_RUN, RAW_TABLES, TIME_ZONE
 from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
@@ -25,9 +25,9 @@ with DAG(
     schedule=CronTriggerTimetable("0 1 * * *", timezone=TIME_ZONE),
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=LONGEST_RUN,
     tags=["finpro", "postgres", "batch"],
     default_args=DEFAULT_ARGS,
-    on_success_callback=DAG_SUCCEEDED,
     params={
         "users": Param(20_000, type="integer", minimum=0, description="Users 1 to this one."),
         "products": Param(1_000, type="integer", minimum=0, description="Products 1 to this one."),
@@ -35,13 +35,13 @@ with DAG(
     },
 ) as dag:
 
-    @task(outlets=[RAW_TABLES])
+    @task(outlets=[RAW_TABLES], on_success_callback=DAG_SUCCEEDED)
     def generate() -> None:
         """Upsert users and products."""
         from batch.reference_data import generate as generate_reference_data
-        from conf.settings import load_settings
+        from jobs.airflow.settings import task_settings
 
-        dsn, params = load_settings().require("postgres_dsn"), get_current_context()["params"]
+        dsn, params = task_settings().require("postgres_dsn"), get_current_context()["params"]
         counts = {"user_count": params["users"], "product_count": params["products"]}
         for loaded in generate_reference_data(dsn, **counts, seed=params["seed"]):
             print(f"{loaded.table}: {loaded.inserted:,} inserted, {loaded.updated:,} updated, {loaded.unchanged:,} unchanged")

@@ -34,15 +34,8 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, T
 from airflow.sdk.exceptions import AirflowSkipException
 
 from batch.warehouse.manifest import TABLES
-from jobs.airflow.defaults import (
-    DEFAULT_ARGS,
-    RAW_TABLES,
-    TIME_ZONE,
-    VALIDATED_TABLES,
-    WAREHOUSE_POOL,
-    export_run_id,
-    this_export,
-)
+from jobs.airflow.defaults import DEFAULT_ARGS, LONGEST_RUN, RAW_TABLES, TIME_ZONE, WAREHOUSE_POOL
+from jobs.airflow.exports import VALIDATED_TABLES, export_run_id, this_export
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED
 from jobs.airflow.spark import FinproSparkOperator
 
@@ -53,9 +46,9 @@ with DAG(
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 * * * *", timezone=TIME_ZONE), assets=[RAW_TABLES]),
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=LONGEST_RUN,
     tags=["finpro", "bigquery", "spark"],
     default_args=DEFAULT_ARGS,
-    on_success_callback=DAG_SUCCEEDED,
     user_defined_macros={"export_run_id": export_run_id},
     params={
         "full": Param(False, type="boolean", description="Export every row, not only what changed since the last run."),
@@ -78,17 +71,17 @@ with DAG(
         def stage(table: str) -> None:
             """Load one table's files into staging."""
             from batch.warehouse.bigquery import stage as stage_table
-            from conf.settings import load_settings
+            from jobs.airflow.settings import task_settings
 
-            print(f"{table}: {stage_table(load_settings(), table, this_export()):,} rows staged")
+            print(f"{table}: {stage_table(task_settings(), table, this_export()):,} rows staged")
 
         @task(pool=WAREHOUSE_POOL)
         def merge() -> None:
             """Merge the staged rows of all tables into the raw tables."""
             from batch.warehouse.bigquery import load as load_run
-            from conf.settings import load_settings
+            from jobs.airflow.settings import task_settings
 
-            loaded = load_run(load_settings(), this_export(), on_table=print)
+            loaded = load_run(task_settings(), this_export(), on_table=print)
             print(f"loaded {', '.join(loaded)}" if loaded else "the raw tables hold this run already")
 
         stage.expand(table=TABLES) >> merge()
@@ -98,9 +91,9 @@ with DAG(
         """Compare one table with the export's snapshot of Postgres."""
         from batch.warehouse.reconcile import reconcile as reconcile_run
         from batch.warehouse.reconcile import require_consistent
-        from conf.settings import load_settings
+        from jobs.airflow.settings import task_settings
 
-        found = reconcile_run(load_settings(), this_export(), get_current_context()["dag"].dag_id, [table])
+        found = reconcile_run(task_settings(), this_export(), get_current_context()["dag"].dag_id, [table])
         print(*(f"{one.table_name}: {one.source.rows:,} rows, {one.status}" for one in found))
         require_consistent(found)
 
@@ -108,22 +101,22 @@ with DAG(
     def consistency() -> None:
         """Tell what was found for all tables."""
         from batch.warehouse.monitoring import findings
-        from conf.settings import load_settings
+        from jobs.airflow.settings import task_settings
 
-        found = findings(load_settings().require("postgres_dsn"), this_export())
+        found = findings(task_settings().require("postgres_dsn"), this_export())
         if not found:
             raise AirflowSkipException("No table of this run was compared.")
         for one in found:
             print(f"{one.table_name}: {one.source_rows:,} rows, {one.destination_rows:,} in BigQuery, {one.status}")
 
-    @task(outlets=[VALIDATED_TABLES])
+    @task(outlets=[VALIDATED_TABLES], on_success_callback=DAG_SUCCEEDED)
     def validate() -> None:
         """Check the raw tables against what they have to be."""
-        from conf.settings import load_settings
+        from jobs.airflow.settings import task_settings
         from jobs.validate import validate as check_tables
 
         run_id = this_export()
-        check_tables(load_settings(), run_id, say=print)
+        check_tables(task_settings(), run_id, say=print)
         get_current_context()["outlet_events"][VALIDATED_TABLES].extra = {"run_id": run_id}
 
     compared = reconcile.expand(table=TABLES)

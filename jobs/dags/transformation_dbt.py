@@ -7,20 +7,24 @@ starts it again.
 
 When a task fails:
 
-- **`build`**, *a test fails*: the message names it and its file, and counts the rows that break it; what was run lies under
-  `dbt/target/run` in finpro's home. Correct the model or the data, then clear the task.
+- **`build`**, *a test fails*: the message names it and rows that break it; all of them are in the table `failed_<test>` of the
+  core's dataset, and what became of earlier tests is in `test_results`. It is not tried again by itself. Correct the model or
+  the data, then clear the task.
+- **`build`**, *Inconsistent*: nothing was built. See the page of `bigquery_ingest`.
 - **`build`**, *BigQuery does not answer*: it is tried again by itself.
 
-Parameters: `full_refresh` builds the fact anew instead of merging changes; `select` builds a part, in dbt's words.
+Parameters: `full_refresh` builds all days of the fact anew; `select` builds a part, in dbt's words.
 
-Backfill: a run compares the whole fact with the raw tables, so any run brings all marts up to date. After a model has
-changed its meaning: `airflow dags trigger transformation_dbt --conf '{"full_refresh": true}'`.
+Backfill: a run builds the days that have changed since the last run that succeeded, so any run brings all marts up to date.
+After a model has changed its meaning: `airflow dags trigger transformation_dbt --conf '{"full_refresh": true}'`.
 """
 
 from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, VALIDATED_TABLES, WAREHOUSE_POOL, validated_export
+from conf.errors import Overtaken
+from jobs.airflow.defaults import DEFAULT_ARGS, LONGEST_RUN, MARTS, WAREHOUSE_POOL
+from jobs.airflow.exports import VALIDATED_TABLES, validated_export
 from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
@@ -30,25 +34,28 @@ with DAG(
     schedule=[VALIDATED_TABLES],
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=LONGEST_RUN,
     tags=["finpro", "bigquery", "dbt"],
     default_args=DEFAULT_ARGS,
-    on_success_callback=DAG_SUCCEEDED,
     params={
-        "full_refresh": Param(False, type="boolean", description="Build the fact anew instead of merging changes."),
+        "full_refresh": Param(False, type="boolean", description="Build all days of the fact anew."),
         "select": Param([], type="array", items={"type": "string"}, description="What to build; by default all."),
     },
 ) as dag:
 
-    @task(pool=WAREHOUSE_POOL, outlets=[MARTS])
+    @task(pool=WAREHOUSE_POOL, outlets=[MARTS], on_success_callback=DAG_SUCCEEDED)
     def build() -> None:
         """Build and test what dbt knows, from the run that was validated."""
-        from conf.settings import load_settings
-        from jobs.transform import overtaken_by, transform
+        from jobs.airflow.settings import task_settings
+        from jobs.transform import transform
 
-        settings, run_id, params = load_settings(), validated_export(), get_current_context()["params"]
-        if run_id and (newer := overtaken_by(settings, run_id)):
-            raise AirflowSkipException(f"Run {newer} is being loaded since {run_id} was validated: its validation starts dbt.")
+        params = get_current_context()["params"]
         selected = tuple(params["select"])
-        transform(settings, run_id=run_id, full_refresh=params["full_refresh"], select=selected, say=print)
+        try:
+            transform(
+                task_settings(), run_id=validated_export(), full_refresh=params["full_refresh"], select=selected, say=print
+            )
+        except Overtaken as newer:
+            raise AirflowSkipException(f"{newer} Its own validation starts dbt.") from newer
 
     build()

@@ -202,7 +202,9 @@ def _reconciliation(settings: Settings) -> Finding:
         return Finding(State.OFF, "never: `finpro reconcile` compares the newest load")
     run_id, finished_at, tables, inconsistent = found[0]
     if inconsistent:
-        return Finding(State.DOWN, f"run {run_id}: {inconsistent} Inconsistent; `finpro reconcile` names every figure")
+        return Finding(
+            State.DOWN, f"run {run_id}: {inconsistent} Inconsistent; `finpro reconcile` names every figure", finished_at
+        )
     return dated(finished_at, f"run {run_id}, {tables} tables Consistent")
 
 
@@ -213,7 +215,7 @@ def _validation(_settings: Settings) -> Finding:
     written = datetime.fromtimestamp((data_docs() / "index.html").stat().st_mtime, UTC)
     failed = [outcome for outcome in run.outcomes if outcome.stops]
     if failed:
-        return Finding(State.DOWN, f"run {run.run_id}: {len(failed)} expectations fail; {data_docs() / 'index.html'}")
+        return Finding(State.DOWN, f"run {run.run_id}: {len(failed)} expectations fail; {data_docs() / 'index.html'}", written)
     return dated(written, f"run {run.run_id}, {len(run.outcomes)} expectations")
 
 
@@ -231,4 +233,5 @@ CHECKS: dict[str, Check] = {
     "load": _of_google_cloud("load", "gcp_project"),
     "reconciliation": _reconciliation,
     "validation": _validation,
+    "marts": _of_google_cloud("marts", "gcp_project"),
 }

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from conf.settings import Settings
 
-# A schedule of once a day, and two hours for the run itself.
-_STALE_RUN = timedelta(hours=26)
+# A schedule of once an hour, and an hour for the run itself.
+STALE_RUN = timedelta(hours=2)
 
 
 class State(Enum):
@@ -22,19 +22,20 @@ class State(Enum):
 
 
 class Finding(NamedTuple):
-    """What a check saw."""
+    """What a check saw; `at` is when the run ended that it saw, of those parts that have runs."""
 
     state: State
     text: str
+    at: datetime | None = None
 
 
 Check = Callable[[Settings], Finding]
 
 
 def dated(at: datetime, text: str) -> Finding:
-    """A finding about something that a schedule should do again every day."""
-    is_stale = datetime.now(UTC) - at > _STALE_RUN
-    return Finding(State.WARN if is_stale else State.OK, f"{text} {age(at)} ago")
+    """A finding about something that a schedule should do again every hour."""
+    is_stale = datetime.now(UTC) - at > STALE_RUN
+    return Finding(State.WARN if is_stale else State.OK, f"{text} {age(at)} ago", at)
 
 
 def age(at: datetime) -> str:

@@ -5,6 +5,7 @@ import time
 from google.api_core.exceptions import NotFound
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
+from batch.report.builds import Builds
 from batch.warehouse.manifest import newest_manifest
 from batch.warehouse.tables import Warehouse
 from conf.settings import Settings
@@ -38,13 +39,28 @@ def export(settings: Settings) -> Finding:
 
 def load(settings: Settings) -> Finding:
     """The newest export that the raw tables hold whole."""
-    client = bigquery_client(settings, "status")
-    dataset = open_dataset(settings, client)
+    warehouse = _warehouse(settings)
     with explained(settings):
         try:
-            run = Warehouse(client, f"{dataset.project}.{dataset.dataset_id}", dataset.location).newest_complete_run()
+            run = warehouse.newest_complete_run()
         except NotFound:
             run = None
     if run is None:
         return Finding(State.OFF, "never: `finpro load` loads the newest export")
     return dated(run.exported_at, f"run {run.run_id}, exported")
+
+
+def marts(settings: Settings) -> Finding:
+    """The last time that all was built and tested."""
+    warehouse = _warehouse(settings)
+    with explained(settings):
+        build = Builds(warehouse, f"{warehouse.client.project}.{settings.bigquery_core_dataset}").last_complete()
+    if build is None:
+        return Finding(State.OFF, "never: `finpro transform` builds them from the newest load")
+    return dated(build.completed_at, f"of run {build.run_id}, built and tested")
+
+
+def _warehouse(settings: Settings) -> Warehouse:
+    client = bigquery_client(settings)
+    dataset = open_dataset(settings, client)
+    return Warehouse(client, f"{dataset.project}.{dataset.dataset_id}", dataset.location)

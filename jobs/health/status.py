@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from conf.errors import FinproError, SettingsError
 from conf.settings import Settings
 from jobs.health.checks import CHECKS, REQUIRED, import_what_checks_need
-from jobs.health.findings import Check, State
+from jobs.health.findings import Check, Finding, State
 
 if TYPE_CHECKING:
     from rich.console import RenderableType  # by who shows something
@@ -21,12 +21,13 @@ _STYLES = {State.OK: "green", State.OFF: "dim", State.WARN: "yellow", State.DOWN
 
 
 class Health(NamedTuple):
-    """One part of the platform: how it fares, and how long the answer took."""
+    """One part of the platform: how it fares, how long the answer took, and of a part that has runs when the last one ended."""
 
     part: str
     state: State
     text: str
     seconds: float
+    at: datetime | None = None
 
 
 def health(settings: Settings, *, timeout_seconds: float, checks: Mapping[str, Check] = CHECKS) -> list[Health]:
@@ -41,8 +42,12 @@ def is_down(parts: list[Health]) -> bool:
 
 
 def as_json(parts: list[Health]) -> str:
-    """One object: `healthy`, and `parts` with `part`, `state`, `text` and `seconds` each."""
-    rows = [part._asdict() | {"state": part.state.value, "seconds": round(part.seconds, 3)} for part in parts]
+    """One object: `healthy`, and `parts` with `part`, `state`, `text`, `seconds` and `at` each."""
+    rows = [
+        part._asdict()
+        | {"state": part.state.value, "seconds": round(part.seconds, 3), "at": part.at.isoformat() if part.at else None}
+        for part in parts
+    ]
     return json.dumps({"healthy": not is_down(parts), "parts": rows}, ensure_ascii=False)
 
 
@@ -92,14 +97,14 @@ def _ask(checks: Mapping[str, Check], settings: Settings, timeout_seconds: float
 def _answer(part: str, check: Check, settings: Settings, answer: SimpleQueue[Health]) -> None:
     started = time.monotonic()
     try:
-        state, text = check(settings)
+        found = check(settings)
     except SettingsError as error:
-        state, text = State.DOWN if part in REQUIRED else State.OFF, f"not configured: {_first_line(error)}"
+        found = Finding(State.DOWN if part in REQUIRED else State.OFF, f"not configured: {_first_line(error)}")
     except FinproError as error:
-        state, text = State.DOWN, _first_line(error)
+        found = Finding(State.DOWN, _first_line(error))
     except Exception as error:  # a check that breaks must not hide what the others found
-        state, text = State.DOWN, f"cannot be checked: {type(error).__name__}: {_first_line(error)}"
-    answer.put(Health(part, state, text, time.monotonic() - started))
+        found = Finding(State.DOWN, f"cannot be checked: {type(error).__name__}: {_first_line(error)}")
+    answer.put(Health(part, found.state, found.text, time.monotonic() - started, found.at))
 
 
 def _first_line(error: Exception) -> str:

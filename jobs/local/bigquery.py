@@ -57,8 +57,8 @@ class BigQueryEmulator:
         """Whether this server, and no other on its port, serves requests."""
         return self.daemon.listens_on(remembered_ports(self.daemon.home)["bigquery"])
 
-    def create_dataset(self, settings: Settings) -> None:
-        """Make the dataset of the settings where it is missing.
+    def create_datasets(self, settings: Settings) -> None:
+        """Make the datasets of the settings where they are missing.
 
         Raises:
             GoogleCloudError: the server refuses.
@@ -66,7 +66,9 @@ class BigQueryEmulator:
         from batch.google_cloud import bigquery_client, explained  # it takes a second: `down` and `env` do without
 
         with explained(settings):
-            bigquery_client(settings).create_dataset(settings.bigquery_dataset, exists_ok=True)
+            client = bigquery_client(settings)
+            for dataset in settings.bigquery_datasets:
+                client.create_dataset(dataset, exists_ok=True)
 
     def stop(self) -> bool:
         """End the server; True when it ran."""

@@ -84,6 +84,8 @@ class Platform:
             gcp_project=PROJECT,
             gcs_bucket=_BUCKET,
             bigquery_dataset=_DATASET,
+            bigquery_core_dataset=f"{_DATASET}_core",
+            bigquery_marts_dataset=f"{_DATASET}_marts",
             bigquery_location=None,
             storage_emulator_host=self.gcs.url,
             bigquery_emulator_host=self.bigquery.url,
@@ -192,7 +194,7 @@ def _bring_up_to_date(service: Service, settings: Settings) -> None:
         case StorageEmulator():
             service.create_bucket(settings)
         case BigQueryEmulator():
-            service.create_dataset(settings)
+            service.create_datasets(settings)
 
 
 def _lost_its_port(service: Service) -> bool:

@@ -68,10 +68,12 @@ def task_failed(
     return Notice(f"{task} failed", "\n".join(lines), BAD)
 
 
-def command_ended(command: str, error: object | None = None, settings: Settings | None = None) -> Notice:
-    """A `finpro` command came to its end, or failed with an error, which is cut and scrubbed."""
+def command_ended(
+    command: str, error: object | None = None, settings: Settings | None = None, *, run_id: str | None = None
+) -> Notice:
+    """A `finpro` command came to its end, of a run, or failed with an error, which is cut and scrubbed."""
     if error is None:
-        return Notice(f"finpro {command} succeeded", "", GOOD)
+        return Notice(f"finpro {command} succeeded", f"run {_code(run_id)}" if run_id else "", GOOD)
     return Notice(f"finpro {command} failed", _error(error, settings), BAD)
 
 

@@ -1,5 +1,6 @@
 """Made-up orders for the warehouse, and every mart twice: as dbt built it in BigQuery, and computed in Postgres."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -97,16 +98,24 @@ def marts(settings: Settings) -> dict[str, Rows]:
 
 
 def in_bigquery(settings: Settings, table: str) -> Rows:
-    """All rows of a table there, sorted."""
-    rows = bigquery_client(settings).query(f"select * from {settings.bigquery_dataset}.{table}").result()
+    """All rows of a mart or of a table of the core, sorted."""
+    dataset = settings.bigquery_marts_dataset if table in MARTS else settings.bigquery_core_dataset
+    rows = bigquery_client(settings).query(f"select * from {dataset}.{table}").result()
     return sorted((_comparable(row.values()) for row in rows), key=str)
 
 
-def in_postgres(settings: Settings) -> dict[str, Rows]:
-    """The marts, computed from the raw tables of Postgres by tests/oracle/marts.sql."""
+def in_postgres(
+    settings: Settings, cost_changes: Sequence[tuple[int, int, datetime]] = (), time_zone: str = _RULES.time_zone
+) -> dict[str, Rows]:
+    """The marts, computed from the raw tables of Postgres by tests/oracle/marts.sql.
+
+    `cost_changes` are the products whose cost has changed, what they cost before, and when that was.
+    """
     computed = {}
     with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
-        cursor.execute("select set_config('finpro.time_zone', %s, false)", [_RULES.time_zone])
+        cursor.execute("select set_config('finpro.time_zone', %s, false)", [time_zone])
+        cursor.execute("create temporary table cost_changes (product_id bigint, cost_before bigint, changed_at timestamptz)")
+        cursor.executemany("insert into cost_changes values (%s, %s, %s)", cost_changes)
         cursor.execute(_COMPUTED.read_text(encoding="utf-8"))
         for mart in MARTS:
             cursor.execute(f"select * from {mart}")

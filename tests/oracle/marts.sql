@@ -1,5 +1,5 @@
 -- Every mart once more, in Postgres, straight from the raw tables: what the dbt models must come to.
--- The setting finpro.time_zone says whose days count.
+-- The setting finpro.time_zone says whose days count; the table cost_changes, what products cost before each change, and when it was.
 
 create temporary view local_orders as
 select *, (created_date at time zone current_setting('finpro.time_zone'))::date as order_date
@@ -69,22 +69,35 @@ select
     product_id, product_name, category,
     sum(quantity) as units_sold,
     sum(amount_numeric) as revenue,
-    sum(quantity * cost) as cost,
-    sum(amount_numeric - quantity * cost) as profit,
-    (sum(amount_numeric - quantity * cost) / nullif(sum(amount_numeric), 0))::float8 as margin
-from raw_orders
-left join raw_products using (product_id)
+    sum(quantity::numeric * cost_then) as cost,
+    sum(amount_numeric - quantity::numeric * cost_then) as profit,
+    (sum(amount_numeric - quantity::numeric * cost_then) / nullif(sum(amount_numeric), 0))::float8 as margin
+from (
+    select
+        *,
+        coalesce(
+            (
+                select cost_before
+                from cost_changes
+                where cost_changes.product_id = raw_orders.product_id and changed_at > raw_orders.created_date
+                order by changed_at
+                limit 1
+            ),
+            (select cost from raw_products where raw_products.product_id = raw_orders.product_id)
+        ) as cost_then
+    from raw_orders
+) as sales
+left join (select product_id, product_name, category from raw_products) as known using (product_id)
 where status = 'Genuine'
 group by product_id, product_name, category;
 
 create temporary view mart_top10_active_users as
 select
     row_number() over (order by count(*) desc, user_id) as user_rank,
-    user_id, name, count(*) as orders,
-    count(*) filter (where status = 'Fraud') as fraud_orders,
-    sum(amount_numeric) as amount
+    user_id, name, count(*) as orders, sum(amount_numeric) as amount
 from raw_orders
 left join raw_users using (user_id)
+where status = 'Genuine'
 group by user_id, name
 order by count(*) desc, user_id
 limit 10;

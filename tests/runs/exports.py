@@ -133,9 +133,9 @@ def tamper(settings: Settings, statement: str) -> None:
     _query(settings, statement.format(settings.bigquery_dataset))
 
 
-def table_names(settings: Settings) -> set[str]:
-    """The tables of the dataset."""
-    return {table.table_id for table in bigquery_client(settings).list_tables(settings.bigquery_dataset)}
+def table_names(settings: Settings, dataset: str | None = None) -> set[str]:
+    """The tables of a dataset, by default that of the raw tables."""
+    return {table.table_id for table in bigquery_client(settings).list_tables(dataset or settings.bigquery_dataset)}
 
 
 def _query(settings: Settings, statement: str) -> Iterator[Any]:

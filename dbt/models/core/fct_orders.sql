@@ -1,8 +1,7 @@
 {{
     config(
         materialized='incremental',
-        incremental_strategy='merge',
-        unique_key='order_id',
+        incremental_strategy='insert_overwrite',
         on_schema_change='fail',
         partition_by={'field': 'created_date', 'data_type': 'timestamp', 'granularity': 'day'},
         cluster_by=['product_id', 'user_id'],
@@ -14,43 +13,9 @@ with
 orders as (
 
     select * from {{ ref('stg_orders') }}
+    where {{ is_of_a_changed_day('created_date') }}
 
 ),
-
-{% if is_incremental() %}
-
-stored as (
-
-    select
-        order_id,
-        change_xid,
-        order_date
-    from {{ this }}
-
-),
-
--- No watermark: a transaction that commits late brings an older change_xid than the newest one stored.
-new_or_changed as (
-
-    select orders.*
-    from orders
-    left join stored on orders.order_id = stored.order_id
-    where
-        stored.order_id is null
-        or stored.change_xid != orders.change_xid
-        or stored.order_date != orders.order_date
-
-),
-
-{% else %}
-
-new_or_changed as (
-
-    select * from orders
-
-),
-
-{% endif %}
 
 final as (
 
@@ -72,7 +37,7 @@ final as (
         screened_at,
         ingested_at,
         change_xid
-    from new_or_changed
+    from orders
 
 )
 

@@ -2,7 +2,7 @@ with
 
 orders as (
 
-    select * from {{ ref('fct_orders') }}
+    select * from {{ ref('orders_by_day') }}
 
 ),
 
@@ -10,10 +10,10 @@ daily as (
 
     select
         order_date,
-        count(*) as total_orders,
-        countif(is_fraud) as fraud_orders,
+        sum(total_orders) as total_orders,
+        sum(fraud_orders) as fraud_orders,
         {% for reason in var('reasons') -%}
-        countif('{{ reason }}' in unnest(reasons)) as {{ reason }}{{ ',' if not loop.last }}
+        sum({{ reason }}) as {{ reason }}{{ ',' if not loop.last }}
         {% endfor %}
     from orders
     group by order_date
@@ -39,8 +39,8 @@ final as (
         order_date,
         total_orders,
         fraud_orders,
-        fraud_orders / total_orders as fraud_rate,
-        fraud_orders_7d / days as fraud_orders_7d_avg,
+        cast(fraud_orders as float64) / total_orders as fraud_rate,
+        cast(fraud_orders_7d as float64) / days as fraud_orders_7d_avg,
         {{ var('reasons') | join(',\n        ') }}
     from with_last_seven_days
 

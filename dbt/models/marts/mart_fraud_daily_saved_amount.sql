@@ -2,7 +2,7 @@ with
 
 orders as (
 
-    select * from {{ ref('fct_orders') }}
+    select * from {{ ref('orders_by_day') }}
 
 ),
 
@@ -10,8 +10,8 @@ daily as (
 
     select
         order_date,
-        countif(is_fraud) as fraud_orders,
-        sum(if(is_fraud, amount_numeric, 0)) as saved_amount
+        sum(fraud_orders) as fraud_orders,
+        sum(saved_amount) as saved_amount
     from orders
     group by order_date
 

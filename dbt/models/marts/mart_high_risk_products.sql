@@ -18,7 +18,7 @@ by_product as (
         product_id,
         count(*) as total_orders,
         countif(is_fraud) as fraud_orders,
-        sum(if(is_fraud, amount_numeric, 0)) as fraud_amount
+        sum(if(is_fraud, {{ wide('amount_numeric') }}, 0)) as fraud_amount
     from orders
     group by product_id
 

@@ -1,8 +1,9 @@
 with
 
-orders as (
+genuine_orders as (
 
     select * from {{ ref('fct_orders') }}
+    where not is_fraud
 
 ),
 
@@ -17,9 +18,8 @@ by_user as (
     select
         user_id,
         count(*) as orders,
-        countif(is_fraud) as fraud_orders,
-        sum(amount_numeric) as amount
-    from orders
+        sum({{ wide('amount_numeric') }}) as amount
+    from genuine_orders
     group by user_id
 
 ),
@@ -41,7 +41,6 @@ final as (
         top_10.user_id,
         users.name,
         top_10.orders,
-        top_10.fraud_orders,
         top_10.amount
     from top_10
     left join users on top_10.user_id = users.user_id

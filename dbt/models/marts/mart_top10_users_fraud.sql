@@ -18,7 +18,7 @@ by_user as (
     select
         user_id,
         count(*) as fraud_orders,
-        sum(amount_numeric) as fraud_amount
+        sum({{ wide('amount_numeric') }}) as fraud_amount
     from fraud_orders
     group by user_id
 

@@ -6,8 +6,8 @@ with
 totals as (
 
     select
-        (select sum({{ column_name }}) from {{ model }}) as actual,
-        (select sum({{ expression }}) from {{ to }}) as expected
+        (select sum({{ wide(column_name) }}) from {{ model }}) as actual,
+        (select sum({{ wide(expression) }}) from {{ to }}) as expected
 
 )
 

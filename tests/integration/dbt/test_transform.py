@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
-from conf.errors import TransformError
+from batch.warehouse.tables import Warehouse
+from conf.errors import DataTestsFailed, Overtaken, ReconciliationError, TransformError
 from conf.settings import Settings, finpro_home, variable
+from jobs.health.checks import CHECKS
+from jobs.health.findings import State
 from jobs.local.platform import Platform
+from jobs.report import write_report
 from jobs.transform import PROJECT, docs_page, transform
+from jobs.validate import validate
 from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import BYTES_BILLED
-from tests.oracle.marts import MARTS, PRODUCTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
+from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
 from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.exports import execute, export_run, tamper
 
+COST_CHANGES: list[tuple[int, int, datetime]] = []  # of these tests, in their order
 TOUCHED = "ingested_at = default, change_xid = default"  # as every writer of finpro does
 
 
@@ -69,12 +75,16 @@ def test_every_mart_equals_its_computation_in_postgres(built: Settings) -> None:
     assert marts(built) == expected
 
 
-def test_an_order_of_an_unknown_user_or_product_is_in_the_fact_and_counted_by_a_warning(
-    built: Settings, first_build: str
-) -> None:
+def test_an_order_of_an_unknown_user_or_product_is_in_the_fact(built: Settings) -> None:
     assert {"unknown user", "unknown product", "unknown both"} <= orders_in_the_fact(built).keys()
-    assert "warning: every_order_has_a_known_user: 42 rows break it" in first_build
-    assert "warning: every_order_has_a_known_product: 3 rows break it" in first_build
+
+
+def test_the_status_knows_from_which_run_the_marts_were_built_and_when(built: Settings, platform: Platform) -> None:
+    found = CHECKS["marts"](built)
+    assert found.state is State.OK
+    assert found.text.startswith(f"of run {newest_run(built)}, built and tested ")
+    assert found.at
+    assert CHECKS["marts"](platform.settings()).state is State.OFF
 
 
 def test_the_same_again_changes_nothing(built: Settings) -> None:
@@ -95,37 +105,132 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
         built,
         f"update raw_orders set status = 'Fraud', reasons = '{{night_amount}}', {TOUCHED} where order_id = 'first of a day'",
     )
-    execute(built, f"update raw_products set cost = cost - 1, {TOUCHED} where product_id = 1")
+    ((cost, repriced_at),) = execute(
+        built,
+        f"update raw_products set cost = cost - 1, {TOUCHED} where product_id = 1 returning cost + 1, ingested_at",
+    )
+    insert_order(built, "the only one of its day", "2026-12-30 10:00:00+00")
+    insert_order(built, "moves", "2026-12-28 10:00:00+00")
+    insert_order(built, "before the new cost", str(repriced_at - timedelta(microseconds=1)))
+    insert_order(built, "at the new cost", str(repriced_at))
     publish(built)
     build(built)
     assert "late" in orders_in_the_fact(built)
     assert "Fraud" in orders_in_the_fact(built)["first of a day"]
-    assert marts(built) == in_postgres(built)
-    history = history_of_products(built)
-    ended = [row for row in history if row["dbt_valid_to"]]
-    assert len(history) - len(ended) == PRODUCTS
-    assert [(row["product_id"], row["cost"] - row["next_cost"], row["ends"]) for row in ended] == [(1, 1, True)]
+    COST_CHANGES.append((1, cost, repriced_at))
+    assert marts(built) == in_postgres(built, COST_CHANGES)
+
+
+def test_only_the_days_that_have_changed_are_checked_and_built_and_all_of_them_in_parts_in_another_time_zone(
+    built: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tamper(built, f"update {built.bigquery_core_dataset}.fct_orders set country = 'XX' where order_id = 'last of a day'")
+    execute(built, "delete from raw_orders where order_id = 'the only one of its day'")
+    execute(built, "update raw_orders set created_date = '2026-12-26 10:00:00+00' where order_id = 'moves'")
+    tamper(built, "delete from {}.raw_orders where order_id = 'the only one of its day'")
+    publish(built)
+    days = "unnest([date '2026-12-30', date '2026-12-28'])"
+    tamper(
+        built, "insert into {0}.loaded_days select (select max(run_number) from {0}.loaded_days), day from " + days + " as day"
+    )
+    tamper(built, "update {}.raw_orders set country = 'Id' where order_id = 'last of a day'")
+    assert not [outcome for outcome in validate(built, None, say=lambda _: None).outcomes if outcome.stops]
+    tamper(built, "update {}.raw_orders set country = 'ID' where order_id = 'last of a day'")
+    build(built)
+    fact = orders_in_the_fact(built)
+    assert "the only one of its day" not in fact
+    assert "XX" in fact["last of a day"]
+    assert marts(built) == in_postgres(built, COST_CHANGES)
+
+    rules = tmp_path / "rules.toml"
+    rules.write_text(built.rules.read_text(encoding="utf-8").replace("Asia/Jakarta", "America/New_York"), encoding="utf-8")
+    monkeypatch.setattr("jobs.transform.MOST_DAYS", 9)
+    said = build(built.model_copy(update={"rules": rules}))
+    assert said.count("fct_orders: ") == 2
+    assert "XX" not in orders_in_the_fact(built)["last of a day"]
+    assert marts(built) == in_postgres(built, COST_CHANGES, "America/New_York")
+
+
+def test_an_inconsistent_run_builds_nothing(built: Settings) -> None:
+    before = {table: in_bigquery(built, table) for table in (*MARTS, "fct_orders", "dim_users")}
+    insert_order(built, "of an inconsistent run", "2026-11-02 10:00:00+00")
+    execute(built, f"update raw_users set name = 'Nobody', {TOUCHED} where user_id = 1")
+    consistent = newest_run(built)
+    run_id = f"run-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    export_run(built, run_id)
+    load(built, run_id)
+    with pytest.raises(ReconciliationError, match=r"raw_users never compared, raw_products never compared"):
+        build(built)
+    tamper(built, "update {}.raw_orders set amount_numeric = 13777 where order_id = 'last of a day'")
+    reconcile(built, run_id)
+    for asked in (None, run_id):
+        with pytest.raises(ReconciliationError, match=f"{run_id}, and the marts stay as they are: raw_orders Inconsistent"):
+            build(built, run_id=asked)
+    with pytest.raises(Overtaken, match=f"do not show run {consistent}"):
+        build(built, run_id=consistent)
+    assert {table: in_bigquery(built, table) for table in before} == before
+    tamper(built, "update {}.raw_orders set amount_numeric = 70000 where order_id = 'last of a day'")
+    reconcile(built, run_id)
+    build(built, run_id=run_id)
+    assert marts(built) == in_postgres(built, COST_CHANGES)
+
+
+def newest_run(settings: Settings) -> str:
+    newest = Warehouse.open(settings).newest_run()
+    assert newest
+    return newest.run_id
+
+
+def test_the_history_has_each_state_that_a_transform_saw_once_and_without_gaps(built: Settings) -> None:
+    def change(name: str) -> None:
+        execute(built, "update raw_users set name = %s where user_id = 7", name)  # bare: ingested_at stays as it is
+
+    def see() -> None:
+        publish(built)
+        build(built, "+users_history")
+
+    (first,) = history_of_users(built, 7)
+    change("a")
+    change("b")
+    see()
+    change("c")
+    see()
+    see()
+    ((touched_at,),) = execute(built, f"update raw_users set name = 'd', {TOUCHED} where user_id = 7 returning ingested_at")
+    see()
+    build(built, "+users_history", full_refresh=True)
+    states = history_of_users(built, 7)
+    assert [state["name"] for state in states] == [first["name"], "b", "c", "d"]
+    assert [state["dbt_valid_to"] for state in states] == [*(state["dbt_valid_from"] for state in states[1:]), None]
+    assert states[-1]["dbt_valid_from"] == touched_at
+
+    ((*row,),) = execute(built, "delete from raw_users where user_id = 7 returning *")
+    tamper(built, "delete from {}.raw_users where user_id = 7")
+    see()
+    assert history_of_users(built, 7)[-1]["dbt_valid_to"] is not None
+    execute(built, f"insert into raw_users values ({', '.join(['%s'] * len(row))})", *row)  # as from a copy, ingested_at too
+    execute(built, "update raw_users set change_xid = default where user_id = 7")
+    see()
+    states = history_of_users(built, 7)
+    assert [state["name"] for state in states] == [first["name"], "b", "c", "d", "d"]
+    assert states[-2]["dbt_valid_to"] < states[-1]["dbt_valid_from"]
+    assert states[-1]["dbt_valid_to"] is None
+
+
+def history_of_users(settings: Settings, user_id: int) -> list[dict[str, Any]]:
+    """The states of a user, the oldest first."""
+    query = f"select name, dbt_valid_from, dbt_valid_to from {settings.bigquery_core_dataset}.users_history"
+    rows = bigquery_client(settings).query(f"{query} where user_id = {user_id} order by dbt_valid_from").result()
+    return [dict(row.items()) for row in rows]
 
 
 def orders_in_the_fact(settings: Settings) -> dict[str, tuple[Any, ...]]:
     return {row[0]: row for row in in_bigquery(settings, "fct_orders")}
 
 
-def history_of_products(settings: Settings) -> list[dict[str, Any]]:
-    """The history of the products, each state with the cost of the next one and whether it ends where that begins."""
-    query = f"""
-        select
-            product_id, cost, dbt_valid_from, dbt_valid_to,
-            lead(cost) over (partition by product_id order by dbt_valid_from) as next_cost,
-            lead(dbt_valid_from) over (partition by product_id order by dbt_valid_from) = dbt_valid_to as ends
-        from {settings.bigquery_dataset}.products_history"""
-    return [dict(row.items()) for row in bigquery_client(settings).query(query).result()]
-
-
 def killed_after_the_fact(settings: Settings) -> None:
     """Start `finpro transform` and kill it as soon as the fact is merged: the marts are those of before."""
-    names = ("gcp_project", "bigquery_dataset", "bigquery_emulator_host")
-    values = {variable(name): settings.require(name) for name in names}
+    values = variables(settings)
     command = [str(Path(sys.executable).with_name("finpro")), "transform"]
     process = subprocess.Popen(command, env=os.environ | values, stdout=subprocess.PIPE, text=True)
     with process:
@@ -134,6 +239,12 @@ def killed_after_the_fact(settings: Settings) -> None:
         process.kill()
     assert seen
     assert process.returncode < 0
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """The settings that lead to the warehouse, as variables of the environment."""
+    names = ("gcp_project", "bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset", "bigquery_emulator_host")
+    return {variable(name): settings.require(name) for name in names}
 
 
 def test_the_real_bigquery_takes_what_is_meant_for_it_only_and_a_full_refresh_gives_what_runs_have_merged(
@@ -171,21 +282,28 @@ def test_jobs_are_labelled_and_a_refusal_of_bigquery_says_what_to_do(built: Sett
     assert {step for (step,) in recorded} == {"load", "reconcile", "transform"}
 
 
-def test_a_failed_test_is_an_error_that_names_it_and_its_count(built: Settings) -> None:
-    consistent = publish(built)
-    tamper(
-        built,
-        "insert into {}.ingestion_monitoring (run_id, table_name, status, finished_at)"
-        " values ('later', 'raw_users', 'Inconsistent', timestamp '2100-01-01 00:00:00+00')",
-    )
-    claim = "the_newest_load_of_every_table_is_consistent"
-    with pytest.raises(TransformError, match=f"{claim}: 1 rows break it") as failed:
-        build(built, claim)
-    assert failed.value.exit_code not in (0, 1)
-    assert "1 of 1 tests passed" in build(built, claim, run_id=consistent)
-    with pytest.raises(TransformError, match=f"{claim}: 3 rows break it"):
-        build(built, claim, run_id="never")
-    tamper(built, "delete from {}.ingestion_monitoring where run_id = 'later'")
+def test_a_failed_test_names_its_rows_keeps_them_and_lets_nothing_be_built_on_them(built: Settings) -> None:
+    before = {mart: in_bigquery(built, mart) for mart in MARTS}
+    insert_order(built, "doubled", "2026-11-02 10:00:00+00")
+    run_id = publish(built)
+    raw = f"{built.bigquery_dataset}.raw_orders"
+    tamper(built, f"insert into {raw} select * from {raw} where order_id = 'doubled'")  # after it was compared
+    with pytest.raises(DataTestsFailed, match=r"unique_fct_orders_order_id: 1 rows break it: unique_field doubled") as failed:
+        build(built)
+    kept = f"{built.bigquery_core_dataset}.failed_unique_fct_orders_order_id"
+    assert kept in str(failed.value)
+    assert [row[:1] for row in in_bigquery(built, "failed_unique_fct_orders_order_id")] == [("doubled",)]
+    assert {mart: in_bigquery(built, mart) for mart in MARTS} == before
+    results = {row[1]: row for row in in_bigquery(built, "test_results") if row[0] == run_id}
+    assert results["unique_fct_orders_order_id"][2:4] == ("fail", 1)
+    assert results["unique_dim_users_user_id"][2:4] == ("pass", 0)
+
+    tamper(built, "delete from {}.raw_orders where order_id = 'doubled'")
+    execute(built, "delete from raw_orders where order_id = 'doubled'")
+    publish(built)
+    build(built)
+    assert "doubled" not in orders_in_the_fact(built)
+    assert marts(built) == in_postgres(built, COST_CHANGES)
 
 
 def test_a_selection_of_nothing_is_an_error(built: Settings) -> None:
@@ -200,7 +318,7 @@ def test_without_raw_tables_the_message_says_what_to_run(platform: Platform) -> 
 
 
 def test_the_logic_of_fact_and_marts_passes_its_unit_tests(built: Settings, tmp_path: Path) -> None:
-    values = {variable(name): built.require(name) for name in ("gcp_project", "bigquery_dataset", "bigquery_emulator_host")}
+    values = variables(built)
     places = {"--project-dir": PROJECT, "--profiles-dir": PROJECT, "--target-path": tmp_path, "--log-path": tmp_path}
     options = [str(part) for place in places.items() for part in place]
     dbt = Path(sys.executable).with_name("dbt")
@@ -208,7 +326,7 @@ def test_the_logic_of_fact_and_marts_passes_its_unit_tests(built: Settings, tmp_
         [dbt, "test", "--selector", "logic", *options], env=os.environ | values, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "PASS=11 WARN=0 ERROR=0 SKIP=0" in done.stdout
+    assert "PASS=13 WARN=0 ERROR=0 SKIP=0" in done.stdout
 
 
 def test_the_documentation_is_one_page_and_nothing_is_left_in_the_checkout(built: Settings) -> None:
@@ -227,3 +345,25 @@ def test_the_sources_are_declared_as_postgres_has_them(built: Settings) -> None:
     )
     types = {"int8": "int64", "xid8": "int64", "text": "string", "timestamptz": "timestamp", "_text": "array<string>"}
     assert declared == {(table, column): types[kind] for table, column, kind in found}
+
+
+def test_what_is_far_beyond_belief_is_counted_and_named_and_stops_nothing(built: Settings, tmp_path: Path) -> None:
+    for number in (1, 2):
+        insert_order(built, f"huge {number}", "2026-11-02 10:00:00+00", amount=2**62, reason="night_amount")
+    insert_order(built, "huge 3", "2026-11-02 10:00:00+00", amount=2**62)
+    insert_order(built, "huge 4", "2026-11-02 10:00:00+00")
+    execute(built, "update raw_orders set quantity = 4611686018427387904 where order_id in ('huge 3', 'huge 4')")
+    insert_order(built, "of the year 1", "0001-01-01 10:00:00+00")
+    insert_order(built, "of the year 9999", "9999-12-30 10:00:00+00", reason="night_amount")
+    far = "update raw_orders set event_ts = '2026-11-02 10:00:00+00' where order_id like 'of the year%%'"
+    execute(built, far)
+    publish(built)
+    said = build(built)
+    assert marts(built) == in_postgres(built, COST_CHANGES)
+    warning = next(line for line in said.splitlines() if line.startswith("warning"))
+    assert warning.startswith("warning: every_order_was_created_about_when_it_happened: 2 rows break it: order_id of the year")
+    assert "order_id of the year 1, created_date 0001-01-01 10:00:00+00:00" in warning
+    page = write_report(built, tmp_path / "report.html", locale="en")
+    saved = max(row[3] for row in in_bigquery(built, "mart_fraud_daily_saved_amount"))
+    assert saved > 2**63
+    assert f'<data value="{saved}"' in page.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry
 
 from conf.settings import CONF_DIR, project_root
+from jobs.health.textfile import HealthMetrics
 from jobs.spark.running_job import METRICS_PORTS
 from streaming.screening.metrics import QueryMetrics, ScreeningMetrics
 
@@ -35,10 +36,11 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def shown() -> dict[str, set[str]]:
-    """The series that the endpoint of a streaming job can show, each with its labels."""
+    """The series that the endpoint of a streaming job, or the file of the status command, can show, each with its labels."""
     registry = CollectorRegistry()
     QueryMetrics(registry)
     ScreeningMetrics(registry)
+    HealthMetrics(registry)
     series: dict[str, set[str]] = {}
     for collector in list(registry._collector_to_names):
         for family in collector.collect():

@@ -20,10 +20,13 @@ GOOD = {
     "gcp_project": "project",
     "gcs_bucket": "bucket",
     "bigquery_dataset": "shop",
+    "bigquery_core_dataset": "shop_dbt",
+    "bigquery_marts_dataset": "shop_report",
     "bigquery_location": "EU",
     "bigquery_max_bytes_billed": "1099511627776",
     "storage_emulator_host": "http://127.0.0.1:1",
     "bigquery_emulator_host": "http://127.0.0.1:2",
+    "schedule_time_zone": "Europe/Berlin",
     "rules": "conf/fraud_rules.toml",
     "ledger_days": "7",
     "metrics_host": "127.0.0.1",
@@ -35,6 +38,11 @@ FILE, PASSWORD = "kafka_ssl_ca_location", "kafka_password"
 
 def test_every_setting_is_tried_here() -> None:
     assert {*GOOD, FILE, PASSWORD} == set(Settings.model_fields)
+
+
+def test_core_and_marts_have_datasets_of_their_own_named_after_that_of_the_raw_tables() -> None:
+    assert Settings(bigquery_dataset="shop").bigquery_datasets == ("shop", "shop_core", "shop_marts")
+    assert Settings(bigquery_dataset="shop", bigquery_marts_dataset="bi").bigquery_datasets == ("shop", "shop_core", "bi")
 
 
 @pytest.mark.parametrize("name", GOOD)

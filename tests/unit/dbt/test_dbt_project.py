@@ -16,9 +16,11 @@ from jobs.transform import PROJECT
 from streaming.rules.rules import REASONS
 from tests.oracle.googlesql import GoogleSql, Refused
 
-# Compiled without a warehouse, dbt cannot look whether the fact exists: the fact is compiled as if it did, a twin as if not.
-_IS_INCREMENTAL = "{% macro is_incremental() %}{{ return(model.name == 'fct_orders') }}{% endmacro %}"
-_TWIN = "fct_orders_at_first"
+DAYS = [("2026-11-01", "2026-11-03"), ("2026-11-09", "2026-11-09")]
+IN_THESE_DAYS = (
+    "created_date between timestamp '2026-11-01' and timestamp '2026-11-03 23:59:59.999999'"
+    " or created_date between timestamp '2026-11-09' and timestamp '2026-11-09 23:59:59.999999'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """dbt's manifest of a copy of the project, compiled offline."""
     folder = tmp_path_factory.mktemp("dbt")
     project = Path(shutil.copytree(PROJECT, folder / "project"))
-    (project / "macros" / "is_incremental.sql").write_text(_IS_INCREMENTAL)
-    shutil.copyfile(project / "models/core/fct_orders.sql", project / f"models/core/{_TWIN}.sql")
-    contract = {"models": [{"name": _TWIN, "config": {"contract": {"enforced": False}}}]}
-    (project / f"models/core/{_TWIN}.yml").write_text(json.dumps(contract))
     variables = {"FINPRO_GCP_PROJECT": "nowhere", "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
     places = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder, "--log-path", folder]
     options = ["--no-introspect", "--no-populate-cache", "--no-version-check", *map(str, places)]
+    options += ["--vars", json.dumps({"changed_days": DAYS})]
     dbt = Path(sys.executable).with_name("dbt")
     done = subprocess.run([dbt, "compile", *options], env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -58,12 +57,21 @@ def declared(node: dict[str, Any]) -> dict[str, str]:
 
 def test_every_model_gives_the_columns_and_types_it_declares(models: dict[str, dict[str, Any]], google_sql: GoogleSql) -> None:
     given = {name: google_sql.columns(model["compiled_code"]) for name, model in models.items()}
-    expected = {name: declared(model) for name, model in models.items()} | {_TWIN: declared(models["fct_orders"])}
+    expected = {name: declared(model) for name, model in models.items()}
     assert {name: list(columns.items()) for name, columns in given.items()} == {
         name: list(columns.items()) for name, columns in expected.items()
     }
-    assert "stored" in models["fct_orders"]["compiled_code"]
-    assert "stored" not in models[_TWIN]["compiled_code"]
+
+
+def test_what_is_replaced_by_day_and_its_tests_read_the_changed_days_as_constants(manifest: dict[str, Any]) -> None:
+    reading = {
+        node["name"]
+        for node in manifest["nodes"].values()
+        if IN_THESE_DAYS in node["compiled_code"] and node["resource_type"] in ("model", "test")
+    }
+    assert {"fct_orders", "orders_by_day", "unique_fct_orders_order_id", "not_null_fct_orders_order_id"} <= reading
+    assert {"the_fact_holds_every_order_as_it_was_loaded", "the_days_hold_every_order_of_the_fact"} <= reading
+    assert "every_order_was_created_about_when_it_happened" in reading
 
 
 def test_bigquery_accepts_every_test_and_snapshot(manifest: dict[str, Any], google_sql: GoogleSql) -> None:
@@ -108,13 +116,13 @@ def test_the_analyzer_refuses(google_sql: GoogleSql, kind: str, query: str) -> N
 
 def test_a_column_of_another_type_than_declared_is_seen(models: dict[str, dict[str, Any]], google_sql: GoogleSql) -> None:
     mart = models["mart_fraud_daily_saved_amount"]
-    changed = mart["compiled_code"].replace("if(is_fraud, amount_numeric, 0)", "if(is_fraud, amount_numeric, 0.0)")
+    changed = mart["compiled_code"].replace("sum(fraud_orders)", "avg(fraud_orders)")
     assert changed != mart["compiled_code"]
     assert google_sql.columns(changed) != declared(mart)
 
 
 def test_every_column_is_described(manifest: dict[str, Any], models: dict[str, dict[str, Any]]) -> None:
-    nodes = [*manifest["sources"].values(), *(model for name, model in models.items() if name != _TWIN)]
+    nodes = [*manifest["sources"].values(), *models.values()]
     blank = [
         f"{node['name']}.{column['name']}" for node in nodes for column in node["columns"].values() if not column["description"]
     ]
@@ -129,11 +137,27 @@ def test_every_mart_and_the_fact_have_unit_tests_and_a_contract(
     promised = {name for name, model in models.items() if model["config"]["contract"]["enforced"]}
     marts = {name for name in models if name.startswith("mart_")}
     assert len(marts) == 7
-    assert marts | {"fct_orders"} <= tested
-    assert promised == marts | {"fct_orders", "dim_users", "dim_products"}
+    assert marts | {"fct_orders", "orders_by_day"} <= tested
+    assert promised == marts | {"fct_orders", "orders_by_day", "dim_users", "dim_products"}
 
 
 def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str, Any]]) -> None:
     assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(REASONS) :] == REASONS
     zone = load_rules(CONF_DIR / "fraud_rules.toml").time_zone
-    assert f"date(created_date, '{zone}') as order_date" in models["stg_orders"]["compiled_code"]
+    assert f"date(created_date, '{zone}')" in models["stg_orders"]["compiled_code"]
+
+
+def test_the_marts_have_a_dataset_of_their_own_in_which_there_is_nothing_to_reach_a_person_by(manifest: dict[str, Any]) -> None:
+    nodes = [node for node in manifest["nodes"].values() if node["resource_type"] in ("model", "snapshot", "test")]
+    marts = [node for node in nodes if node["name"].startswith("mart_")]
+    assert {node["schema"] for node in marts} == {"finpro_marts"}
+    assert {node["schema"] for node in nodes if node not in marts} == {"finpro_core"}
+    assert {source["schema"] for source in manifest["sources"].values()} == {"finpro"}
+    assert not {"email", "phone_number"} & {column for mart in marts for column in declared(mart)}
+    assert all(mart["config"]["materialized"] == "table" for mart in marts)  # a view would need its reader's right on the core
+
+
+def test_rows_that_break_a_test_are_kept_and_not_without_bound(manifest: dict[str, Any]) -> None:
+    tests = [node for node in manifest["nodes"].values() if node["resource_type"] == "test"]
+    assert all(node["config"]["store_failures"] and node["config"]["limit"] == 1000 for node in tests)
+    assert all(node["alias"].startswith("failed_") for node in tests)

@@ -1,6 +1,7 @@
 """The suites and outcomes of the gate, without a warehouse. Great Expectations takes seconds to import: not at the top."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ RAW_TABLES = {
         "product_id": "int64",
         "amount": "string",
         "amount_numeric": "int64",
+        "created_date": "timestamp",
         "status": "string",
         "reasons": "array<string>",
     },
@@ -30,12 +32,17 @@ RAW_TABLES = {
 def suites() -> dict[str, list[Any]]:
     from expectations.suites import suites
 
-    return dict(suites("project.dataset"))
+    return dict(suites("project.dataset", datetime(2026, 11, 29, 12, tzinfo=UTC)))
 
 
 def test_only_orders_of_unknown_users_and_products_are_worth_a_mere_warning(suites: dict[str, list[Any]]) -> None:
     warned = [expected.description for suite in suites.values() for expected in suite if expected.severity == "warning"]
-    assert warned == ["every order is a known user's", "every order is for a known product"]
+    assert warned == [
+        "every order is a known user's",
+        "every order is for a known product",
+        "an order was created within a day before the export",
+        "the last day brought at least half the least, at most twice the most, of the same day of the four weeks before",
+    ]
 
 
 def test_every_expectation_says_in_words_of_its_own_what_it_expects(suites: dict[str, list[Any]]) -> None:
@@ -53,9 +60,9 @@ def test_bigquery_accepts_every_query_of_the_suites(suites: dict[str, list[Any]]
         for expected in suite
         if hasattr(expected, "unexpected_rows_query")
     ]
-    assert len(queries) == 6
+    assert len(queries) == 8
     for table, query in queries:
-        batch = f"(select * from {table} where true) as subselect"
+        batch = f"(select * from {'raw_orders' if table == 'recent_orders' else table} where true) as subselect"
         assert google_sql.columns(re.sub(r"`project\.dataset\.(\w+)`", r"\1", query.format(batch=batch)))
 
 

@@ -41,7 +41,8 @@ def page(warehouse: Settings, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def rows(settings: Settings, table: str, order: str, *columns: str) -> list[tuple[Any, ...]]:
     """Columns of all rows of a mart, in an order."""
-    query = f"select {', '.join(columns)} from {settings.bigquery_dataset}.{table} order by {order}"
+    dataset = settings.bigquery_marts_dataset if table.startswith("mart_") else settings.bigquery_dataset
+    query = f"select {', '.join(columns)} from {dataset}.{table} order by {order}"
     return [row.values() for row in bigquery_client(settings).query(query).result()]
 
 

@@ -38,7 +38,7 @@ def marts(**other: Any) -> Marts:
     saved = {"order_date": DAY, "fraud_orders": 3, "saved_amount": 1_234_567, "cumulative_saved_amount": 1_234_567}
     product = {"product_id": 7, "product_name": "Kopi", "category": "Groceries", "units_sold": 5, "revenue": 9_000_000}
     one = Marts(
-        totals={"total_orders": 2_000, "fraud_orders": 3, "first_day": DAY, "last_day": DAY},
+        totals={"total_orders": 2_000, "fraud_orders": 3, "first_day": DAY, "last_day": DAY, "saved_amount": 1_234_567},
         reasons=dict.fromkeys(RULE_NAMES, 1),
         trend=[trend],
         saved=[saved],
@@ -156,4 +156,4 @@ def declared_marts() -> dict[str, dict[str, str]]:
 def test_bigquery_accepts_every_query_of_the_report() -> None:
     google_sql = GoogleSql(declared_marts() | {"ingestion_monitoring": MONITORING})
     for query in QUERIES.values():
-        assert google_sql.columns(query.replace("{dataset}.", ""))
+        assert google_sql.columns(query.replace("{marts}.", "").replace("{raw}.", ""))

@@ -1,5 +1,6 @@
 """Airflow's callbacks, called as Airflow calls them: through the provider's hook, to a real HTTP server."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from conf.errors import NotificationError
+from conf.errors import NotificationError, SettingsError
 from jobs.airflow import notifier as dag_notifier
+from jobs.airflow.exports import export_run_id
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED, TASK_FAILED, Discord, FinproDiscordHook
+from jobs.airflow.settings import task_settings
 from jobs.notify.notices import Notice
 from jobs.notify.notifications import deliver
 from tests.runs.webhook import TOKEN, Answer, Webhook
@@ -29,7 +32,8 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
 
 
 def context(**more: Any) -> Any:
-    run = SimpleNamespace(dag_id="ingest", run_id="manual__1", start_date=BEGIN, end_date=BEGIN + timedelta(seconds=75))
+    begun = datetime.now(UTC) - timedelta(seconds=75)
+    run = SimpleNamespace(dag_id="ingest", run_id="manual__1", run_after=BEGIN, start_date=begun)
     ti = SimpleNamespace(dag_id="ingest", task_id="load", run_id="manual__1", try_number=3, log_url="http://airflow/log")
     return {"dag_run": run, "ti": ti, "exception": ValueError("postgresql://u:hunter2@db/x is down")} | more
 
@@ -80,6 +84,20 @@ def test_without_a_webhook_nothing_is_asked_of_anybody(monkeypatch: pytest.Monke
     assert asked == []
 
 
+def test_consistency_is_told_of_the_run_itself_and_not_of_the_newest_one(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def told(_: object, run_id: str | None = None) -> Notice:
+        asked.append(run_id)
+        return Notice("", "")
+
+    monkeypatch.setattr(dag_notifier, "run_consistency", told)
+    RUN_RECONCILED(context())
+    assert asked == [export_run_id(BEGIN, "manual__1")]
+
+
 def test_a_notice_that_cannot_be_made_fails_nothing(webhook: Webhook, caplog: pytest.LogCaptureFixture) -> None:
     def say(*_: object) -> Notice:
         raise NotificationError("no run has been reconciled")
@@ -88,6 +106,28 @@ def test_a_notice_that_cannot_be_made_fails_nothing(webhook: Webhook, caplog: py
     RUN_RECONCILED(context())
 
     assert webhook.received == []
+
+
+def test_settings_come_from_the_connection_that_a_secrets_backend_gives_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FINPRO_GCS_BUCKET", "of-the-environment")
+    monkeypatch.setenv("FINPRO_GCP_PROJECT", "of-the-environment")
+    extra = {"gcs_bucket": "of-the-connection", "postgres_dsn": "postgresql://u:geheim@db/finpro"}
+    monkeypatch.setenv("FINPRO_POSTGRES_DSN", "")  # so that it is put back
+    monkeypatch.setenv("AIRFLOW_CONN_FINPRO", json.dumps({"conn_type": "generic", "extra": extra}))
+    settings = task_settings()
+    assert (settings.gcs_bucket, settings.gcp_project) == ("of-the-connection", "of-the-environment")
+    assert settings.get("postgres_dsn") == "postgresql://u:geheim@db/finpro"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"), [({"gcs_buckets": "x"}, "no setting of finpro's: gcs_buckets"), (["x"], "not a JSON object")]
+)
+def test_a_connection_that_is_no_use_is_told(monkeypatch: pytest.MonkeyPatch, extra: Any, said: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_FINPRO", json.dumps({"conn_type": "generic", "extra": json.dumps(extra)}))
+    with pytest.raises(SettingsError, match=said):
+        task_settings()
 
 
 def test_the_connection_is_the_webhook_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,27 +2,34 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, RetryAction
+from airflow.sdk.exceptions import AirflowSkipException
 
 from batch.warehouse.manifest import check_run_id
 from conf.errors import (
+    DataTestsFailed,
     ExpectationsFailed,
     FinproError,
+    Overtaken,
+    PostgresError,
     PostgresUnavailable,
     ReconciliationError,
     SchemaChanged,
     SettingsError,
     TransformError,
 )
-from conf.settings import CONF_DIR
-from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, RAW_TABLES, VALIDATED_TABLES, export_run_id
+from conf.settings import CONF_DIR, Settings, load_settings
+from jobs.airflow.defaults import DEFAULT_ARGS, MARTS, RAW_TABLES
+from jobs.airflow.exports import VALIDATED_TABLES, export_run_id
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED, TASK_FAILED
 from jobs.airflow.server import DAGS
 
@@ -71,6 +78,11 @@ def test_no_run_overlaps_another_or_makes_up_for_the_past(dag: DAG) -> None:
     assert dag.max_active_runs == 1
 
 
+def test_a_run_that_hangs_ends_and_makes_room_for_the_next_one(dag: DAG) -> None:
+    assert dag.dagrun_timeout
+    assert dag.dagrun_timeout > max(task.execution_timeout or timedelta.max for task in dag.tasks)
+
+
 def test_every_task_is_tried_again_ever_later_and_ends_some_time_and_its_failure_is_told(dag: DAG) -> None:
     tasks: list[Any] = list(dag.tasks)
     for task in tasks:
@@ -81,9 +93,13 @@ def test_every_task_is_tried_again_ever_later_and_ends_some_time_and_its_failure
         assert TASK_FAILED in _callbacks(task.on_failure_callback)
 
 
-@pytest.mark.parametrize("name", CHAIN)
-def test_success_of_the_chain_is_told(name: str) -> None:
-    assert DAG_SUCCEEDED in _callbacks(find(name).on_success_callback)
+@pytest.mark.parametrize(("name", "last"), zip(CHAIN, ["generate", "validate", "build"], strict=True))
+def test_success_of_the_chain_is_told_by_the_task_that_completes_a_run_and_not_when_that_is_skipped(
+    name: str, last: str
+) -> None:
+    assert DAG_SUCCEEDED in _callbacks(task(name, last).on_success_callback)
+    assert not find(name).on_success_callback
+    assert {each.task_id for each in find(name).tasks if not each.downstream_task_ids} - {"consistency"} == {last}
 
 
 def test_consistency_is_told_once_a_run_whatever_was_found() -> None:
@@ -97,7 +113,9 @@ def _callbacks(callbacks: Any) -> list[Any]:
     return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
-@pytest.mark.parametrize("error", [SettingsError, SchemaChanged, ReconciliationError, ExpectationsFailed])
+@pytest.mark.parametrize(
+    "error", [SettingsError, SchemaChanged, PostgresError, ReconciliationError, ExpectationsFailed, DataTestsFailed]
+)
 def test_what_a_person_must_decide_is_not_tried_again(error: type[FinproError]) -> None:
     decision = DEFAULT_ARGS["retry_policy"].evaluate(error("x"), 1, 3)
     assert decision.action is RetryAction.FAIL
@@ -106,6 +124,35 @@ def test_what_a_person_must_decide_is_not_tried_again(error: type[FinproError]) 
 @pytest.mark.parametrize("error", [PostgresUnavailable("x"), TransformError("x"), ConnectionError()])
 def test_what_may_pass_by_itself_is_tried_again(error: Exception) -> None:
     assert DEFAULT_ARGS["retry_policy"].evaluate(error, 1, 3).action is not RetryAction.FAIL
+
+
+def test_a_digest_is_of_the_hour_before_its_run_whenever_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    due, asked = datetime(2026, 11, 22, 17, 5, tzinfo=UTC), []
+
+    def digest(_: Settings, *, now: datetime) -> None:
+        asked.append(now)
+
+    monkeypatch.setattr("jobs.dags.fraud_digest.get_current_context", lambda: {"dag_run": SimpleNamespace(run_after=due)})
+    monkeypatch.setenv("FINPRO_DISCORD_WEBHOOK_URL", "https://discord.com/api/webhooks/1/x")
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
+    monkeypatch.setattr("jobs.notify.notices.fraud_digest", digest)
+    monkeypatch.setattr("jobs.notify.notifications.send", lambda *_: None)
+    task("fraud_digest", "send").python_callable()
+    assert asked == [due]
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), [("transformation_dbt", "build"), ("whole_history", "rebuild")])
+def test_a_build_that_a_newer_load_has_overtaken_is_skipped(monkeypatch: pytest.MonkeyPatch, dag_id: str, task_id: str) -> None:
+    def overtaken(*_: object, **__: object) -> None:
+        raise Overtaken("Run r2 was loaded last.")
+
+    context = {"params": {"select": [], "full_refresh": False}, "triggering_asset_events": {}}
+    monkeypatch.setattr("jobs.dags.transformation_dbt.get_current_context", lambda: context)
+    monkeypatch.setattr("jobs.airflow.exports.get_current_context", lambda: context)
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
+    monkeypatch.setattr("jobs.transform.transform", overtaken)
+    with pytest.raises(AirflowSkipException, match="r2"):
+        task(dag_id, task_id).python_callable()
 
 
 def test_dbt_is_started_by_the_gate_and_by_nothing_else() -> None:
@@ -142,6 +189,7 @@ def test_what_changes_the_raw_tables_and_what_reads_them_for_dbt_share_a_pool_of
     used = {each.pool for dag_id in NAMES for each in find(dag_id).tasks} - {"default_pool"}
     assert used == set(pools)
     assert task("bigquery_ingest", "load.merge").pool == task("transformation_dbt", "build").pool == "warehouse"
+    assert task("whole_history", "rebuild").pool == "warehouse"
     assert pools["warehouse"]["slots"] == 1
 
 
@@ -154,8 +202,27 @@ def test_the_export_of_a_dag_run_has_one_name_that_no_other_run_has() -> None:
     assert check_run_id(export_run_id(at, "Änderung " * 25))
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", None])
+def test_the_schedules_are_in_the_time_zone_of_the_settings(zone: str | None) -> None:
+    reading = (
+        "from jobs.dags.batch_raw_loads import dag; from jobs.dags.bigquery_ingest import dag as ingest;"
+        "print(dag.timetable.timezone, ingest.timetable.timetable.timezone)"
+    )
+    environment = os.environ | ({"FINPRO_SCHEDULE_TIME_ZONE": zone} if zone else {})
+    done = subprocess.run([sys.executable, "-c", reading], env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()[-1].split()) == {zone or "Asia/Jakarta"}
+
+
 def test_reading_the_dags_imports_nothing_that_takes_long() -> None:
     reading = f"import importlib, sys; [importlib.import_module('jobs.dags.' + name) for name in {NAMES}];"
     reading += f"print([name for name in {TOO_SLOW_TO_PARSE} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_a_dag_takes_less_than_a_second_of_the_processor(name: str) -> None:
+    reading = "import time, airflow.sdk; from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator;"
+    reading += f"begin = time.process_time(); import jobs.dags.{name}; print(time.process_time() - begin)"
+    done = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 1

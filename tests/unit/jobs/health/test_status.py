@@ -13,8 +13,9 @@ from conf.errors import KafkaError, SettingsError
 from conf.settings import Settings
 from jobs.health import checks as health_checks
 from jobs.health.checks import CHECKS
-from jobs.health.findings import Finding, State
+from jobs.health.findings import Finding, State, dated
 from jobs.health.status import Health, as_json, health, is_down
+from jobs.health.textfile import write_metrics
 from jobs.spark.running_job import RunningJob
 from streaming.committed import Committed, last_commit
 
@@ -80,8 +81,8 @@ def test_only_what_is_down_makes_the_platform_unhealthy(state: State, down: bool
     assert json.loads(as_json(parts)) == {
         "healthy": not down,
         "parts": [
-            {"part": "a", "state": "ok", "text": "", "seconds": 0.1},
-            {"part": "b", "state": state.value, "text": "text", "seconds": 0.25},
+            {"part": "a", "state": "ok", "text": "", "seconds": 0.1, "at": None},
+            {"part": "b", "state": state.value, "text": "text", "seconds": 0.25, "at": None},
         ],
     }
 
@@ -170,3 +171,28 @@ def test_the_lakehouse_is_as_old_as_bronze_s_newest_version(tmp_path: Path) -> N
     found = CHECKS["lakehouse"](settings)
     assert found.state is State.OK
     assert found.text.endswith("(version 12)")
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(110, State.OK), (130, State.WARN)])
+def test_a_run_of_the_hourly_pipeline_is_stale_after_two_hours(minutes: int, state: State) -> None:
+    at = datetime.now(UTC) - timedelta(minutes=minutes)
+    found = dated(at, "run r, loaded")
+    assert (found.state, found.at) == (state, at)
+
+
+def test_metrics_for_prometheus_are_of_all_parts_that_are_used(tmp_path: Path) -> None:
+    ended = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    write_metrics(
+        tmp_path / "finpro.prom",
+        [
+            Health("marts", State.WARN, "", 0.1, ended),
+            Health("reconciliation", State.DOWN, "", 0.1, ended),
+            Health("archive", State.OFF, "", 0.1),
+        ],
+    )
+    lines = (tmp_path / "finpro.prom").read_text().splitlines()
+    assert 'finpro_part_down{part="marts"} 0.0' in lines
+    assert 'finpro_part_down{part="reconciliation"} 1.0' in lines
+    (when,) = [line.split()[1] for line in lines if line.startswith('finpro_run_timestamp_seconds{part="marts"}')]
+    assert float(when) == ended.timestamp()
+    assert not [line for line in lines if "archive" in line]
