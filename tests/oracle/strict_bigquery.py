@@ -108,6 +108,7 @@ class StrictBigQuery:
         with pytest.MonkeyPatch.context() as patch:
             for place in ("google.auth", "dbt.adapters.bigquery.credentials"):  # who imports it by name has it by then
                 patch.setattr(f"{place}.default", anybody)
+            patch.setattr(Connection, "get_api_base_url_for_mtls", lambda *_: emulator)  # where files are uploaded
             self._emulator = emulator
             yield
         self._emulator = None
@@ -172,7 +173,7 @@ class StrictBigQuery:
         else:
             return None
         counted = rows(f"select count(distinct date({field})) as days from {source}") if field else None
-        days = int(counted["rows"][0]["f"][0]["v"]) if counted else 0
+        days = int(counted["rows"][0]["f"][0]["v"]) if counted and counted.get("rows") else 0
         return too_many_partitions(days) if days > PARTITIONS_PER_JOB else None
 
     def _analyzed(self, job: "_Job", query: Json, rows: _Rows) -> Refusal | None:

@@ -109,8 +109,8 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
         built,
         f"update raw_products set cost = cost - 1, {TOUCHED} where product_id = 1 returning cost + 1, ingested_at",
     )
-    insert_order(built, "the only one of its day", "2026-12-30 10:00:00+00")
-    insert_order(built, "moves", "2026-12-28 10:00:00+00")
+    insert_order(built, "the only one of its day", "2026-09-30 10:00:00+00")
+    insert_order(built, "moves", "2026-09-28 10:00:00+00")
     insert_order(built, "before the new cost", str(repriced_at - timedelta(microseconds=1)))
     insert_order(built, "at the new cost", str(repriced_at))
     publish(built)
@@ -126,10 +126,10 @@ def test_only_the_days_that_have_changed_are_checked_and_built_and_all_of_them_i
 ) -> None:
     tamper(built, f"update {built.bigquery_core_dataset}.fct_orders set country = 'XX' where order_id = 'last of a day'")
     execute(built, "delete from raw_orders where order_id = 'the only one of its day'")
-    execute(built, "update raw_orders set created_date = '2026-12-26 10:00:00+00' where order_id = 'moves'")
+    execute(built, "update raw_orders set created_date = '2026-09-26 10:00:00+00' where order_id = 'moves'")
     tamper(built, "delete from {}.raw_orders where order_id = 'the only one of its day'")
     publish(built)
-    days = "unnest([date '2026-12-30', date '2026-12-28'])"
+    days = "unnest([date '2026-09-30', date '2026-09-28'])"
     tamper(
         built, "insert into {0}.loaded_days select (select max(run_number) from {0}.loaded_days), day from " + days + " as day"
     )
@@ -162,7 +162,7 @@ def test_an_inconsistent_run_builds_nothing(built: Settings) -> None:
     with pytest.raises(ReconciliationError, match=r"raw_users never compared, raw_products never compared"):
         build(built)
     tamper(built, "update {}.raw_orders set amount_numeric = 13777 where order_id = 'last of a day'")
-    reconcile(built, run_id)
+    reconcile(built, run_id, whole=True)
     for asked in (None, run_id):
         with pytest.raises(ReconciliationError, match=f"{run_id}, and the marts stay as they are: raw_orders Inconsistent"):
             build(built, run_id=asked)
@@ -170,7 +170,7 @@ def test_an_inconsistent_run_builds_nothing(built: Settings) -> None:
         build(built, run_id=consistent)
     assert {table: in_bigquery(built, table) for table in before} == before
     tamper(built, "update {}.raw_orders set amount_numeric = 70000 where order_id = 'last of a day'")
-    reconcile(built, run_id)
+    reconcile(built, run_id, whole=True)
     build(built, run_id=run_id)
     assert marts(built) == in_postgres(built, COST_CHANGES)
 
