@@ -82,7 +82,8 @@ class StrictBigQuery:
             def rows(query: str) -> Json | None:
                 asked = json.dumps({"query": query, "useLegacySql": False})
                 answer = send(connection, "POST", f"{job.service}/queries", headers, asked, *others, **named)
-                return dict(answer.json()) if answer.status_code == requests.codes.ok else None
+                found = dict(answer.json()) if answer.status_code == requests.codes.ok else {}
+                return found if found.get("schema", {}).get("fields") else None  # as of a table that is dropped meanwhile
 
             def partitioned_by(table: str) -> str | None:
                 project, dataset, name = table.split(".")
@@ -172,14 +173,14 @@ class StrictBigQuery:
         else:
             return None
         counted = rows(f"select count(distinct date({field})) as days from {source}") if field else None
-        days = int(counted["rows"][0]["f"][0]["v"]) if counted else 0
+        days = int(counted["rows"][0]["f"][0]["v"]) if counted and counted.get("rows") else 0
         return too_many_partitions(days) if days > PARTITIONS_PER_JOB else None
 
     def _analyzed(self, job: "_Job", query: Json, rows: _Rows) -> Refusal | None:
         def columns(table: str) -> list[Json] | None:
             # The emulator's own description of a table forgets the columns that were added to it.
             found = rows(f"select * from `{table}` where false")
-            return list(found["schema"].get("fields", [])) if found else None
+            return list(found["schema"]["fields"]) if found else None
 
         statement, parameters = query["query"], _parameters(query.get("queryParameters", []))
         seen = _CHANGING.sub("0", f"{statement} {parameters}")
