@@ -82,7 +82,8 @@ class StrictBigQuery:
             def rows(query: str) -> Json | None:
                 asked = json.dumps({"query": query, "useLegacySql": False})
                 answer = send(connection, "POST", f"{job.service}/queries", headers, asked, *others, **named)
-                return dict(answer.json()) if answer.status_code == requests.codes.ok else None
+                found = dict(answer.json()) if answer.status_code == requests.codes.ok else {}
+                return found if found.get("schema", {}).get("fields") else None  # as of a table that is dropped meanwhile
 
             def partitioned_by(table: str) -> str | None:
                 project, dataset, name = table.split(".")
@@ -180,7 +181,7 @@ class StrictBigQuery:
         def columns(table: str) -> list[Json] | None:
             # The emulator's own description of a table forgets the columns that were added to it.
             found = rows(f"select * from `{table}` where false")
-            return list(found["schema"].get("fields", [])) if found else None
+            return list(found["schema"]["fields"]) if found else None
 
         statement, parameters = query["query"], _parameters(query.get("queryParameters", []))
         seen = _CHANGING.sub("0", f"{statement} {parameters}")
