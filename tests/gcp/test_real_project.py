@@ -79,18 +79,20 @@ def delete_what_killed_tests_left(client: Client) -> None:
 
 @contextmanager
 def real_places(settings: Settings, location: str) -> Iterator[None]:
-    """The bucket and the dataset of the settings, made, and deleted with all they hold."""
+    """The bucket and the datasets of the settings, made, and deleted with all they hold."""
     storage, bigquery = storage_client(settings), bigquery_client(settings)
     delete_what_killed_tests_left(bigquery)
-    dataset = Dataset(f"{bigquery.project}.{settings.bigquery_dataset}")
-    dataset.location = location
-    dataset.labels = {OURS: ""}
+    datasets = [Dataset(f"{bigquery.project}.{name}") for name in settings.bigquery_datasets]
     bucket = storage.create_bucket(settings.require("gcs_bucket"), location=location)
     try:
-        bigquery.create_dataset(dataset)
+        for dataset in datasets:
+            dataset.location = location
+            dataset.labels = {OURS: ""}
+            bigquery.create_dataset(dataset)
         yield
     finally:
-        bigquery.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
+        for dataset in datasets:
+            bigquery.delete_dataset(dataset, delete_contents=True, not_found_ok=True)
         bucket.delete(force=True)
 
 

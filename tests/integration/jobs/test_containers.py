@@ -227,7 +227,8 @@ def test_the_emulators_have_the_bucket_and_the_dataset(outside: Outside) -> None
 
     assert [bucket["name"] for bucket in read(f"{storage}/storage/v1/b?project=finpro-local")["items"]] == ["finpro"]
     datasets = read(f"{bigquery}/bigquery/v2/projects/finpro-local/datasets")["datasets"]
-    assert [dataset["datasetReference"]["datasetId"] for dataset in datasets] == ["finpro"]
+    names = sorted(dataset["datasetReference"]["datasetId"] for dataset in datasets)
+    assert names == ["finpro", "finpro_core", "finpro_marts"]
 
 
 def test_orders_are_screened_on_the_cluster(outside: Outside) -> None:
