@@ -14,7 +14,8 @@ from google.cloud.bigquery import ScalarQueryParameter
 from batch.bigquery import Usage
 from batch.google_cloud import bigquery_client, explained, open_dataset
 from batch.refusals import advice_on
-from batch.report.builds import Builds, DataTest, stretches
+from batch.report.builds import Builds, DataTest
+from batch.warehouse.days import ranges
 from batch.warehouse.manifest import TABLES, check_run_id
 from batch.warehouse.reconcile import MONITORING
 from batch.warehouse.steps import record
@@ -55,7 +56,7 @@ class Part(NamedTuple):
 
     def variables(self, more: Mapping[str, str]) -> list[str]:
         """The arguments that tell dbt's project of it, and what is the same for all parts."""
-        days = None if self.days is None else [(str(first), str(last)) for first, last in stretches(self.days)]
+        days = None if self.days is None else [(str(first), str(last)) for first, last in ranges(self.days, most=None)]
         return ["--vars", json.dumps({**more, "changed_days": days})]
 
 

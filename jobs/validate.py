@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from google.cloud import bigquery
 
 from batch.google_cloud import bigquery_client, explained, open_bucket, open_dataset
-from batch.report.builds import Builds, of_days
+from batch.report.builds import Builds
+from batch.warehouse.days import ranges, within
 from batch.warehouse.manifest import TABLES, read_manifest
 from batch.warehouse.steps import counted
 from batch.warehouse.tables import Warehouse
@@ -52,7 +53,7 @@ def _changed_orders(settings: Settings, run_id: str, time_zone: str) -> str:
     run = warehouse.newest_run()
     builds = Builds(warehouse, f"{warehouse.client.project}.{settings.bigquery_core_dataset}")
     days = builds.changed_days(run, time_zone) if run and run.complete else None
-    return "true" if days is None else of_days("created_date", days)
+    return "true" if days is None else within("created_date", "timestamp", ranges(days, most=None))
 
 
 def _check_tables(settings: Settings, client: bigquery.Client) -> None:

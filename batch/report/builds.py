@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from google.api_core.exceptions import NotFound
@@ -32,24 +32,6 @@ _TEST_RESULTS_SCHEMA = [
     SchemaField("tested_at", "TIMESTAMP"),
 ]
 _TEST_RESULTS_LIVE = 400 * 24 * 60 * 60 * 1000  # milliseconds: a year can be compared with the one before
-
-
-def stretches(days: list[date]) -> list[tuple[date, date]]:
-    """Days in their order, as the first and the last of each stretch of days that follow each other."""
-    found: list[tuple[date, date]] = []
-    for day in days:
-        first, last = found[-1] if found else (day, day)
-        if day - last == timedelta(days=1):
-            found[-1] = (first, day)
-        else:
-            found.append((day, day))
-    return found
-
-
-def of_days(column: str, days: list[date]) -> str:
-    """A condition in SQL: a timestamp lies on one of these UTC days. They are constants: BigQuery reads no other partition."""
-    each = [f"{column} between timestamp '{first}' and timestamp '{last} 23:59:59.999999'" for first, last in stretches(days)]
-    return f"({' or '.join(each)})" if each else "false"
 
 
 @dataclass(frozen=True)

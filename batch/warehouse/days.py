@@ -10,14 +10,17 @@ _MOST_RANGES = 100  # in one condition: where days are more scattered, some betw
 Range = tuple[date, date]  # the first and the last day of it
 
 
-def ranges(days: Collection[date]) -> list[Range]:
-    """The days as ranges of successive ones; where these were many, the narrowest gaps between them are closed."""
+def ranges(days: Collection[date], most: int | None = _MOST_RANGES) -> list[Range]:
+    """The days as ranges of successive ones; where these were more than `most`, the narrowest gaps between them are closed.
+
+    None is for who writes what lies between them too: each gap stays.
+    """
     ordered = sorted(days)
     if not ordered:
         return []
     gaps = [place for place, (before, after) in enumerate(pairwise(ordered), 1) if (after - before).days > 1]
     widest = sorted(gaps, key=lambda place: ordered[place - 1] - ordered[place])  # which is negative
-    begins = [0, *sorted(widest[: _MOST_RANGES - 1])]
+    begins = [0, *sorted(widest if most is None else widest[: most - 1])]
     return [(ordered[begin], ordered[end - 1]) for begin, end in zip(begins, [*begins[1:], len(ordered)], strict=True)]
 
 
