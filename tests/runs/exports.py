@@ -1,7 +1,7 @@
 """Exports for tests of what follows them: finpro's own, on the real Postgres and bucket, without the JVM's start."""
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 from google.cloud.bigquery import QueryJobConfig
@@ -10,7 +10,6 @@ from pyspark import SparkContext
 from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.export import export
-from batch.warehouse.manifest import Manifest
 from conf.settings import Settings
 
 
@@ -48,16 +47,8 @@ class _OneProcess:
         return _Tasks(parts, lambda part: part)
 
 
-def export_run(
-    settings: Settings,
-    run_id: str,
-    *,
-    full: bool = False,
-    since: datetime | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Manifest:
-    """Make an export run of the raw tables as they are."""
-    return export(lambda: cast("SparkContext", _OneProcess()), settings, run_id, full=full, since=since, say=say)
+# Makes an export run of the raw tables as they are: `export` without its Spark.
+export_run = partial(export, lambda: cast("SparkContext", _OneProcess()))
 
 
 def execute(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
