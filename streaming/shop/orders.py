@@ -69,12 +69,6 @@ class Shop(NamedTuple):
     users: pl.Series
     products: pl.DataFrame
 
-    def is_as(self, other: "Shop") -> bool:
-        """Whether two are the same, in whatever order."""
-        return self.users.sort().equals(other.users.sort()) and self.products.sort(*self.products.columns).equals(
-            other.products.sort(*other.products.columns)
-        )
-
 
 def order_batches(
     shop: Callable[[], Shop],
@@ -107,12 +101,9 @@ def order_batches(
         PostgresError: no users or products, or too few users to plant a pattern.
         RulesError: a limit is so high that no order can exceed it.
     """
-    open_shop = shop()
-    market = _Market(open_shop, rules)
-    trade, frauds = _Trade(market, seed), _Frauds(market) if bursts > 0 else None
     for block, (first, size) in enumerate(_blocks(orders, rate)):
-        if not orders and block and not (news := shop()).is_as(open_shop):
-            open_shop, market = news, _Market(news, rules)
+        if block == 0 or not orders:
+            market = _Market(shop(), rules)
             trade, frauds = _Trade(market, seed), _Frauds(market) if bursts > 0 else None
         rng = np.random.default_rng([seed, block])
         planted = frauds.plant(rng, int(size * bursts + rng.random()), size / rate) if frauds else []
