@@ -1,12 +1,15 @@
 """
 ### All of history, once a week
 
-The hourly runs look at the days that have changed. Once a week, on Sunday night, all days of the fact and the marts are built
-anew from the raw tables, and every test looks at all of them: whatever was changed by hand in the core, or missed, ends here.
-When a load is under way, the run skips itself, and the next week's comes.
+The hourly runs look at the days that have changed. Once a week, on Sunday night, all of the raw tables is compared with
+Postgres, then all days of the fact and the marts are built anew from them, and every test looks at all of them: whatever was
+changed by hand, or missed, ends here. When a load is under way, the run skips itself, and the next week's comes.
 
 When a task fails:
 
+- **`compare`**, *Inconsistent*: the message names each figure that differs; nothing is built on it. Find out which side was
+  changed by hand; a run of `bigquery_ingest` with `full` brings BigQuery back to what Postgres holds.
+- **`compare`**, *is not loaded yet*: a load is under way, and it is tried again by itself. *Has been loaded since*: clear it.
 - **`rebuild`**, *a test fails* or *Inconsistent*: see the page of `transformation_dbt`. Until it has passed, each run of
   `transformation_dbt` builds all days.
 - **`rebuild`**, *BigQuery does not answer*: it is tried again by itself.
@@ -14,7 +17,7 @@ When a task fails:
 Backfill: none is needed, a run is about all of history. At once: `airflow dags trigger whole_history`.
 """
 
-from airflow.sdk import DAG, CronTriggerTimetable, task
+from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from conf.errors import Overtaken
@@ -23,7 +26,7 @@ from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
     dag_id="whole_history",
-    description="All days of the fact and the marts, built and tested anew",
+    description="All of the raw tables compared, all days of the fact and the marts built and tested anew",
     doc_md=__doc__,
     schedule=CronTriggerTimetable("30 2 * * 0", timezone=TIME_ZONE),
     catchup=False,
@@ -32,6 +35,16 @@ with DAG(
     tags=["finpro", "bigquery", "dbt"],
     default_args=DEFAULT_ARGS,
 ) as dag:
+
+    @task(pool=WAREHOUSE_POOL)
+    def compare() -> None:
+        """Compare all of the raw tables with Postgres."""
+        from batch.warehouse.reconcile import reconcile, require_consistent
+        from jobs.airflow.settings import task_settings
+
+        found = reconcile(task_settings(), dag_id=get_current_context()["dag"].dag_id, whole=True)
+        print(*(f"{one.table_name}: {one.source.rows:,} rows, {one.status}" for one in found), sep="\n")
+        require_consistent(found)
 
     @task(pool=WAREHOUSE_POOL, on_success_callback=DAG_SUCCEEDED)
     def rebuild() -> None:
@@ -44,4 +57,4 @@ with DAG(
         except Overtaken as newer:
             raise AirflowSkipException(str(newer)) from newer
 
-    rebuild()
+    compare() >> rebuild()

@@ -184,12 +184,16 @@ def test_the_steps_of_the_ingest_follow_each_other_and_each_table_has_its_own_wh
     assert [each.task_id for each in ingest.tasks if each.is_mapped] == ["load.stage", "reconcile"]
 
 
+def test_all_of_history_is_built_anew_only_where_all_of_it_is_what_postgres_has() -> None:
+    assert task("whole_history", "rebuild").upstream_task_ids == {"compare"}
+
+
 def test_what_changes_the_raw_tables_and_what_reads_them_for_dbt_share_a_pool_of_one_that_the_file_makes() -> None:
     pools = json.loads((CONF_DIR / "airflow_pools.json").read_text(encoding="utf-8"))
     used = {each.pool for dag_id in NAMES for each in find(dag_id).tasks} - {"default_pool"}
     assert used == set(pools)
     assert task("bigquery_ingest", "load.merge").pool == task("transformation_dbt", "build").pool == "warehouse"
-    assert task("whole_history", "rebuild").pool == "warehouse"
+    assert task("whole_history", "compare").pool == task("whole_history", "rebuild").pool == "warehouse"
     assert pools["warehouse"]["slots"] == 1
 
 
