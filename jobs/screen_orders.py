@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from rich.console import Console
 
 from batch.postgres import told_of_silence
-from conf.errors import FinproError, KafkaError, StreamingError
+from conf.errors import FinproError, KafkaError, PostgresError, StreamingError
 from conf.rules import load_rules
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
@@ -107,23 +107,28 @@ def _deleted(settings: Settings, gone: str) -> KafkaError:
 
 
 @contextmanager
-def _forgotten_named(settings: Settings, ledger: Ledger, *, skip: bool) -> Iterator[None]:
-    """What fails in the block because Kafka has deleted messages in the meantime says so."""
+def _loss_named(settings: Settings, ledger: Ledger, ask_topic_id: Callable[[], str], *, skip: bool) -> Iterator[None]:
+    """What fails in the block because Kafka has lost or deleted messages in the meantime says so."""
     try:
         yield
     except (KafkaError, StreamingError) as error:
-        if not skip:
-            _ask_whether_forgotten(settings, ledger, error)
+        lost = _lost(settings, ledger, ask_topic_id, skip=skip)
+        if lost:
+            raise lost from error
         raise
 
 
-def _ask_whether_forgotten(settings: Settings, ledger: Ledger, error: FinproError) -> None:
-    """Raise what `require_kept` finds, in the place of an error; nothing where that cannot be asked now."""
-    gone = None
-    with suppress(FinproError):
-        gone = forgotten(settings, ORDERS, ledger.reached())
-    if gone:
-        raise _deleted(settings, gone) from error
+def _lost(settings: Settings, ledger: Ledger, ask_topic_id: Callable[[], str], *, skip: bool) -> FinproError | None:
+    """What is to be said of messages that Kafka no longer has; None where it has them all, or cannot be asked now."""
+    with suppress(PostgresError, KafkaError):
+        gone = forgotten(settings, ORDERS, ledger.reached())  # first: it waits less for a Kafka that is not there
+        if gone and not skip:
+            return _deleted(settings, gone)
+        try:
+            ledger.require_topic(ask_topic_id())
+        except StreamingError as made_anew:  # also by a broker that came back without its data
+            return made_anew
+    return None
 
 
 class _Watching(NamedTuple):
@@ -220,7 +225,7 @@ def screen(
             made_known("screen", registry, settings),
             asked_to_stop as stopping,
             told_of_silence(screening.dsn, progress.waits),
-            _forgotten_named(settings, ledger, skip=options.skip_forgotten),
+            _loss_named(settings, ledger, ask_topic_id, skip=options.skip_forgotten),
         ):
             watching = Query(query, _Watching(rules, ledger, progress))
             run_until_stopped([watching], QueryMetrics(registry), stopping)

@@ -95,7 +95,7 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
     # A local cluster starts executors as any cluster does, and they must know Spark's home.
     installed_pyspark = _is_local(master) and not master.startswith("local-cluster") and python == sys.executable
-    options = f"-Dlog4j2.configurationFile={CONF_DIR / 'log4j2.properties'} -Dfinpro.log.file={log}"
+    options = {"log4j2.configurationFile": CONF_DIR / "log4j2.properties", "finpro.log.file": log}
     return {
         **os.environ,
         # On a cluster the driver imports the package that its workers get, which lies elsewhere and holds no plain files.
@@ -106,7 +106,7 @@ def environment(job: str, *, master: str) -> dict[str, str]:
         "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, jars), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": python,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "SPARK_SUBMIT_OPTS": options,
+        "SPARK_SUBMIT_OPTS": " ".join(f"-D{name}={_quoted(value)}" for name, value in options.items()),
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -117,6 +117,11 @@ def environment(job: str, *, master: str) -> dict[str, str]:
 def _is_local(master: str) -> bool:
     """Whether driver and workers are this machine's only."""
     return master.startswith("local")
+
+
+def _quoted(path: Path) -> str:
+    """A path as one word of Java's options, as Spark's launcher reads them."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _of_environment(path: str) -> list[str]:

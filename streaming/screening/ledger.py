@@ -361,6 +361,20 @@ class Ledger:
         _, newest = self._do(self._look)
         return {} if newest is None else newest.ends if newest.is_settled else newest.first
 
+    def require_topic(self, topic_id: str) -> None:
+        """Check that the topic is the one that was screened last.
+
+        Args:
+            topic_id: of the topic as it is now.
+
+        Raises:
+            StreamingError: it was deleted and created again since; says what to do.
+            PostgresError: Postgres does not answer, or refuses.
+        """
+        _, newest = self._do(self._look)
+        if newest and newest.topic_id:
+            _require_topic(newest.topic_id, topic_id)
+
     def open(self, number: int, ends: Ends, begins: Callable[[], Ends], topic_id: str, rules_version: str) -> Entry:
         """Write the row of a micro-batch, or take up the one that stands.
 

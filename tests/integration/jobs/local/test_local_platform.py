@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -256,6 +257,30 @@ def test_killed_servers_come_back_with_their_data(box: Box) -> None:
 
     box.must("up")
     assert remembered(box) == everywhere("before the kill")
+
+
+def test_a_kafka_that_comes_back_without_its_data_ends_screening_which_says_what_to_do(box: Box) -> None:
+    box.must("up")
+    box.must("migrate")
+    box.must("generate", "--users", "50", "--products", "10")
+    box.must("produce", "--orders", "200")
+    screening = box.begin("screen")
+    try:
+        while "200 orders" not in box.run("status").stdout:
+            assert screening.poll() is None, screening.communicate()
+            time.sleep(0.5)
+        kafka = box.processes()["kafka"]
+        kafka.kill()
+        kafka.wait(20)
+        shutil.rmtree(box.home / "kafka" / "data")
+        box.must("up")
+        box.must("migrate")
+        box.must("produce", "--orders", "400")
+        _, said = screening.communicate(timeout=120)
+    finally:
+        screening.kill()
+    assert screening.returncode == 7
+    assert "deleted and created again" in said
 
 
 def test_down_works_when_one_server_has_died_already(box: Box) -> None:

@@ -188,6 +188,10 @@ def test_all_of_history_is_built_anew_only_where_all_of_it_is_what_postgres_has(
     assert task("whole_history", "rebuild").upstream_task_ids == {"compare"}
 
 
+def test_on_the_sunday_on_which_airflow_first_starts_nothing_is_compared_yet() -> None:
+    assert find("whole_history").timetable.run_immediately == timedelta(0)
+
+
 def test_what_changes_the_raw_tables_and_what_reads_them_for_dbt_share_a_pool_of_one_that_the_file_makes() -> None:
     pools = json.loads((CONF_DIR / "airflow_pools.json").read_text(encoding="utf-8"))
     used = {each.pool for dag_id in NAMES for each in find(dag_id).tasks} - {"default_pool"}

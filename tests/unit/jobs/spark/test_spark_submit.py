@@ -50,6 +50,15 @@ def test_a_local_driver_has_its_whole_heap_from_the_start() -> None:
     assert options.split()[-1].endswith("-Xms700m")
 
 
+def test_a_home_with_a_blank_a_quote_or_a_backslash_in_its_name_is_one_word_of_javas_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / 'my "home" \\ x'
+    monkeypatch.setenv("FINPRO_HOME", str(home))
+    *_, log = shlex.split(environment("screen_orders", master="local[2]")["SPARK_SUBMIT_OPTS"])
+    assert log == f"-Dfinpro.log.file={home}/logs/screen_orders.log"
+
+
 def test_a_process_that_becomes_a_driver_starts_spark_as_spark_submit_would(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in environment("export_raw", master="local[2]"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that all of it ends with the test
