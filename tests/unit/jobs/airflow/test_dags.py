@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, RetryAction
+from airflow.sdk import DAG, CronTriggerTimetable, RetryAction
 from airflow.sdk.exceptions import AirflowSkipException
 
 from batch.warehouse.manifest import check_run_id
@@ -189,7 +189,9 @@ def test_all_of_history_is_built_anew_only_where_all_of_it_is_what_postgres_has(
 
 
 def test_on_the_sunday_on_which_airflow_first_starts_nothing_is_compared_yet() -> None:
-    assert find("whole_history").timetable.run_immediately == timedelta(0)
+    timetable = find("whole_history").timetable
+    assert isinstance(timetable, CronTriggerTimetable)
+    assert timetable.run_immediately == timedelta(0)
 
 
 def test_what_changes_the_raw_tables_and_what_reads_them_for_dbt_share_a_pool_of_one_that_the_file_makes() -> None:
