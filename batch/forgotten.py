@@ -190,8 +190,8 @@ def require_all_known(cursor: Cursor, bucket: Bucket) -> None:
     known = {_object_of(person.user_id) for person in _recorded(cursor)}
     if unknown := sorted(set(names) - known):
         raise ExportError(
-            f"{len(unknown):,} who were forgotten are not in forgotten_users (gs://{bucket.name}/{unknown[0]} …): this Postgres is"
-            " one from before, and may hold their names. `finpro forget` forgets them again; then export."
+            f"{len(unknown):,} who were forgotten are not in forgotten_users (gs://{bucket.name}/{unknown[0]} …): this Postgres"
+            " is one from before, and may hold their names. `finpro forget` forgets them again; then export."
         )
 
 

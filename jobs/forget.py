@@ -1,7 +1,7 @@
 """Forgetting a person: `spark-submit jobs/forget.py [options]`, or `finpro forget`.
 
-Postgres comes first, and has a record of it. From there on each place is tried, whatever became of the others: what could not be
-reached is named, and the same command goes on with it.
+Postgres comes first, and has a record of it. From there on each place is tried, whatever became of the others: what could not
+be reached is named, and the same command goes on with it.
 """
 
 import argparse

@@ -11,17 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from batch.forgotten import PERSONAL
 from batch.google_cloud import bigquery_client, storage_client
 from batch.reference_data import generate
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
-from conf.errors import ExportError
 from conf.rules import load_rules
 from conf.settings import Settings
 from jobs.transform import transform
 from streaming.kafka import ORDERS
-from streaming.lakehouse.tables import bronze_orders
 from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import spelled
 from tests.runs import archive, screening
@@ -77,8 +74,7 @@ def fill(settings: Settings) -> None:
     export_run(settings, "first")
     load(settings, "first")
     reconcile(settings, "first")
-    select = ("+mart_top10_active_users", "+users_history")
-    transform(settings, run_id=None, full_refresh=False, select=select, say=lambda _: None)
+    transform(settings, run_id=None, full_refresh=False, select=(), say=lambda _: None)
     core = settings.bigquery_core_dataset
     tamper(settings, f"update {core}.users_history set dbt_scd_id = 'b' where user_id = {WHO}")
     tamper(settings, f"insert into {core}.users_history select * from {core}.users_history where user_id = {WHO}")
