@@ -12,8 +12,6 @@ from typing import NamedTuple
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from batch.forgetting.files import forget_in_files
 from batch.forgetting.tables import forget_in_tables
@@ -39,7 +37,7 @@ from streaming.lakehouse.forgetting import forget_in_lakehouse
 from streaming.lakehouse.maintenance import PROPERTIES
 
 _TIME_TRAVEL = timedelta(days=7)  # of BigQuery, at most; its fail-safe is as long
-_NOT_CONFIGURED = "not configured"
+_NOT_CONFIGURED, _NOTHING = "not configured", "nothing left"
 
 
 class Place(NamedTuple):
@@ -123,7 +121,8 @@ def in_the_bucket(settings: Settings, persons: Sequence[Forgotten], *, dry_run: 
     with explained(settings):
         found = forget_in_files(bucket, _ids(persons), dry_run=dry_run)
     remains = "replaced objects as long as the bucket keeps them (soft delete, for 7 days unless it says otherwise; versions)"
-    return Place(f"gs://{bucket.name}/raw", f"{found.rows:,} rows in {found.written:,} of {found.looked_at:,} files", remains)
+    rows = f"{found.rows:,} rows in {found.written:,} of {found.looked_at:,} files" if found.rows else _NOTHING
+    return Place("exported files", rows, remains)
 
 
 def in_the_lakehouse(settings: Settings, persons: Sequence[Forgotten], spark: SparkSession, *, dry_run: bool) -> Place:
@@ -160,7 +159,7 @@ def _ids(persons: Collection[Forgotten]) -> list[int]:
 
 
 def _counted(found: dict[str, int]) -> str:
-    return ", ".join(f"{what} {rows:,}" for what, rows in found.items() if rows) or "nothing left"
+    return ", ".join(f"{what} {rows:,}" for what, rows in found.items() if rows) or _NOTHING
 
 
 def _until(kept: timedelta | None) -> str:
@@ -193,7 +192,7 @@ def forget(settings: Settings, persons: Sequence[Forgotten], *, dry_run: bool) -
         warehouse: dict[str, Callable[[], Place]] = {
             "a run": lambda: by_a_run(settings, persons, spark),
             "BigQuery": lambda: in_bigquery(settings, persons, dry_run=dry_run),
-            "bucket": lambda: in_the_bucket(settings, persons, dry_run=dry_run),
+            "exported files": lambda: in_the_bucket(settings, persons, dry_run=dry_run),
         }
         if dry_run:
             del warehouse["a run"]
@@ -207,15 +206,12 @@ def forget(settings: Settings, persons: Sequence[Forgotten], *, dry_run: bool) -
 
 
 def show(console: Console, who: str, places: Sequence[Place], *, dry_run: bool) -> None:
-    """Print the report."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("place", "would be erased" if dry_run else "erased", "remains"):
-        table.add_column(title)
+    """Print the report: of each place what was erased there, and what remains until when."""
+    console.print(f"{who}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {'would be erased' if dry_run else 'erased'}")
     for place in places:
-        trouble = str(place.trouble).splitlines()[0] if place.trouble else ""
-        table.add_row(place.name, Text(f"not reached: {trouble}", "bold red") if trouble else place.erased, place.remains)
-    console.print(f"{who}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-    console.print(table)
+        console.print(f"{place.name:<15}{'not reached' if place.trouble else place.erased}")
+        if place.remains:
+            console.print(f"{'':<15}remains: {place.remains}")
 
 
 def main(given: Sequence[str] | None = None, *, console: Console | None = None) -> None:
