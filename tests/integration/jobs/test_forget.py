@@ -163,7 +163,7 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
 
     restored_from_before(settings)
     with pytest.raises(ExportError, match="1 who were forgotten are not in forgotten_users"):
-        export_run(settings, "after the copy")
+        export_run(settings, "after-the-copy")
     assert finpro("forget").returncode == 0
     assert places_of(settings, SECRET) == set()
     assert finpro("forget", "--user", "4242").returncode == 17
