@@ -58,14 +58,18 @@ _CATALOGUE = (
 
 @dataclass(frozen=True)
 class ReferenceTable:
-    """A raw table that `finpro generate` fills: its name, its id, and the column that is its natural key."""
+    """A raw table that `finpro generate` fills: its name, its id, and the column that is its natural key.
+
+    Ids in the table `forgotten` are left as they are.
+    """
 
     name: str
     key: str
     natural_key: str
+    forgotten: str | None = None
 
 
-USERS = ReferenceTable("raw_users", "user_id", "email")
+USERS = ReferenceTable("raw_users", "user_id", "email", forgotten="forgotten_users")
 PRODUCTS = ReferenceTable("raw_products", "product_id", "product_name")
 
 
@@ -84,8 +88,8 @@ def generate(
 ) -> list[Loaded]:
     """Make users and products 1 to their counts and load them, in one transaction.
 
-    The same again changes no row; larger counts add the new rows only; smaller ones remove nothing. `on_rows` hears of
-    each table and number of rows copied to it.
+    The same again changes no row; larger counts add the new rows only; smaller ones remove nothing. Who is forgotten stays
+    so. `on_rows` hears of each table and number of rows copied to it.
 
     Raises:
         PostgresError: Postgres cannot be reached or lacks the tables, or holds rows that another seed made.
@@ -157,7 +161,15 @@ def _insert_new(table: ReferenceTable, staging: str, columns: list[str]) -> str:
     return f"""
         insert into {table.name} ({", ".join(columns)})
         select {", ".join(columns)} from {staging} as staged
-        where not exists (select from {table.name} as stored where {_same_row(table)})"""
+        where not exists (select from {table.name} as stored where {_same_row(table)})
+          and {_is_wanted(table)}"""
+
+
+def _is_wanted(table: ReferenceTable) -> str:
+    """Somebody who is forgotten has another email by now, and is not to come a second time."""
+    if table.forgotten is None:
+        return "true"
+    return f"not exists (select from {table.forgotten} as forgotten where forgotten.{table.key} = staged.{table.key})"
 
 
 def _same_row(table: ReferenceTable) -> str:

@@ -144,6 +144,12 @@ class NotificationError(FinproError):
     exit_code = 16
 
 
+class ForgetError(FinproError):
+    """A person cannot be forgotten, or not everywhere yet."""
+
+    exit_code = 17
+
+
 class ReportError(FinproError):
     """The report cannot be written: the marts are not there, or hold nothing."""
 

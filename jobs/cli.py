@@ -259,6 +259,28 @@ def maintain(
     _run("maintain_lakehouse", ["--force"] if force else [], master, memory, conf, delta=True)
 
 
+@app.command()
+def forget(
+    user: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Who is to be forgotten; repeatable. Default: all who were, once more, wherever they came back."
+        ),
+    ] = None,
+    request: Annotated[
+        str | None, typer.Option(help="What asks for it, such as a ticket's number; kept in the record.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be erased, and erase nothing.")] = False,
+    master: Master = "local[2,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
+) -> None:
+    """Forget a person: name, email, phone number and what came with their orders, in every place, for good."""
+    arguments = [part for user_id in user or () for part in ("--user", str(user_id))]
+    arguments += ["--request", request] if request else []
+    _run("forget", [*arguments, *(["--dry-run"] if dry_run else [])], master, memory, conf, delta=True)
+
+
 @app.command("export")
 def export_raw(
     full: Annotated[bool, typer.Option("--full", help="Export every row, not only what changed since the last run.")] = False,

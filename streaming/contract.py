@@ -112,7 +112,7 @@ class _Message(msgspec.Struct, gc=False):
 _RUN = 100  # messages that are decoded in one go, or one by one where one of them does not decode
 _decode = msgspec.json.Decoder(_Message).decode
 _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_FIELDS = _Message.__struct_fields__
+FIELDS = _Message.__struct_fields__
 
 # `17` or `U17` for a user, `203` or `P203` for a product: the digits are the id.
 _ID_TEXTS = {"user_id": re.compile(r"[Uu]?0*([0-9]{1,19})"), "product_id": re.compile(r"[Pp]?0*([0-9]{1,19})")}
@@ -312,7 +312,7 @@ def _why(value: bytes | None, error: Exception) -> str:
 def _orders(messages: pa.RecordBatch, decoded: _Decoded) -> pl.DataFrame:
     """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be)."""
     parsed = decoded.messages
-    texts = {name: list(map(attrgetter(name), parsed)) for name in _FIELDS if name not in ("user_id", "product_id")}
+    texts = {name: list(map(attrgetter(name), parsed)) for name in FIELDS if name not in ("user_id", "product_id")}
     fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
         user_id=_ids("user_id", [message.user_id for message in parsed]),
         product_id=_ids("product_id", [message.product_id for message in parsed]),
@@ -337,7 +337,7 @@ def _orders(messages: pa.RecordBatch, decoded: _Decoded) -> pl.DataFrame:
 
 _FIELD_SCHEMA = {
     name: pl.Int64() if name in ("quantity", "amount_numeric") else pl.String()
-    for name in _FIELDS
+    for name in FIELDS
     if name not in ("user_id", "product_id")
 }
 

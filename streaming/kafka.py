@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -293,6 +295,25 @@ def kept_by(topic: str, config: dict[str, str]) -> OrdersKept:
             f" is which of two orders came first. {alter}message.timestamp.type=LogAppendTime` makes them Kafka's."
         )
     return OrdersKept(loses, dates)
+
+
+def kept_for(settings: Settings) -> dict[str, timedelta | None]:
+    """Full name of a topic of finpro's → how long Kafka keeps a message there at least; None is for ever.
+
+    Topics that are not there are left out, and those that this login may not ask about (DescribeConfigs).
+
+    Raises:
+        KafkaError: the brokers cannot be reached.
+    """
+    there = sorted(set(map(settings.topic, TOPICS)) & existing_topics(settings).keys())
+    admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
+    kept: dict[str, timedelta | None] = {}
+    for resource, answer in admin.describe_configs(resources, request_timeout=_WAIT_SECONDS).items() if there else ():
+        with suppress(KafkaException):
+            milliseconds = int(answer.result()["retention.ms"].value)
+            kept[resource.name] = None if milliseconds < 0 else timedelta(milliseconds=min(milliseconds, _MOST_MILLISECONDS))
+    return kept
 
 
 def largest_message(settings: Settings, name: str) -> int:

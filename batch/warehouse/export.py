@@ -25,6 +25,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark import Accumulator, SparkContext
 from pyspark.errors import PySparkException
 
+from batch.forgotten import require_all_known
 from batch.google_cloud import explained, open_bucket
 from batch.postgres import connect
 from batch.sessions import BULK
@@ -117,7 +118,8 @@ def export(
     Raises:
         PostgresError: Postgres refuses, or is gone.
         GoogleCloudError: Cloud Storage refuses, or is gone.
-        ExportError: another export is running, or a column's type cannot be exported.
+        ExportError: another export is running, a column's type cannot be exported, or this Postgres does not know of somebody
+            who was forgotten.
     """
     check_run_id(run_id)
     bucket = open_bucket(settings)
@@ -130,6 +132,7 @@ def export(
         finished = find_manifest(bucket, run_id)
         if finished:
             return finished
+        require_all_known(cursor, bucket)
         began = datetime.now(UTC)
         columns = {table: columns_of(cursor, table) for table in TABLES}
         start = _start(bucket, cursor, snapshot, columns, full=full, since=since, say=say)

@@ -24,7 +24,7 @@ from conf.settings import Settings
 _UPLOAD_CHUNK_BYTES = 16 * 2**20  # most slices are one request; a longer one is sent as it grows
 # Ids and amounts hardly repeat: their dictionaries are given up early, which saves a third of the writing and of the size.
 # Whoever loads a file reads all of it: statistics would let nothing be skipped.
-_PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 2**14, "write_statistics": False}
+PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 2**14, "write_statistics": False}
 
 
 class _Type(NamedTuple):
@@ -117,9 +117,9 @@ def described(table: str, columns: Sequence[SourceColumn]) -> list[Column]:
     return [Column(column.name, _TYPES[column.type].bigquery) for column in columns]
 
 
-def folder(table: str, run_id: str) -> str:
-    """What the names of a run's objects of a table begin with."""
-    return f"raw/{table}/{run_id}/"
+def folder(table: str, run_id: str | None = None) -> str:
+    """What the names of a run's objects of a table begin with; without a run id, of all runs'."""
+    return f"raw/{table}/{run_id}/" if run_id else f"raw/{table}/"
 
 
 def export_slice(part: Slice, snapshot: Snapshot, settings: Settings, run_id: str) -> ExportedSlice:
@@ -168,7 +168,7 @@ def _write(batches: Iterator[pa.RecordBatch], bucket: Bucket, name: str, schema:
         return None
     rows = 0
     upload = bucket.blob(name).open("wb", chunk_size=_UPLOAD_CHUNK_BYTES, ignore_flush=True)
-    with upload, pq.ParquetWriter(upload, schema, **_PARQUET) as writer:
+    with upload, pq.ParquetWriter(upload, schema, **PARQUET) as writer:
         for batch in _chain(first, batches):
             writer.write_batch(batch)
             rows += batch.num_rows

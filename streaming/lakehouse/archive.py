@@ -32,6 +32,7 @@ from streaming.lakehouse.tables import (
     SILVER_ORDERS,
     Table,
     commit,
+    is_among,
 )
 
 SinkFunction = Callable[[DataFrame, int], None]
@@ -120,7 +121,7 @@ def _merged_verdicts(silver: DeltaTable, rows: DataFrame, days: list[date]) -> D
     of_order: _Values = {name: F.col(f"new.{name}") for name in _ORDER}
     return (
         silver.alias("stored")
-        .merge(orders.alias("new"), _same("order_id", "event_date") & _is_among("stored.event_date", days))
+        .merge(orders.alias("new"), _same("order_id", "event_date") & is_among("stored.event_date", days))
         .whenMatchedUpdate(_accumulated(stored) != stored, _in_force(_accumulated(stored)))
         .whenNotMatchedInsert(values=of_order | _in_force(_accumulated(first)))
     )
@@ -192,7 +193,7 @@ def merge_into_quarantine(lakehouse: str) -> SinkFunction:
 def _merged_letters(quarantine: DeltaTable, rows: DataFrame, days: list[date]) -> DeltaMergeBuilder:
     first = F.min_by(F.struct(*QUARANTINE.names), "letter").alias("first")
     letters = rows.groupBy(*_POSITION).agg(first).select("first.*")
-    is_here = _same(*_POSITION, "received_date") & _is_among("stored.received_date", days)
+    is_here = _same(*_POSITION, "received_date") & is_among("stored.received_date", days)
     return quarantine.alias("stored").merge(letters.alias("new"), is_here).whenNotMatchedInsertAll()
 
 
@@ -212,11 +213,6 @@ def _all_there(columns: dict[str, Column]) -> Column:
 
 def _same(*names: str) -> Column:
     return reduce(and_, (F.col(f"stored.{name}") == F.col(f"new.{name}") for name in names))
-
-
-def _is_among(day: str, days: list[date]) -> Column:
-    # As text: Python writes the year 1 as `1`, which Java takes for no date.
-    return F.col(day).isin([F.expr(f"date'{one.isoformat()}'") for one in days])
 
 
 @contextmanager

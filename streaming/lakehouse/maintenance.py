@@ -93,7 +93,7 @@ def maintain(spark: SparkSession, lakehouse: str, table: Table, retention: timed
         ordered = delta.optimize().where(f"{table.day} = '{day}'")
         commit(lakehouse, table, partial(ordered.executeZOrderBy, table.time))
     commit(lakehouse, table, partial(delta.vacuum, retention.total_seconds() / 3600))
-    return Upkeep(table.name, len(days), before, _size(spark, path), _deleted(delta))
+    return Upkeep(table.name, len(days), before, _size(spark, path), deleted_by_vacuum(delta))
 
 
 def _size(spark: SparkSession, path: str) -> Size:
@@ -109,7 +109,8 @@ def _days_in_pieces(spark: SparkSession, path: str, day: str) -> list[str]:
     return [row["day"] for row in sizes.where(in_pieces).orderBy("day").collect()]
 
 
-def _deleted(delta: DeltaTable) -> int:
+def deleted_by_vacuum(delta: DeltaTable) -> int:
+    """How many files the newest vacuum of a table has deleted, as its history says."""
     vacuums = delta.history().where(F.col("operation") == "VACUUM END")
     newest = vacuums.orderBy(F.desc("version")).select("operationMetrics").first()
     return int(newest["operationMetrics"]["numDeletedFiles"]) if newest else 0

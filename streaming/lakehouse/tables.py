@@ -4,9 +4,10 @@ Bronze is every message as received, silver the verdict in force for each order,
 """
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from delta.exceptions import (
 from delta.tables import DeltaTable
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
@@ -177,6 +178,12 @@ def bronze_ends(spark: SparkSession, lakehouse: str, topic: str) -> dict[int, in
 def table_id(spark: SparkSession, path: str) -> str:
     """The id that Delta gave the table at `path`: another one once it has been deleted and created again."""
     return str(DeltaTable.forPath(spark, path).detail().select("id").collect()[0]["id"])
+
+
+def is_among(day: str, days: Sequence[date]) -> Column:
+    """Whether a column is one of these days: a condition by which a merge looks at those partitions only."""
+    # As text: Python writes the year 1 as `1`, which Java takes for no date.
+    return F.col(day).isin([F.expr(f"date'{one.isoformat()}'") for one in days])
 
 
 def commit(lakehouse: str, table: Table, write: Callable[[], Any]) -> None:

@@ -14,6 +14,7 @@ ROOMS = (
     "conf",
     "batch",
     "batch/warehouse",
+    "batch/forgetting",
     "batch/report",
     "expectations",
     "streaming",

@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from batch.forgotten import PERSONAL, Forgotten, forget_in_postgres, held_in_postgres, recorded
 from batch.postgres import connect
 from batch.reference_data import Loaded, generate, users
-from conf.errors import PostgresError
+from conf.errors import ForgetError, PostgresError
 from conf.settings import Settings
+from jobs.local.platform import Platform
+from tests.runs.logins import login
 
 
 @pytest.fixture
@@ -111,3 +115,53 @@ def test_the_command_says_what_it_inserted_and_what_was_there(settings: Settings
         "raw_users: 0 inserted, 0 updated, 120 unchanged",
         "raw_products: 0 inserted, 0 updated, 30 unchanged",
     ]
+
+
+# --- who is forgotten ----------------------------------------------------------------------------------------------------
+
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+def named(dsn: str) -> set[int]:
+    """The users that raw_users has by name; of the others it has pseudonyms in all three columns."""
+    rows = query(dsn, f"select user_id, {', '.join(PERSONAL)} from raw_users")
+    pseudonyms = {user_id: tuple(pseudonym.of(user_id) for pseudonym in PERSONAL.values()) for user_id, *_ in rows}
+    assert all(not set(texts) & set(pseudonyms[user_id]) for user_id, *texts in rows if tuple(texts) != pseudonyms[user_id])
+    return {user_id for user_id, *texts in rows if tuple(texts) != pseudonyms[user_id]}
+
+
+def test_whoever_brings_somebody_again_who_is_forgotten_brings_a_pseudonym(dsn: str, platform: Platform) -> None:
+    make(dsn, 5)
+    before = versions(dsn)["raw_users"]
+    theirs = query(dsn, "select * from raw_users where user_id = 2")[0]
+    assert forget_in_postgres(dsn, [Forgotten(2, NOW), Forgotten(4, NOW, "a ticket")]) == 2
+    assert named(dsn) == {1, 3, 5}
+    after = versions(dsn)["raw_users"]
+    assert {user_id for user_id in after if after[user_id] != before[user_id]} == {2, 4}, "which an export takes along"
+
+    assert make(dsn, 6)[0] == Loaded("raw_users", 1, 0, 5)
+    values = ", ".join(["%s"] * len(theirs))
+    with login(platform, dsn, "finpro_generate") as generating:
+        query(generating, "update raw_users set name = 'again', phone_number = '1' where user_id in (1, 2, 4)")
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("delete from raw_users where user_id = 2")
+        cursor.execute(f"insert into raw_users values ({values})", theirs)
+    assert named(dsn) == {1, 3, 5, 6}
+    assert held_in_postgres(dsn, [2, 4]) == 0
+
+    query(dsn, "alter table raw_users disable trigger user")
+    query(dsn, "update raw_users set email = 'again@example.com' where user_id = 4")
+    query(dsn, "alter table raw_users enable trigger user")
+    assert forget_in_postgres(dsn, [Forgotten(4, NOW)]) == 1
+    assert named(dsn) == {1, 3, 5, 6}
+    assert [(one.user_id, one.request, one.completed_at) for one in recorded(dsn)] == [(2, None, None), (4, "a ticket", None)]
+
+
+def test_of_whom_nothing_is_known_nobody_is_forgotten(dsn: str) -> None:
+    make(dsn, 3)
+    query(dsn, "delete from raw_users where user_id = 3")
+    with pytest.raises(ForgetError, match="Nothing is known of user 8, 9: "):
+        forget_in_postgres(dsn, [Forgotten(user_id, NOW) for user_id in (1, 9, 8)])
+    assert recorded(dsn) == []
+    assert forget_in_postgres(dsn, [Forgotten(3, NOW)]) == 0, "who was deleted may still be elsewhere"
+    assert [person.user_id for person in recorded(dsn)] == [3]

@@ -214,11 +214,15 @@ LEAVES_A_WITNESS = "insert into export_runs select * from export_runs"
 KEEPS_DAYS = "update day_profiles set rows = rows"
 READS_DELETIONS = "select key from deleted_rows"
 FORGETS_DELETIONS = "delete from deleted_rows"
+READS_WHO_IS_FORGOTTEN = "select user_id from forgotten_users"
 MAY = {
-    "finpro_generate": {READS_USERS, ADDS_USERS},
+    "finpro_generate": {READS_USERS, ADDS_USERS, READS_WHO_IS_FORGOTTEN},
     "finpro_produce": {READS_USERS},
     "finpro_screen": {READS_ORDERS, ADDS_ORDERS},
-    "finpro_export": {READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS},
+    "finpro_export": {
+        *(READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS),
+        READS_WHO_IS_FORGOTTEN,
+    },
     "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
 }
@@ -230,6 +234,7 @@ NOBODY_MAY = {
     "insert into schema_migrations values (99, 'mine')",
     "insert into deleted_rows (table_name) values ('raw_orders')",
     "delete from export_runs",
+    "insert into forgotten_users (user_id) values (1)",
 }
 
 

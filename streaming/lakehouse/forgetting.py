@@ -1,0 +1,152 @@
+"""Somebody is forgotten in the lakehouse: their messages in bronze and letters in quarantine say only what they have to.
+
+What was replaced is deleted at once, and with it the way back to versions of before. Silver holds an order's fields and
+nothing else: of these the user's number is the only one that tells of a person.
+"""
+
+from collections.abc import Collection, Iterator
+from datetime import date, datetime
+from functools import partial
+from typing import NamedTuple
+
+import pyarrow as pa
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import BooleanType, StructField, StructType
+
+from conf.errors import LakehouseError
+from streaming.lakehouse.erased_messages import left_of
+from streaming.lakehouse.maintenance import deleted_by_vacuum
+from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, Table, commit, is_among
+from streaming.small_files import Folder
+
+_POSITION = ("topic", "partition", "offset", "received_date")
+_TYPES = {field.name: field for field in BRONZE.fields}
+# What is left of messages: where they lie, what stands there, and as erased_messages.Left.
+_LEFT = StructType(
+    [
+        *(_TYPES[name] for name in (*_POSITION, "value", "key", "headers")),
+        StructField("is_letter", BooleanType(), nullable=False),
+        StructField("is_new", BooleanType(), nullable=False),
+    ]
+)
+# Of an attempt to write that died, which no version knows. A younger one may belong to somebody who is about to commit it.
+_ORPHANS_HOURS = 24
+
+
+class Forgot(NamedTuple):
+    """What was erased: messages of bronze, letters of quarantine, and how many files, replaced now or before, were deleted."""
+
+    messages: int
+    letters: int
+    files: int
+
+
+def forget_in_lakehouse(
+    spark: SparkSession, lakehouse: str, users: Collection[int], erased_at: datetime, *, dry_run: bool
+) -> Forgot | None:
+    """Erase what bronze and quarantine hold of these users beyond the contract, and the files that held it.
+
+    All of bronze is read. Beside the archive this is safe: see `tables.commit`. Who reads a table meanwhile may miss a file.
+
+    Args:
+        spark: with maintenance.PROPERTIES.
+        lakehouse: a path, or gs://bucket/folder.
+        users: who is forgotten.
+        erased_at: marks the messages that are changed.
+        dry_run: count only.
+
+    Returns:
+        None where there is no lakehouse.
+
+    Raises:
+        LakehouseError: another process writes all the time, or an unfinished replay holds copies.
+    """
+    bronze, quarantine = (BRONZE_ORDERS.path(lakehouse), QUARANTINE_ORDERS.path(lakehouse))
+    if not DeltaTable.isDeltaTable(spark, bronze):
+        return None
+    _require_no_draft(spark, lakehouse)
+    left = _left(spark.read.format("delta").load(bronze), frozenset(users), erased_at).persist()
+    letters = _letters(spark.read.format("delta").load(quarantine), left, frozenset(users), erased_at).persist()
+    try:
+        new = left.where("is_new")
+        messages, letter_count = new.count(), letters.count()
+        files = 0
+        if not dry_run:
+            _replace(spark, lakehouse, BRONZE_ORDERS, new, ("value", "key", "headers"))
+            _replace(spark, lakehouse, QUARANTINE_ORDERS, letters, ("value",))
+            files = sum(_delete_replaced(spark, lakehouse, table) for table in (BRONZE_ORDERS, QUARANTINE_ORDERS))
+    finally:
+        left.unpersist()
+        letters.unpersist()
+    return Forgot(messages, letter_count, files)
+
+
+def _require_no_draft(spark: SparkSession, lakehouse: str) -> None:
+    if Folder(spark, f"{lakehouse.rstrip('/')}/replay", "FINPRO_LAKEHOUSE").names():
+        raise LakehouseError(
+            f"{lakehouse}/replay holds copies of messages, of a replay that has not come to its end:"
+            " `finpro screen --from-bronze` goes on with it. Then forget again."
+        )
+
+
+def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
+    """What is left of these users' messages (of bronze): _LEFT, of those alone that hold more or break the contract."""
+    schema, at = to_arrow_schema(_LEFT, timezone="UTC"), erased_at.isoformat(timespec="seconds")
+
+    def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            found = left_of(batch, users, at)
+            places = batch.select(_POSITION).take(pa.array(found.keys(), pa.int64())).to_pylist()
+            rows = [place | one._asdict() for place, one in zip(places, found.values(), strict=True)]
+            if rows:
+                yield pa.RecordBatch.from_pylist(rows, schema=schema)
+
+    return messages.select(*_POSITION, "value", "key", "headers").mapInArrow(find, _LEFT)
+
+
+def _letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
+    """What is left of these users' letters: a position and a value, of those alone that hold more.
+
+    Whose a letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
+    has no message yet, the letter.
+    """
+    own = quarantine.select("*", F.lit(None).cast("binary").alias("key"))
+    own = own.withColumn("headers", F.lit(None).cast(_TYPES["headers"].dataType))
+    of_themselves = _left(own, users, erased_at).where("is_new").select(*_POSITION, "value")
+    of_bronze = left.where("is_letter").select(*_POSITION, F.col("value").alias("left"))
+    of_bronze = quarantine.join(of_bronze, list(_POSITION)).where(F.col("value") != F.col("left"))
+    of_bronze = of_bronze.select(*_POSITION, F.col("left").alias("value"))
+    return of_bronze.unionByName(of_themselves.join(of_bronze, list(_POSITION), "left_anti"))
+
+
+def _replace(spark: SparkSession, lakehouse: str, table: Table, rows: DataFrame, columns: tuple[str, ...]) -> None:
+    """Put the columns of rows in the place of what stands at their positions."""
+    days: list[date] = [row[table.day] for row in rows.select(table.day).distinct().collect()]
+    if not days:
+        return
+    is_there = is_among(f"stored.{table.day}", days)
+    for name in _POSITION:
+        is_there &= F.col(f"stored.{name}") == F.col(f"new.{name}")
+
+    def write() -> None:
+        stored = DeltaTable.forPath(spark, table.path(lakehouse)).alias("stored")
+        stored.merge(rows.alias("new"), is_there).whenMatchedUpdate(set={name: f"new.{name}" for name in columns}).execute()
+
+    commit(lakehouse, table, write)
+
+
+def _delete_replaced(spark: SparkSession, lakehouse: str, table: Table) -> int:
+    """Delete the files that the table no longer consists of; returns how many.
+
+    Those that its log knows go at once (`lite` looks there, and not at what lies in the folders, where others' files may wait
+    for their commit); those of attempts that died, once they are a day old.
+    """
+    delta = DeltaTable.forPath(spark, table.path(lakehouse))
+    path = table.path(lakehouse).replace("`", "``")
+    commit(lakehouse, table, partial(delta.vacuum, _ORPHANS_HOURS))
+    files = deleted_by_vacuum(delta)
+    commit(lakehouse, table, lambda: spark.sql(f"vacuum delta.`{path}` lite retain 0 hours"))
+    return files + deleted_by_vacuum(delta)
