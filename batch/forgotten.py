@@ -32,7 +32,7 @@ class Pseudonym(NamedTuple):
         return f"{self.before}{user_id}{self.after}"
 
 
-# The columns that say who somebody is, wherever they stand beside a user_id. Migration 020 has the same.
+# The columns that say who somebody is, wherever they stand beside a user_id. Migration 014 has the same.
 PERSONAL = {
     "name": Pseudonym("forgotten-", ""),
     "email": Pseudonym("forgotten-", "@forgotten.invalid"),
