@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 Kind = Literal["string", "int", "number", "bool", "timestamp", "date"]
 Constant = str | int | float | bool | datetime | date
@@ -36,7 +36,14 @@ _LONGEST = 4_000  # characters
 _INT_BITS, _MOST_BITS = 63, 126  # of a field, and of what is worked out from fields: exact in 128 bits with a sign
 _OPERATORS = {"EQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">="}
 _ARITHMETIC = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/"}
-_CALLS = {"Coalesce": "coalesce", "Length": "length", "Lower": "lower", "Mod": "mod", "StartsWith": "starts_with", "Upper": "upper"}
+_CALLS = {
+    "Coalesce": "coalesce",
+    "Length": "length",
+    "Lower": "lower",
+    "Mod": "mod",
+    "StartsWith": "starts_with",
+    "Upper": "upper",
+}
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -371,7 +378,7 @@ class _Typing:
         text = node.sql("bigquery") if hasattr(node, "sql") else str(node)
         return text if len(text) <= 60 else f"{text[:60]}…"
 
-    _readers: dict[str, Callable[["_Typing", Any], Term]] = {
+    _readers: ClassVar[dict[str, Callable[["_Typing", Any], Term]]] = {
         "And": _connective,
         "Anonymous": _listed,
         "Between": _between,

@@ -22,6 +22,10 @@ class _Section(BaseModel):
 
     mode: Literal["enforce", "shadow"] = "enforce"
 
+    def entry(self) -> dict[str, Any]:
+        """As an entry of today's form."""
+        raise NotImplementedError
+
 
 class ForeignCountry(_Section):
     """The country of an order is not `home`."""

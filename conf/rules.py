@@ -115,6 +115,7 @@ class FraudRules(_Table):
         if problems:
             # A text of a person's may hold braces, which would be taken for places to fill in.
             raise PydanticCustomError("rules", "{problems}", {"problems": "\n  ".join(problems)})
+        _ = self.conditions  # parsed here, they travel with the rules: no worker has to parse them
         return self
 
     def _problems(self) -> Iterator[str]:
@@ -123,7 +124,7 @@ class FraudRules(_Table):
             yield f"rules: there are {len(self.rules)}, at most {MOST_RULES} can be in force"
         for name, rule in self.rules.items():
             if not re.fullmatch(NAME, name):
-                yield f"rules.{name}: a name has small letters, digits and _, begins with a letter and has at most 63 characters"
+                yield f"rules.{name}: a name has small letters, digits and _, a letter first, and at most 63 characters"
             yield from (f"rules.{name}{place}" for place in self._problems_of(rule))
             try:
                 if rule.when is not None:
@@ -149,13 +150,13 @@ class FraudRules(_Table):
         if rule.by and "product_id" not in rule.by:
             yield ".by: expected product_id among the fields: orders are divided by product, and others are never seen together"
         for form in forms[:1]:
-            field = getattr(getattr(rule, form), "of", None)
-            if field is None:
+            of = getattr(getattr(rule, form), "of", None)
+            if of is None:
                 continue
-            if field not in self.kinds:
-                yield f".{form}.of: expected a field, found {field!r}; the fields are {', '.join(self.kinds)}"
-            elif form != "distinct" and self.kinds[field] != "int":
-                yield f".{form}.of: expected a field of integers, {field} is one of {self.kinds[field]}"
+            if of not in self.kinds:
+                yield f".{form}.of: expected a field, found {of!r}; the fields are {', '.join(self.kinds)}"
+            elif form != "distinct" and self.kinds[of] != "int":
+                yield f".{form}.of: expected a field of integers, {of} is one of {self.kinds[of]}"
 
     @property
     def declared(self) -> Mapping[str, Kind]:

@@ -1,7 +1,7 @@
 """Which orders a condition selects: what `conf.conditions` has parsed, as expressions of polars.
 
-SQL's own rules hold for null. Beyond what polars does by itself: `mod` has the sign of its first value, as in GoogleSQL; integers
-that can grow beyond 64 bits are worked out in 128; what is divided by zero is null, where GoogleSQL would give up the query.
+SQL's own rules hold for null. Beyond what polars does by itself: `mod` has the sign of its first value, as in GoogleSQL;
+integers that can grow beyond 64 bits are worked out in 128; what is divided by zero is null, where GoogleSQL would give up.
 """
 
 from collections.abc import Callable, Sequence

@@ -96,7 +96,6 @@ class LiveRules:
                 f"A micro-batch was begun by version {version} of the rules, which this lakehouse does not know: is"
                 " FINPRO_LAKEHOUSE right?"
             )
-        _ = known.rules.conditions  # parsed here, so that no worker has to
         return known.rules
 
 

@@ -5,15 +5,17 @@
     consecutive    orders whose values of a field make a run of at least so many consecutive integers
     sum            orders whose values of a field, none of them negative, add up to so much
 
-in some interval of length `within`, both its ends included, of orders that are equal in some fields (`Equals`). Members are all
-orders in such an interval; of `consecutive` those that make the run. All are monotone: one more order can only add members. What
-they cost is O(n log n), without a step of Python for an order.
+in some interval of length `within`, both its ends included, of orders that are equal in some fields (`Equals`). Members are
+all orders in such an interval; of `consecutive` those that make the run. All are monotone: one more order can only add
+members. What they cost is O(n log n), without a step of Python for an order.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from streaming.rules.windows import (
     Ints,
@@ -135,7 +137,7 @@ def total(equals: Equals, of: Ints, at_least: int, width: int) -> Finding:
     starts = np.flatnonzero(sums >= at_least)
     cover = first_cover(starts, order.end[starts], len(rows))
     places = np.flatnonzero(cover >= 0)
-    start, end = starts[cover[places]], order.end[starts][cover[places]]
+    start = starts[cover[places]]
     # The shortest stretch around each order that is enough: as few orders after it as will do, then as few before it.
     until = np.maximum(np.searchsorted(summed, summed[start] + at_least, side="left"), places + 1)
     since = np.minimum(np.searchsorted(summed, summed[until] - at_least, side="right") - 1, places)
@@ -148,7 +150,7 @@ def total(equals: Equals, of: Ints, at_least: int, width: int) -> Finding:
     return _pattern(rows[order.rows], places, members, value=value, limit=at_least)
 
 
-def _running(values: Ints) -> np.ndarray:  # type: ignore[type-arg]
+def _running(values: Ints) -> NDArray[Any]:
     """The sum of the values before each place, and of all: as Python's integers where 64 bits may not hold them."""
     is_small = float(values.astype(np.float64).sum()) < 2.0**62
     return np.concatenate([[0], np.cumsum(values if is_small else values.astype(object))])

@@ -21,8 +21,8 @@ from streaming.rules.rules import findings
 from streaming.rules.windows import Ints, ints, spans
 from streaming.screening.chunks import PartitionRead
 
-# An order with the reasons and shadow reasons given so far (sorted names with commas between them, mostly none), and the evidence
-# for each: a JSON object by reason, null where there is none.
+# An order with the reasons and shadow reasons given so far (sorted names with commas between them, mostly none), and the
+# evidence for each: a JSON object by reason, null where there is none.
 RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, "given": pl.String(), "shadow": pl.String(), "evidence": pl.String()})
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.

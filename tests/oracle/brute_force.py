@@ -1,7 +1,7 @@
 """The independent judge: the order contract and the rules read once more, over the whole set of messages at once.
 
 Plain Python, and obviously right rather than fast: no stream, no state, no batches, no vectors. It shares nothing but
-the rules file with what it judges; conditions are left to DuckDB. Where the design leaves a choice, the choice stands as a comment beside the code.
+the rules file with what it judges, and leaves conditions to DuckDB. Where the design leaves a choice, the choice stands as a comment beside the code.
 """
 
 import json
@@ -365,7 +365,9 @@ def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
     rule = rules.rules[name]
     if rule.mode == "off":
         return set()
-    taking_part = orders if rule.when is None else [order for order in orders if order.order_id in _selected(orders, rule.when, rules)]
+    taking_part = (
+        orders if rule.when is None else [order for order in orders if order.order_id in _selected(orders, rule.when, rules)]
+    )
     if rule.by is None:
         return {order.order_id for order in taking_part}
     taking_part = [order for order in taking_part if all(_value(order, field, rules) is not None for field in rule.by)]
@@ -415,9 +417,11 @@ def _row_of_values(orders: list[Order], by: Iterable[str], pattern: Any, rules: 
 
 def _large_sum(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
     found = set()
-    having = [order for order in orders if (_value(order, pattern.of, rules) or -1) >= 0 or _value(order, pattern.of, rules) == 0]
+    having = [
+        order for order in orders if (_value(order, pattern.of, rules) or -1) >= 0 or _value(order, pattern.of, rules) == 0
+    ]
     for together in _together(having, by, pattern.within, rules):
-        if sum(_value(order, pattern.of, rules) for order in together) >= pattern.at_least:
+        if sum(values[order.order_id] for order in together) >= pattern.at_least:
             found |= {order.order_id for order in together}
     return found
 

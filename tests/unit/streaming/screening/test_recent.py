@@ -15,7 +15,8 @@ def orders(reasons: dict[int, int], second_of: dict[int, int]) -> pl.DataFrame:
     """Orders of these numbers with the reasons given, and their event times in seconds."""
     empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
     rows = [
-        empty | {"order_id": str(number), "product_id": number % 3, "given": given, "event_ts": second_of[number] * 1_000_000}
+        empty
+        | {"order_id": str(number), "product_id": number % 3, "given": str(given), "event_ts": second_of[number] * 1_000_000}
         for number, given in reasons.items()
     ]
     times = pl.Schema({**RECENT_SCHEMA, "event_ts": pl.Int64()})
@@ -23,7 +24,7 @@ def orders(reasons: dict[int, int], second_of: dict[int, int]) -> pl.DataFrame:
 
 
 def as_dictionary(recent: Recent) -> dict[int, int]:
-    return {int(order_id): given for order_id, given in whole(recent).select("order_id", "given").iter_rows()}
+    return {int(order_id): int(given) for order_id, given in whole(recent).select("order_id", "given").iter_rows()}
 
 
 @given(st.data())
@@ -36,7 +37,7 @@ def test_it_holds_each_order_once_as_it_was_last_and_none_that_is_too_old(data: 
         revised = data.draw(st.sets(st.sampled_from(sorted(model))) if model else st.just(set()), label="revised")
         changes = dict.fromkeys(arrivals, 0) | {number: model[number] + 1 for number in revised}
         known = model | changes
-        changed = orders(changes, second_of).with_columns(revision=pl.col("given") > 0)
+        changed = orders(changes, second_of).with_columns(revision=pl.col("given") != "0")
         recent = remembered(recent, Watermark(), oldest * 1_000_000, changed, batch)
         model = {number: given for number, given in known.items() if second_of[number] >= oldest}
         assert as_dictionary(recent) == model
