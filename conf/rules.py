@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionError, Kind, parse_condition
 from conf.durations import Duration
 from conf.errors import RulesError
-from conf.former_rules import Members, Thresholds, is_former, thresholds_of, translated
+from conf.former_rules import SIX, Members, Thresholds, is_former, thresholds_of, translated
 
 MOST_RULES = 64
 # Of a rule: a reason is one for ever, so a reason of which no rule is left is none that could not have been given.
@@ -224,13 +224,23 @@ def load_rules(path: Path) -> FraudRules:
         raise RulesError(f"Cannot read the fraud rules {path}: {error}. FINPRO_RULES names the file.") from error
     try:
         table = tomllib.loads(text)
-        return FraudRules.model_validate(translated(table) if is_former(table) else table)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RulesError(f"The fraud rules {path} are not valid TOML: {error}.") from error
+    problems: list[Any] = []
+    if is_former(table):
+        try:
+            table = translated(table)
+        except ValidationError as error:
+            problems += error.errors()
+            table = {name: value for name, value in table.items() if name not in SIX} | {"rules": {}}
+    try:
+        rules = FraudRules.model_validate(table)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(e)}" for e in error.errors())
-        message = f"The fraud rules {path} are not usable:\n{problems}\nconf/fraud_rules.toml shows the form of each key."
-        raise RulesError(message) from error
+        problems += error.errors()
+    if problems:
+        lines = "\n".join(f"  {_explain(problem)}" for problem in problems)
+        raise RulesError(f"The fraud rules {path} are not usable:\n{lines}\nconf/fraud_rules.toml shows the form of each key.")
+    return rules
 
 
 def _explain(error: Any) -> str:

@@ -1,7 +1,8 @@
 """The independent judge: the order contract and the rules read once more, over the whole set of messages at once.
 
 Plain Python, and obviously right rather than fast: no stream, no state, no batches, no vectors. It shares nothing but
-the rules file with what it judges, and leaves conditions to DuckDB. Where the design leaves a choice, the choice stands as a comment beside the code.
+the rules file with what it judges, and leaves conditions to DuckDB. Where the design leaves a choice, the choice stands as a
+comment beside the code.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -365,9 +367,8 @@ def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
     rule = rules.rules[name]
     if rule.mode == "off":
         return set()
-    taking_part = (
-        orders if rule.when is None else [order for order in orders if order.order_id in _selected(orders, rule.when, rules)]
-    )
+    selected = None if rule.when is None else _selected(orders, rule.when, rules)
+    taking_part = [order for order in orders if selected is None or order.order_id in selected]
     if rule.by is None:
         return {order.order_id for order in taking_part}
     taking_part = [order for order in taking_part if all(_value(order, field, rules) is not None for field in rule.by)]
@@ -417,9 +418,8 @@ def _row_of_values(orders: list[Order], by: Iterable[str], pattern: Any, rules: 
 
 def _large_sum(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
     found = set()
-    having = [
-        order for order in orders if (_value(order, pattern.of, rules) or -1) >= 0 or _value(order, pattern.of, rules) == 0
-    ]
+    values = {order.order_id: _value(order, pattern.of, rules) for order in orders}
+    having = [order for order in orders if values[order.order_id] is not None and values[order.order_id] >= 0]
     for together in _together(having, by, pattern.within, rules):
         if sum(values[order.order_id] for order in together) >= pattern.at_least:
             found |= {order.order_id for order in together}
@@ -466,11 +466,17 @@ def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str
     for name in ("user_id", "product_id", "quantity", "amount_numeric"):
         columns[name] = [str(value) for value in columns[name]]
     table = pa.table(columns)
-    with duckdb.connect(config={"threads": 1}) as database:
-        database.register("given", table)
-        casts = ", ".join(f"cast({name} as {kind}) as {name}" for name, kind in _COLUMNS.items())
-        found = database.sql(f"select order_id from (select {casts} from given) where {condition}").fetchall()
+    casts = ", ".join(f"cast({name} as {kind}) as {name}" for name, kind in _COLUMNS.items())
+    database = _database()
+    database.register("given", table)
+    found = database.execute(f"select order_id from (select {casts} from given) where {condition}").fetchall()
     return {order_id for (order_id,) in found}
+
+
+@lru_cache(maxsize=1)
+def _database() -> duckdb.DuckDBPyConnection:
+    """One for all conditions: to open one takes longer than most questions."""
+    return duckdb.connect(config={"threads": 1, "TimeZone": "UTC"})
 
 
 def _local(moment: datetime, zone: ZoneInfo) -> datetime:
