@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar, Literal, cast
 
 Kind = Literal["string", "int", "number", "bool", "timestamp", "date"]
@@ -350,10 +350,13 @@ class _Typing:
             if kind == "date":
                 return Term("constant", kind, value=date.fromisoformat(text))
             moment = datetime.fromisoformat(text)
-        except ValueError:
+            if moment.tzinfo is None:
+                raise self._error(node, f"expected a timestamp with an offset, such as {text}+07:00")
+            moment = moment.astimezone(UTC)
+        except ConditionError:
+            raise
+        except (ValueError, OverflowError):
             raise self._error(node, f"expected {_a(kind)}{_as_literal(kind)}, found {text}") from None
-        if moment.tzinfo is None:
-            raise self._error(node, f"expected a timestamp with an offset, such as {text}+07:00")
         return Term("constant", kind, value=moment)
 
     def _number(self, node: Any, where: str) -> Term:

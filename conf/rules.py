@@ -107,7 +107,9 @@ class FraudRules(_Table):
     @model_validator(mode="before")
     @classmethod
     def _of_any_form(cls, table: Any) -> Any:
-        return translated(table) if isinstance(table, dict) and is_former(table) else table
+        if not isinstance(table, dict):
+            return table
+        return translated(table) if is_former(table) else _without_examples(table)
 
     @model_validator(mode="after")
     def _says_what_it_may(self) -> "FraudRules":
@@ -206,6 +208,18 @@ class FraudRules(_Table):
     def as_delivered(self) -> frozenset[str]:
         """Those of the six rules that are as they were delivered, but for their limits."""
         return frozenset(thresholds_of(self.rules))
+
+
+def _without_examples(table: dict[str, Any]) -> dict[str, Any]:
+    """Examples say nothing of what a rule does (`streaming.rules.examples` reads them)."""
+    rules = table["rules"]
+    if not isinstance(rules, dict):
+        return table
+    entries = {
+        name: {key: value for key, value in rule.items() if key != "examples"} if isinstance(rule, dict) else rule
+        for name, rule in rules.items()
+    }
+    return table | {"rules": entries}
 
 
 def _short(text: str) -> str:

@@ -107,7 +107,7 @@ def _divided(term: Term) -> pl.Expr:
 def _remainder(term: Term) -> pl.Expr:
     left, right = (expression(part).cast(pl.Int128) for part in term.parts)
     remainder = left.abs() % pl.when(right != 0).then(right.abs())
-    return pl.when(left < 0).then(-remainder).otherwise(remainder)
+    return pl.when(left < 0).then(0 - remainder).otherwise(remainder)
 
 
 def _first(term: Term) -> pl.Expr:
@@ -128,7 +128,7 @@ _FUNCTIONS: dict[str, Callable[[Term], pl.Expr]] = {
     "length": lambda term: expression(term.parts[0]).str.len_chars().cast(pl.Int64),
     "lower": lambda term: expression(term.parts[0]).str.to_lowercase(),
     "mod": _remainder,
-    "negative": lambda term: -(expression(term.parts[0]).cast(pl.Int128 if term.kind == "int" else pl.Float64)),
+    "negative": lambda term: 0 - expression(term.parts[0]).cast(pl.Int128 if term.kind == "int" else pl.Float64),
     "not": lambda term: ~expression(term.parts[0]),
     "or": lambda term: reduce(or_, map(expression, term.parts)),
     "starts_with": lambda term: expression(term.parts[0]).str.starts_with(expression(term.parts[1])),

@@ -31,7 +31,9 @@ def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
     looked_at |= {name for rule in rules.evaluated.values() for name in _fields_of(rule)}
     local = [name for name in LOCAL_FIELDS if name in looked_at]
     table = _Orders(with_local_fields(orders, rules.time_zone, local) if local else orders)
-    held = table.orders.select(**{name: holds(condition.term) for name, condition in conditions.items()})
+    # Beside a field, so that a condition on none has a row an order too; a number is no name of a field.
+    held = table.orders.select("order_id", *(holds(one.term).alias(str(n)) for n, one in enumerate(conditions.values())))
+    held = held.drop("order_id").rename(dict(zip(map(str, range(len(conditions))), conditions, strict=True)))
     return {
         name: _of_pattern(table, rule, held[name] if name in conditions else None)
         if rule.pattern
