@@ -36,6 +36,9 @@ class ExpectNoRows(gxe.UnexpectedRowsExpectation):
         return found
 
 
+_REASON = NAME.replace("{", "{{").replace("}", "}}")  # the query is a template
+
+
 def suites(dataset: str, exported_at: datetime) -> Mapping[str, list[Expectation]]:
     """Raw table, or `recent_orders` → its expectations.
 
@@ -99,7 +102,7 @@ def _verdict() -> list[Expectation]:
         ExpectNoRows(
             description="every reason is a name that a rule can have",
             unexpected_rows_query="select order_id, reason from {batch}, unnest(reasons) as reason"
-            f" where not regexp_contains(reason, r'^{NAME}$')",
+            f" where not regexp_contains(reason, r'^{_REASON}$')",
         ),
         ExpectNoRows(
             description="an order is Fraud exactly when it has a reason",

@@ -427,17 +427,17 @@ def _large_sum(orders: list[Order], by: Iterable[str], pattern: Any, rules: Frau
 
 
 def _value(order: Order, field: str, rules: FraudRules) -> Any:
+    if not field.startswith("local_"):
+        return getattr(order, field)
     local = _local(order.event_ts, ZoneInfo(rules.time_zone))
     match field:
         case "local_hour":
             return local.hour
         case "local_weekday":
             # A day was added to what lies in year 1: its weekday is that of the day before.
-            return (local - timedelta(days=1) if order.event_ts.year == 1 else local).isoweekday()
-        case "local_date":
-            return local.date()
+            return (local.isoweekday() - 2) % 7 + 1 if order.event_ts.year == 1 else local.isoweekday()
         case _:
-            return getattr(order, field)
+            return local.date()
 
 
 # Integers have 128 bits there, so that no product of two is too large; times are in UTC, and say no zone.
@@ -462,13 +462,14 @@ def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str
     """The ids of the orders that a condition selects: another database is asked, with the text as it stands."""
     if not orders:
         return set()
-    columns = {name: [_value(order, name, rules) for order in orders] for name in _COLUMNS}
-    for name in ("user_id", "product_id", "quantity", "amount_numeric"):
+    looked_at = {"order_id", *re.findall(r"\w+", condition)} & _COLUMNS.keys()
+    columns = {name: [_value(order, name, rules) for order in orders] for name in looked_at}
+    for name in looked_at & {"user_id", "product_id", "quantity", "amount_numeric"}:
         columns[name] = [str(value) for value in columns[name]]
-    for name in ("created_date", "event_ts"):
+    for name in looked_at & {"created_date", "event_ts"}:
         columns[name] = [value.replace(tzinfo=None) for value in columns[name]]
     table = pa.table(columns)
-    casts = ", ".join(f"cast({name} as {kind}) as {name}" for name, kind in _COLUMNS.items())
+    casts = ", ".join(f"cast({name} as {_COLUMNS[name]}) as {name}" for name in columns)
     database = _database()
     database.register("given", table)
     found = database.execute(f"select order_id from (select {casts} from given) where {condition}").fetchall()
