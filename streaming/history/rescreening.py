@@ -116,7 +116,7 @@ def rescreened(orders: DataFrame, rules: FraudRules) -> DataFrame:
     Args:
         orders: one row an order; at least the columns that the rules look at: order_id, user_id, product_id, quantity,
             amount_numeric, country, event_ts. To judge a period, hand over the orders of the widest window around it too.
-        rules: the thresholds.
+        rules: to screen by.
     """
     return rescreen(orders, rules, _as_found, StructType([*orders.schema, *FOUND]))
 
@@ -130,7 +130,7 @@ def rescreen(orders: DataFrame, rules: FraudRules, fold: Fold, schema: StructTyp
 
     Args:
         orders: as for `rescreened`.
-        rules: the thresholds.
+        rules: to screen by.
         fold: takes tables of orders with FOUND, each order in exactly one of them; returns a table of `schema`.
         schema: of the result.
     """
@@ -173,7 +173,7 @@ def rescreened_tables(
 
     Args:
         tables: orders, cut anywhere; `slice` is the first microsecond of the slice of time that the row is in.
-        rules: the thresholds.
+        rules: to screen by.
         slice_width: in microseconds. An order belongs to the slice it lies in, and is a neighbour in others.
         at_once: so many orders are screened together, at least.
     """

@@ -168,11 +168,11 @@ def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> 
     if missing:
         for *place, orders in cursor.rows(_ORDERS, (query_id, json.dumps(missing))):
             segment = kept[query_id, *place]
-            table = _in_todays_form(unpack_table(orders, NO_RECENT))
+            table = in_todays_form(unpack_table(orders, NO_RECENT))
             _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
 
 
-def _in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
+def in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
     """What a segment holds, as RECENT_SCHEMA: in format 1 and before reasons were bits, and each had a column of evidence."""
     if orders["given"].dtype == pl.String:
         return orders.cast(RECENT_SCHEMA)

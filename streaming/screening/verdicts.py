@@ -151,7 +151,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     Args:
         recent: the orders known so far (RECENT_SCHEMA), at least those of the arrivals' products that are near in time.
         arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
-        rules: the thresholds in force.
+        rules: in force.
     """
     known = _with_arrivals(recent, arrivals)
     duplicates = len(recent) + len(arrivals) - len(known)

@@ -36,6 +36,13 @@ def test_a_file_of_the_old_form_says_what_the_shipped_file_says(tmp_path: Path) 
     assert len(shipped.as_delivered) == 6
 
 
+def test_the_readme_shows_the_rules_as_they_are_shipped() -> None:
+    readme = (CONF_DIR.parent / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```toml\n(\[rules\..*?)```", readme, re.DOTALL)
+    shipped = {name: {key: said for key, said in rule.items() if key != "examples"} for name, rule in SHIPPED["rules"].items()}
+    assert tomllib.loads(shown)["rules"] == shipped
+
+
 def test_what_was_recorded_in_the_old_form_is_read() -> None:
     recorded = (
         '{"version":"1","time_zone":"UTC","lateness":30.0,"max_future_skew":60.0,"foreign_country":{"mode":"shadow","home":"SG"},'

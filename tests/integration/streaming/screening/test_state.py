@@ -39,7 +39,7 @@ def orders(products: Iterable[int], batch: int, given: int = 0) -> pl.DataFrame:
     """One order of each product, placed in the second of the micro-batch's number; `given` makes it a revision of the first."""
     empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
     first = 0 if given else batch
-    common = empty | {"given": "a" if given else "", "event_ts": START.replace(second=first)}
+    common = empty | {"given": "a" * given, "event_ts": START.replace(second=first)}
     rows = [common | {"order_id": f"{first}-{product}", "product_id": product} for product in products]
     return pl.DataFrame(rows, RECENT_SCHEMA).with_columns(revision=pl.lit(value=bool(given)))
 
