@@ -208,6 +208,23 @@ def _reconciliation(settings: Settings) -> Finding:
     return dated(finished_at, f"run {run_id}, {tables} tables Consistent")
 
 
+def _bytes_read(settings: Settings) -> Finding:
+    """What the steps of the newest run had BigQuery read, in their order."""
+    found = _query(
+        settings.require("postgres_dsn"),
+        """
+        select run_id, max(finished_at), pg_size_pretty(sum(bytes_processed)), pg_size_pretty(sum(bytes_billed)),
+               string_agg(step || ' ' || pg_size_pretty(bytes_billed), ', ' order by finished_at)
+        from ingestion_steps
+        where run_id = (select run_id from ingestion_steps order by finished_at desc limit 1)
+        group by run_id""",
+    )
+    if not found:
+        return Finding(State.OFF, "BigQuery has read nothing for a run yet")
+    run_id, finished_at, processed, billed, steps = found[0]
+    return Finding(State.OK, f"run {run_id}: {processed}, {billed} of them billed ({steps}), {age(finished_at)} ago")
+
+
 def _validation(_settings: Settings) -> Finding:
     run = read_gate_run(data_docs())
     if run is None:
@@ -232,6 +249,7 @@ CHECKS: dict[str, Check] = {
     "export": _of_google_cloud("export", "gcs_bucket"),
     "load": _of_google_cloud("load", "gcp_project"),
     "reconciliation": _reconciliation,
+    "bytes read": _bytes_read,
     "validation": _validation,
     "marts": _of_google_cloud("marts", "gcp_project"),
 }

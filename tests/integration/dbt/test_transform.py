@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -280,6 +281,8 @@ def test_jobs_are_labelled_and_a_refusal_of_bigquery_says_what_to_do(built: Sett
     build(built, "mart_top10_users_fraud,resource_type:model", run_id=run)
     recorded = execute(built, "select step from ingestion_steps where run_id = %s and jobs > 0", run)
     assert {step for (step,) in recorded} == {"load", "reconcile", "transform"}
+    known = CHECKS["bytes read"](built)
+    assert re.fullmatch(rf"run {run}: .* billed \(load .*, reconcile .*, transform .*\), \d+ s ago", known.text)
 
 
 def test_a_failed_test_names_its_rows_keeps_them_and_lets_nothing_be_built_on_them(built: Settings) -> None:

@@ -30,7 +30,6 @@ from tests.runs.exports import execute, export_run, tamper
 
 WHO, OTHER = 7, 8
 SECRET = "xanthippe"  # in whatever is only theirs, and nowhere else
-SEEDED = {"user_count": 30, "product_count": 12, "seed": 3}
 NAMED = f"set name = '{SECRET} a', email = '{SECRET}@example.com', phone_number = '{SECRET} 1' where user_id = {WHO}"
 
 
@@ -66,9 +65,14 @@ def messages(settings: Settings) -> list[dict[str, Any]]:
     return sent + [{"value": value, "partition": partition} for value in broken]
 
 
+def load_users(settings: Settings) -> None:
+    """As a schedule does, with the same seed each time."""
+    generate(settings.require("postgres_dsn"), user_count=30, product_count=12, seed=3)
+
+
 def fill(settings: Settings) -> None:
     """Everything that finpro makes of a person: with two states in the history, and a run that is not loaded."""
-    generate(settings.require("postgres_dsn"), **SEEDED)
+    load_users(settings)
     execute(settings, f"update raw_users {NAMED}")
     archive.send_messages(settings, ORDERS, messages(settings))
     for command in (("screen", "--available-now"), ("archive", "--available-now")):
@@ -123,7 +127,7 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
 ) -> None:
     """More than a minute: one person goes through every step of the platform, once, for all that is claimed here."""
     fill(settings)
-    core, marts, dsn = settings.bigquery_core_dataset, settings.bigquery_marts_dataset, settings.require("postgres_dsn")
+    core, marts = settings.bigquery_core_dataset, settings.bigquery_marts_dataset
     before, orders = places_of(settings, SECRET), archive.raw_orders(settings)
     assert before >= {"raw_users", "first", "second", "bronze", "quarantine", f"{settings.bigquery_dataset}.raw_users"}
     assert before >= {f"{core}.dim_users", f"{core}.users_history", f"{core}.failed_something"}
@@ -154,7 +158,7 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
     others = places_of(settings, "of somebody else")
     assert others == {"bronze", "quarantine"}
 
-    generate(dsn, **SEEDED)
+    load_users(settings)
     assert execute(settings, f"select name from raw_users where user_id = {WHO}") == [(PERSONAL["name"].of(WHO),)]
     transform(settings, run_id=None, full_refresh=False, select=("+users_history",), say=lambda _: None)
     again = finpro("forget")
