@@ -254,7 +254,7 @@ def rules_test(
 ) -> None:
     """Try the examples that stand beside the rules: orders that must be hit, and orders that must not."""
     from conf.settings import load_settings
-    from jobs.rules import tried
+    from streaming.rules.examples import tried
 
     typer.echo(tried(rules or load_settings().rules))
 

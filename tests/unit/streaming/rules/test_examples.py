@@ -9,7 +9,7 @@ import pytest
 
 from conf.errors import RulesError
 from conf.settings import CONF_DIR
-from jobs.rules import tried
+from streaming.rules.examples import tried
 
 RULE = """
 version = "1"
