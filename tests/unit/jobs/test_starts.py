@@ -62,7 +62,7 @@ def test_env_needs_nothing_that_is_slow(bare: dict[str, str], tmp_path: Path) ->
 def test_status_needs_nothing_of_what_is_not_configured(bare: dict[str, str], tmp_path: Path) -> None:
     done = run(["status", "--json"], bare, tmp_path)
 
-    assert len(json.loads(done.stdout)["parts"]) == 12
+    assert len(json.loads(done.stdout)["parts"]) == 13
     assert imported(done) & (SLOW | {"requests", "rich"}) == set()
 
 
