@@ -18,4 +18,4 @@ cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 authorities=/etc/ssl/certs/ca-certificates.crt
 tar --directory "$root" --create . | docker import \
     --change "ENV PIP_CERT=$authorities SSL_CERT_FILE=$authorities REQUESTS_CA_BUNDLE=$authorities" \
-    --change 'CMD ["python3"]' - "$name"
+    --change 'LABEL finpro.stand-in=true' --change 'CMD ["python3"]' - "$name"
