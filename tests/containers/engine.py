@@ -144,7 +144,9 @@ class Containers:
     def kill(self, service: str) -> None:
         """SIGKILL to the first process of a container, from outside: the engine takes it for a crash."""
         pid = self.containers()[service]["State"]["Pid"]
-        _docker("run", "--rm", "--privileged", "--pid", "host", "--user", "0", "finpro:0.1.0", "sh", "-c", f"kill -9 {pid}")
+        _docker(
+            "run", "--rm", "--cap-add", "KILL", "--pid", "host", "--user", "0", "finpro:0.1.0", "sh", "-c", f"kill -9 {pid}"
+        )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -168,4 +170,6 @@ class Containers:
 
 
 def _docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True, timeout=120).stdout
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"docker {' '.join(arguments)} ended with {done.returncode}: {done.stderr}"
+    return done.stdout

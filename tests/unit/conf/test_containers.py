@@ -141,7 +141,7 @@ def test_the_stage_that_fetches_jars_has_all_that_it_imports(tmp_path: Path) -> 
             (tmp_path / target).mkdir(parents=True)
             for path in paths:
                 shutil.copy(ROOT / path, tmp_path / target)
-    program = "from jobs.local import gcs, jars, java; print(len(jars.lock_of('spark')))"
+    program = "from jobs.local import jars, java; print(len(jars.lock_of('spark')))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, text=True, capture_output=True
     )
