@@ -1,7 +1,7 @@
 """How a running streaming job makes itself known: metrics over HTTP, and a record of where to find them.
 
-Machines that share a home, such as containers, find each other's jobs by their metrics, if those are not on loopback. Of several
-jobs of one name under one home each has a record of its own, `run/screen.json`, `run/screen-2.json` and so on,
+Machines that share a home, such as containers, find each other's jobs by their metrics, if those are not on loopback.
+Of several jobs of one name under one home each has a record of its own, `run/screen.json`, `run/screen-2.json` and so on,
 which nobody else replaces or removes as long as it runs.
 """
 
