@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from conf.errors import SettingsError
+from conf.errors import SettingsError, up_command
 
 CONF_DIR = Path(__file__).resolve().parent
 
@@ -259,7 +259,7 @@ def _missing(name: str) -> str:
     return (
         f"{variable(name)} is not set ({description}).\n"
         f"Looked in: {'; '.join(looked)}.\n"
-        f"Run `finpro up` for the embedded platform, or set it: export {variable(name)}=…"
+        f"Run `{up_command()}` for the embedded platform, or set it: export {variable(name)}=…"
     )
 
 

@@ -52,7 +52,7 @@ def spark_submit(
     """
     command = [str(spark_home() / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
-    if _is_local(master):
+    if is_local(master):
         # A heap that grows in steps is collected whole before each, which holds up whatever is at work.
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join([*from_archive(), f'-Xms{memory}'])}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
@@ -91,10 +91,10 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     """
     log = log_file(job)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jars = spark_jars() if _is_local(master) else []
+    jars = spark_jars() if is_local(master) else []
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
     # A local cluster starts executors as any cluster does, and they must know Spark's home.
-    installed_pyspark = _is_local(master) and not master.startswith("local-cluster") and python == sys.executable
+    installed_pyspark = is_local(master) and not master.startswith("local-cluster") and python == sys.executable
     options = {"log4j2.configurationFile": CONF_DIR / "log4j2.properties", "finpro.log.file": log}
     return {
         **os.environ,
@@ -114,7 +114,7 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     }
 
 
-def _is_local(master: str) -> bool:
+def is_local(master: str) -> bool:
     """Whether driver and workers are this machine's only."""
     return master.startswith("local")
 
