@@ -50,7 +50,8 @@ class Outside:
         ]
         self.daemons: list[Daemon] = []
         self._ports: dict[str, int] = {}
-        self._names = "|".join(sorted(self.services, key=len, reverse=True))
+        hosts = self.services.keys() - {"finpro"}  # which runs commands: nobody connects to it, and a dataset has its name
+        self._names = "|".join(sorted(hosts, key=len, reverse=True))
 
     def port(self, service: str, port: str) -> int:
         """The port of this machine that stands for one of a container."""
