@@ -123,6 +123,10 @@ class Containers:
         assert not check or done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
         return done.stdout
 
+    def docker(self, *arguments: str, seconds: float = 120) -> str:
+        """Run `docker` in the checkout; returns its output."""
+        return self._run(["docker", *arguments], seconds)
+
     def query(self, sql: str) -> str:
         """One value of finpro's database."""
         dsn = f"postgresql://finpro:{self.secrets['FINPRO_POSTGRES_PASSWORD']}@127.0.0.1:5432/finpro"

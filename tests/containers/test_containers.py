@@ -101,6 +101,18 @@ def test_the_broker_has_our_configuration_though_nobody_else_could_read_the_chec
     assert "advertised.listeners=CONTAINERS://kafka:9092,HOST://127.0.0.1:29092" in said
 
 
+def test_all_images_can_be_built_for_both_kinds_of_machine_at_once(containers: Containers) -> None:
+    both = ["linux/amd64", "linux/arm64"]
+    said = containers.docker(
+        "buildx", "bake", "--file", "docker-compose.yml", "--set", f"*.platform={','.join(both)}", "--print"
+    )
+    targets = json.loads(said[said.index("{\n") :])["target"]
+
+    assert {target["target"]: target["platforms"] for target in targets.values()} == dict.fromkeys(
+        ("finpro", "airflow", "bigquery"), both
+    )
+
+
 def test_a_configuration_that_kafka_cannot_read_is_said_instead_of_left_out(containers: Containers) -> None:
     conf = containers.folder / "conf" / "docker" / "kafka"
     conf.chmod(0o700)
@@ -177,7 +189,7 @@ def test_the_report_is_written_and_can_be_opened_and_nothing_else_of_the_home(co
     assert unwell(containers) == {}
     assert "the report is /var/lib/finpro/report.html" in said
     first = requests.get(PAGES, timeout=20).text
-    for page in ("report.html", "data_docs/index.html", "dbt_docs/index.html", "backtest.html"):
+    for page in ("report.html", "data_docs/index.html", "dbt_docs/index.html"):
         assert f'href="{page}"' in first
         assert requests.get(f"{PAGES}/{page}", timeout=20).status_code == 200
     for other in ("lakehouse/bronze/orders/_delta_log/00000000000000000000.json", "logs/screen.log", "data_docs", "%2e%2e/etc"):
@@ -200,6 +212,7 @@ def test_what_watches_can_be_opened(containers: Containers) -> None:
 def test_airflow_runs_its_dags_unasked(containers: Containers) -> None:
     containers.sh("down.sh")
     containers.compose("up", "--detach", "--wait", "kafka", "postgres", "gcs", "bigquery", "pages")
+    containers.compose("up", "warehouse-migrate")
     containers.compose(
         "up", "--detach", "--wait", "--wait-timeout", "600", "airflow-scheduler", "airflow-dag-processor", "airflow"
     )
