@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from batch.postgres import connect
 from conf.settings import Settings
-from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, librdkafka_config
+from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER
 from streaming.lakehouse.tables import SILVER, bronze_orders, quarantine_orders, silver_orders
 from tests.runs.commands import FINPRO, finpro
-from tests.runs.screening import consume
+from tests.runs.screening import consume, sender
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def rows(spark: SparkSession, path: str, version: int | None = None) -> pl.DataF
 
 def send_messages(settings: Settings, topic: str, messages: list[dict[str, Any]]) -> None:
     """Put messages on a topic, given as what confluent-kafka's `produce` takes."""
-    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    producer = sender(settings)
     for message in messages:
         producer.produce(settings.topic(topic), **message)
     assert producer.flush(60) == 0
