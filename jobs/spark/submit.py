@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
 from jobs.local.class_archive import from_archive
 from jobs.local.jars import spark_home, spark_jars
-from jobs.local.java import spark_java_home
+from jobs.local.java import quoted, spark_java_home
 from jobs.local.private_files import private_directory
 
 _JOBS = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ def environment(job: str, *, master: str) -> dict[str, str]:
         "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, jars), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": python,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "SPARK_SUBMIT_OPTS": " ".join(f"-D{name}={_quoted(value)}" for name, value in options.items()),
+        "SPARK_SUBMIT_OPTS": " ".join(f"-D{name}={quoted(value)}" for name, value in options.items()),
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -117,11 +117,6 @@ def environment(job: str, *, master: str) -> dict[str, str]:
 def is_local(master: str) -> bool:
     """Whether driver and workers are this machine's only."""
     return master.startswith("local")
-
-
-def _quoted(path: Path) -> str:
-    """A path as one word of Java's options, as Spark's launcher reads them."""
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _of_environment(path: str) -> list[str]:
