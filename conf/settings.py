@@ -33,8 +33,8 @@ def embedded_env_file() -> Path:
     return finpro_home() / "env"
 
 
-_DATASETS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
-_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", *_DATASETS, "storage_emulator_host", "bigquery_emulator_host")
+DATASETS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
+_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", *DATASETS, "storage_emulator_host", "bigquery_emulator_host")
 
 
 class _EmbeddedPlatform(PydanticBaseSettingsSource):
