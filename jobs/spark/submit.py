@@ -59,7 +59,8 @@ def spark_submit(
         command += ["--conf", f"spark.sql.streaming.checkpointFileManagerClass={_CHECKPOINTS}"]
     else:
         command += ["--jars", ",".join(map(str, spark_jars()))]
-        command += ["--executor-memory", memory, "--py-files", str(package())]
+        # (Its own option would win over a later `--conf`.)
+        command += ["--conf", f"spark.executor.memory={memory}", "--py-files", str(package())]
     for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]

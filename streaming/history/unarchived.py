@@ -85,8 +85,9 @@ def offsets_json(topic: str, offsets: dict[int, int]) -> str:
 
 
 def _beyond_commit(spark: SparkSession, settings: Settings, query: str, topic: str) -> DataFrame | None:
+    """What a query of the archive has not read; where it has committed nothing, it begins where Kafka does."""
     commit = last_commit(settings, query)
-    ends = commit.ends.get(settings.topic(topic)) if commit else None
+    ends = commit.ends.get(settings.topic(topic)) if commit else {}
     return None if ends is None else messages_beyond(spark, settings, topic, ends)
 
 

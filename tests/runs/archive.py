@@ -76,7 +76,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "the archive does not get on"
+        assert time.monotonic() < deadline, f"not so after {seconds:.0f} s"
         time.sleep(0.05)
 
 
