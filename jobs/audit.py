@@ -15,7 +15,7 @@ from jobs.spark.session import history_session, run_as_program
 from streaming.history.audit import FINDING, Audit, audit
 from streaming.history.causes import UNEXPLAINED, Reached
 from streaming.history.differences import Snapshot, snapshot
-from streaming.history.republish import Published, publish_letters, publish_orders
+from streaming.history.republish import Published, publish_dead_letters, publish_orders
 from streaming.history.rescreening import Period, parse_period
 from streaming.history.unarchived import reached, with_unarchived_orders
 from streaming.kafka import ORDERS, require_topics
@@ -100,10 +100,10 @@ def write(findings: DataFrame, output: str) -> None:
 def repair(console: Console, settings: Settings, found: Audit) -> Published:
     """Announce what is missing."""
     where = sinks_of(settings)
-    orders, letters = publish_orders(found.orders, where), publish_letters(found.letters, where)
+    orders, dead_letters = publish_orders(found.orders, where), publish_dead_letters(found.dead_letters, where)
     console.print(
-        f"repaired: {orders.announced:,} verdicts and {letters.announced:,} dead letters are announced. `finpro archive` brings"
-        " them into the lakehouse; what is audited after that has them."
+        f"repaired: {orders.announced:,} verdicts and {dead_letters.announced:,} dead letters are announced. `finpro archive`"
+        " brings them into the lakehouse; what is audited after that has them."
     )
     if orders.clashes:
         console.print(f"{orders.clashes:,} orders were left out: Postgres holds other orders under their ids")

@@ -133,7 +133,7 @@ def in_the_lakehouse(settings: Settings, persons: Sequence[Forgotten], spark: Sp
         raise LakehouseError(f"{settings.lakehouse} could not be worked through: {str(error).splitlines()[0]}") from error
     if found is None:
         return Place("lakehouse", f"nothing is archived in {settings.lakehouse}")
-    counted = _counted({"messages of bronze": found.messages, "dead letters": found.letters, "files deleted": found.files})
+    counted = _counted({"messages of bronze": found.messages, "dead letters": found.dead_letters, "files deleted": found.files})
     remains = "what is not archived yet comes as it is: `finpro forget` once it is; in Cloud Storage replaced objects as above"
     return Place("lakehouse", counted, remains)
 

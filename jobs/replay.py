@@ -71,17 +71,17 @@ def main(given: Sequence[str] | None = None) -> None:
     check(settings)
     with history_session() as spark:
         draft = draft_of(spark, settings, console)
-        orders = letters = clashes = 0
+        orders = dead_letters = clashes = 0
         for done in draft.publish(sinks_of(settings)):
-            orders, letters = orders + done.orders.announced, letters + done.letters.announced
+            orders, dead_letters = orders + done.orders.announced, dead_letters + done.dead_letters.announced
             clashes += done.orders.clashes
             console.print(
-                f"{done.day}: {done.orders.announced:,} orders, {done.letters.announced:,} dead letters,"
+                f"{done.day}: {done.orders.announced:,} orders, {done.dead_letters.announced:,} dead letters,"
                 f" {done.days_left:,} days left"
             )
         begins = draft.begins()
         draft.remove()
-    console.print(f"replayed {orders:,} orders and {letters:,} dead letters")
+    console.print(f"replayed {orders:,} orders and {dead_letters:,} dead letters")
     if clashes:
         console.print(f"{clashes:,} orders were left out: Postgres holds other orders under their ids")
     console.print(how_to_go_on(settings, begins))

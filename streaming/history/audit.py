@@ -8,8 +8,8 @@ from pyspark.sql import functions as F
 from streaming.history.causes import LATE, UNEXPLAINED, Reached, causes
 from streaming.history.differences import (
     CLASH,
+    DEAD_LETTER_MISSING,
     DUPLICATE,
-    LETTER_MISSING,
     ORDER_MISSING,
     ORDER_UNKNOWN,
     REASONS_MISSING,
@@ -18,9 +18,9 @@ from streaming.history.differences import (
     UNREADABLE,
     Snapshot,
     compared,
+    dead_letters_compared,
     expected,
     judged,
-    letters_compared,
     read_messages_of,
     unknown_orders,
 )
@@ -41,7 +41,7 @@ FINDING = (
     "expected",
 )
 _REPAIRABLE = (LATE, UNEXPLAINED)
-_ANNOUNCED_BY_REPAIR = (ORDER_MISSING, REASONS_MISSING, LETTER_MISSING)
+_ANNOUNCED_BY_REPAIR = (ORDER_MISSING, REASONS_MISSING, DEAD_LETTER_MISSING)
 
 
 class Counts(NamedTuple):
@@ -65,14 +65,14 @@ class Audit(NamedTuple):
         findings: FINDING.
         found: how many findings there are, by `wrong` and `cause`.
         orders: those that a repair announces, as `republish.publish_orders` takes them.
-        letters: dead letters that it announces, as `republish.publish_letters` takes them.
+        dead_letters: dead letters that it announces, as `republish.publish_dead_letters` takes them.
     """
 
     counts: Counts
     findings: DataFrame
     found: dict[tuple[str, str], int]
     orders: DataFrame
-    letters: DataFrame
+    dead_letters: DataFrame
 
     @property
     def unexplained(self) -> int:
@@ -95,21 +95,22 @@ def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
         period: of event time; a dead letter, which may have none, belongs to when it was received.
         reached: how far the streams had come, at the latest when the snapshot was taken.
     """
-    read = read_messages_of(lakehouse, period.since, reached.letters).persist()
+    read = read_messages_of(lakehouse, period.since, reached.dead_letters).persist()
     messages = judged(read, lakehouse.silver, period, lakehouse.history).persist()
     counts = _counts(messages, period)
     read.unpersist()
     orders = expected(messages, period, lakehouse.history).transform(compared, lakehouse.history)
     orders = orders.where(F.size("wrong") > 0).persist()
-    letters = letters_compared(messages, lakehouse.quarantine, period).persist()
+    dead_letters = dead_letters_compared(messages, lakehouse.quarantine, period).persist()
     unknown = unknown_orders(messages, lakehouse.silver, period)
-    findings = _findings(orders, letters, unknown)
-    if not (orders.isEmpty() and letters.isEmpty()):
-        explained = causes(orders, letters, messages, lakehouse.history, reached)
+    findings = _findings(orders, dead_letters, unknown)
+    if not (orders.isEmpty() and dead_letters.isEmpty()):
+        explained = causes(orders, dead_letters, messages, lakehouse.history, reached)
         findings = findings.drop("cause", "why").join(explained, ["partition", "offset", "wrong"], "left")
     findings = _with_default_causes(findings).persist()
     found = {(row["wrong"], row["cause"]): row["count"] for row in findings.groupBy("wrong", "cause").count().collect()}
-    return Audit(counts, findings, found, _to_announce(orders, findings), _letters_to_announce(lakehouse, letters, findings))
+    to_announce = _to_announce(orders, findings), _dead_letters_to_announce(lakehouse, dead_letters, findings)
+    return Audit(counts, findings, found, *to_announce)
 
 
 def _counts(messages: DataFrame, period: Period) -> Counts:
@@ -122,14 +123,16 @@ def _counts(messages: DataFrame, period: Period) -> Counts:
     return Counts(*row)
 
 
-def _findings(orders: DataFrame, letters: DataFrame, unknown: DataFrame) -> DataFrame:
+def _findings(orders: DataFrame, dead_letters: DataFrame, unknown: DataFrame) -> DataFrame:
     """Every difference as FINDING, without causes."""
     version = F.coalesce("held.rules_version", "tag").alias("rules_version")
     rows = orders.withColumn("wrong", F.explode("wrong")).select("*", version)
     known = rows.select(*(name for name in FINDING if name not in ("cause", "why")))
     reasons = F.concat("reasons", "shadow_reasons").alias("streamed")
     unknown = unknown.select(F.lit(ORDER_UNKNOWN).alias("wrong"), "order_id", "event_ts", "rules_version", reasons)
-    both = known.unionByName(unknown, allowMissingColumns=True).unionByName(letters.drop("reason"), allowMissingColumns=True)
+    both = known
+    for others in (unknown, dead_letters.drop("reason")):
+        both = both.unionByName(others, allowMissingColumns=True)
     return both.withColumns({"cause": F.lit(None).cast("string"), "why": F.lit(None).cast("string")})
 
 
@@ -152,9 +155,10 @@ def _to_announce(orders: DataFrame, findings: DataFrame) -> DataFrame:
     return rows.withColumns(united).withColumn("rules_version", F.col("tag"))
 
 
-def _letters_to_announce(lakehouse: Snapshot, letters: DataFrame, findings: DataFrame) -> DataFrame:
+def _dead_letters_to_announce(lakehouse: Snapshot, dead_letters: DataFrame, findings: DataFrame) -> DataFrame:
     """Dead letters that quarantine lacks, with what bronze has of their messages."""
-    is_ours = (F.col("wrong") == LETTER_MISSING) & (F.col("cause") == UNEXPLAINED)
+    is_ours = (F.col("wrong") == DEAD_LETTER_MISSING) & (F.col("cause") == UNEXPLAINED)
     places = findings.where(is_ours).select("partition", "offset")
-    rows = letters.join(places, ["partition", "offset"], "left_semi").select("partition", "offset", "received_at", "reason")
-    return rows.join(lakehouse.bronze.select("topic", "partition", "offset", "value"), ["partition", "offset"])
+    position = ["partition", "offset"]
+    missing = dead_letters.join(places, position, "left_semi").select(*position, "received_at", "reason")
+    return missing.join(lakehouse.bronze.select("topic", *position, "value"), position)

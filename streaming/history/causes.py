@@ -17,8 +17,8 @@ from pyspark.sql import functions as F
 from conf.rules import FraudRules
 from streaming.contract import NO_TIMESTAMP
 from streaming.history.differences import (
+    DEAD_LETTER_MISSING,
     DUPLICATE,
-    LETTER_MISSING,
     NOT_THE_FIRST,
     ORDER_MISSING,
     REASONS_MISSING,
@@ -50,22 +50,22 @@ class Reached(NamedTuple):
     Attributes:
         screened: partition of `orders` → the first offset that was not screened.
         verdicts: not yet in silver, though announced: `order_id` and `announced` (reasons of both kinds).
-        letters: not yet in quarantine, though announced: `partition` and `offset` of their messages, and `reason`.
+        dead_letters: not yet in quarantine, though announced: `partition` and `offset` of their messages, and `reason`.
     """
 
     screened: dict[int, int] | None = None
     verdicts: DataFrame | None = None
-    letters: DataFrame | None = None
+    dead_letters: DataFrame | None = None
 
 
 def causes(
-    orders: DataFrame, letters: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], reached: Reached
+    orders: DataFrame, dead_letters: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], reached: Reached
 ) -> DataFrame:
     """What explains differences: `partition`, `offset`, `wrong`, `cause` and `why`; nothing for one that is unexplained.
 
     Args:
         orders: of `differences.compared`, those that have a difference.
-        letters: of `differences.letters_compared`.
+        dead_letters: of `differences.dead_letters_compared`.
         messages: of `differences.judged`.
         history: which rules were in force when.
         reached: how far the streams had come.
@@ -74,7 +74,7 @@ def causes(
     found = [
         _of_kind(orders, NOT_THE_FIRST).transform(_stored_first),
         _not_screened(_of_kind(orders, ORDER_MISSING), ORDER_MISSING, reached.screened),
-        _not_screened(letters.where(F.col("wrong") == LETTER_MISSING), LETTER_MISSING, reached.screened),
+        _not_screened(dead_letters.where(F.col("wrong") == DEAD_LETTER_MISSING), DEAD_LETTER_MISSING, reached.screened),
     ]
     if REASONS_MISSING in kinds:
         found.append(_pattern_causes(_of_kind(orders, REASONS_MISSING), messages, history, reached.screened))
@@ -82,9 +82,12 @@ def causes(
         found.append(_other_rules(_of_kind(orders, REASONS_SURPLUS), messages, history))
     if reached.verdicts is not None:
         found += [_announced(_of_kind(orders, kind), kind, reached.verdicts) for kind in (ORDER_MISSING, REASONS_MISSING)]
-    if reached.letters is not None:
-        waiting = letters.where(F.col("wrong") == LETTER_MISSING).join(reached.letters, ["partition", "offset"], "left_semi")
-        found.append(waiting.transform(_caused, LETTER_MISSING, NOT_ARCHIVED, F.lit("it is on Kafka, beyond what is archived")))
+    if reached.dead_letters is not None:
+        missing = dead_letters.where(F.col("wrong") == DEAD_LETTER_MISSING)
+        waiting = missing.join(reached.dead_letters, ["partition", "offset"], "left_semi")
+        found.append(
+            waiting.transform(_caused, DEAD_LETTER_MISSING, NOT_ARCHIVED, F.lit("it is on Kafka, beyond what is archived"))
+        )
     one = reduce(DataFrame.unionByName, found).groupBy(*_KEY).agg(F.min(F.struct(*_CAUSE)).alias("one"))
     return one.select(*_KEY, "one.*")
 

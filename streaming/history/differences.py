@@ -36,9 +36,9 @@ STATUS_WRONG = "status wrong"
 RULES_UNKNOWN = "rules unknown"
 REASONS_MISSING = "reasons missing"
 REASONS_SURPLUS = "reasons surplus"
-LETTER_MISSING = "dead letter missing"
-LETTER_SURPLUS = "dead letter surplus"
-LETTER_DOUBLED = "dead letter doubled"
+DEAD_LETTER_MISSING = "dead letter missing"
+DEAD_LETTER_SURPLUS = "dead letter surplus"
+DEAD_LETTER_DOUBLED = "dead letter doubled"
 UNCAUSED = {
     ORDER_MISSING: "silver has no verdict on it",
     ORDER_DIFFERS: "silver holds other content than every message with this id",
@@ -49,9 +49,9 @@ UNCAUSED = {
     RULES_UNKNOWN: "no rules of this version were in force",
     REASONS_MISSING: "orders that were on time and screened by the same rules give them",
     REASONS_SURPLUS: "no rules that were in force then give them",
-    LETTER_MISSING: "quarantine has no dead letter of it",
-    LETTER_SURPLUS: "no message that breaks the contract lies there",
-    LETTER_DOUBLED: "quarantine has more than one row of it",
+    DEAD_LETTER_MISSING: "quarantine has no dead letter of it",
+    DEAD_LETTER_SURPLUS: "no message that breaks the contract lies there",
+    DEAD_LETTER_DOUBLED: "quarantine has more than one row of it",
 }
 SHADOW = " (shadow)"  # what a shadow reason's name ends with where both kinds stand in one list
 
@@ -135,12 +135,12 @@ def widest_window(history: Sequence[RulesInForce]) -> timedelta:
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
-def read_messages_of(lakehouse: Snapshot, since: datetime | None, letters: DataFrame | None = None) -> DataFrame:
+def read_messages_of(lakehouse: Snapshot, since: datetime | None, dead_letters: DataFrame | None = None) -> DataFrame:
     """Messages read by the contract (`history.ORDERS`): all that can matter to orders of `since` or later.
 
     Nobody receives an order before it happens, but for the skew that the rules allow; a late one may come at any time.
     When the stream read a message is known where its dead letter says that this was too early, in quarantine or among the
-    `letters` that are not there yet (`partition`, `offset`, `reason`). All others are read now: later, so that what is
+    `dead_letters` that are not there yet (`partition`, `offset`, `reason`). All others are read now: later, so that what is
     ahead of its reading now was so then.
     """
     bronze, history = lakehouse.bronze, lakehouse.history
@@ -162,15 +162,15 @@ def read_messages_of(lakehouse: Snapshot, since: datetime | None, letters: DataF
         for skew in skews
     ]
     read, told = reduce(DataFrame.unionByName, parts), _told(lakehouse.quarantine)
-    if letters is not None:
-        told = told.unionByName(_told(letters))
+    if dead_letters is not None:
+        told = told.unionByName(_told(dead_letters))
     return read if told.isEmpty() else _read_as_told(read, told, history)
 
 
-def _told(letters: DataFrame) -> DataFrame:
+def _told(dead_letters: DataFrame) -> DataFrame:
     """Dead letters that say when their message was read: `partition`, `offset`, `told_at`, `told`."""
     told_at = F.regexp_extract("reason", TIME_OF_READING, 1).try_cast("timestamp")
-    told = letters.select(*_POSITION, told_at.alias("told_at"), F.col("reason").alias("told"))
+    told = dead_letters.select(*_POSITION, told_at.alias("told_at"), F.col("reason").alias("told"))
     return told.where(F.col("told_at").isNotNull())
 
 
@@ -318,7 +318,7 @@ def unknown_orders(messages: DataFrame, silver: DataFrame, period: Period) -> Da
     return near.join(known, "order_id", "left_anti")
 
 
-def letters_compared(messages: DataFrame, quarantine: DataFrame, period: Period) -> DataFrame:
+def dead_letters_compared(messages: DataFrame, quarantine: DataFrame, period: Period) -> DataFrame:
     """Dead letters that are missing, surplus or doubled: `partition`, `offset`, `received_at`, `order_id`, `reason`, `wrong`.
 
     They belong to the period in which they were received.
@@ -330,9 +330,9 @@ def letters_compared(messages: DataFrame, quarantine: DataFrame, period: Period)
         F.first("received_at").alias("given_at"), F.first("reason").alias("given_for"), F.count("*").alias("rows")
     )
     wrong = (
-        F.when(F.col("rows").isNull(), LETTER_MISSING)
-        .when(F.col("owed_at").isNull(), LETTER_SURPLUS)
-        .when(F.col("rows") > 1, LETTER_DOUBLED)
+        F.when(F.col("rows").isNull(), DEAD_LETTER_MISSING)
+        .when(F.col("owed_at").isNull(), DEAD_LETTER_SURPLUS)
+        .when(F.col("rows") > 1, DEAD_LETTER_DOUBLED)
     )
     return (
         owed.join(given, list(_POSITION), "full")

@@ -23,12 +23,12 @@ from streaming.history.differences import (
     judged,
     read_messages_of,
 )
-from streaming.history.republish import Published, Sinks, publish_letters, publish_orders
+from streaming.history.republish import Published, Sinks, publish_dead_letters, publish_orders
 from streaming.history.rescreening import Period
 from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ"
-_ORDERS, _LETTERS, _BEGINS = "orders", "letters", "begins"
+_ORDERS, _DEAD_LETTERS, _BEGINS = "orders", "letters", "begins"
 _ALWAYS = Period(None, None)
 
 
@@ -37,7 +37,7 @@ class Day(NamedTuple):
 
     day: str
     orders: Published
-    letters: Published
+    dead_letters: Published
     days_left: int
 
 
@@ -64,7 +64,7 @@ class Draft:
         read = read_messages_of(lakehouse, None).persist()
         messages = judged(read, lakehouse.silver, _ALWAYS, lakehouse.history).persist()
         begins_after(messages, lakehouse).write.mode("overwrite").parquet(f"{self._folder.path}/{_BEGINS}")
-        self._write_by_day(_LETTERS, dead_letters(messages, lakehouse), "received_at")
+        self._write_by_day(_DEAD_LETTERS, dead_letters(messages, lakehouse), "received_at")
         self._write_by_day(_ORDERS, verdicts(messages, lakehouse), "event_ts")
         for cached in (messages, read):
             cached.unpersist()
@@ -72,11 +72,11 @@ class Draft:
     def publish(self, sinks: Sinks) -> Iterator[Day]:
         """Store and announce day after day; what is done is removed."""
         sinks = replace(sinks, screened_at=self.made_at)
-        days = sorted({name for kind in (_ORDERS, _LETTERS) for name in self._days(kind)})
+        days = sorted({name for kind in (_ORDERS, _DEAD_LETTERS) for name in self._days(kind)})
         for left, day in zip(range(len(days) - 1, -1, -1), days, strict=True):
             orders = self._published(_ORDERS, day, publish_orders, sinks)
-            letters = self._published(_LETTERS, day, publish_letters, sinks)
-            yield Day(day.removeprefix("day="), orders, letters, left)
+            dead_letters = self._published(_DEAD_LETTERS, day, publish_dead_letters, sinks)
+            yield Day(day.removeprefix("day="), orders, dead_letters, left)
 
     def begins(self) -> dict[int, int]:
         """Where a stream with a new checkpoint goes on: partition → offset (see `begins_after`)."""
@@ -116,13 +116,13 @@ def verdicts(messages: DataFrame, lakehouse: Snapshot) -> DataFrame:
 
 
 def dead_letters(messages: DataFrame, lakehouse: Snapshot) -> DataFrame:
-    """Every dead letter, with the reason that quarantine has, or a new one: as `publish_letters` takes them."""
+    """Every dead letter, with the reason that quarantine has, or a new one: as `publish_dead_letters` takes them."""
     position = ["partition", "offset"]
     owed = messages.where(F.col("role").isin(CLASH, UNREADABLE)).select(*position, "received_at", F.col("reason").alias("owed"))
     given = lakehouse.quarantine.groupBy(*position).agg(F.first("reason").alias("given"))
     values = lakehouse.bronze.select("topic", *position, "value")
-    letters = owed.join(given, position, "left").join(values, position)
-    return letters.withColumn("reason", F.coalesce("given", "owed")).drop("given", "owed")
+    dead_letters = owed.join(given, position, "left").join(values, position)
+    return dead_letters.withColumn("reason", F.coalesce("given", "owed")).drop("given", "owed")
 
 
 def begins_after(messages: DataFrame, lakehouse: Snapshot) -> DataFrame:

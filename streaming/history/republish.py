@@ -65,7 +65,7 @@ def publish_orders(orders: DataFrame, sinks: Sinks) -> Published:
     return _on_executors(orders.select(*_ORDER_COLUMNS), send)
 
 
-def publish_letters(letters: DataFrame, sinks: Sinks) -> Published:
+def publish_dead_letters(dead_letters: DataFrame, sinks: Sinks) -> Published:
     """Announce dead letters (columns of `contract.DEAD_LETTER_SCHEMA`)."""
 
     def send(table: pl.DataFrame) -> Published:
@@ -74,7 +74,7 @@ def publish_letters(letters: DataFrame, sinks: Sinks) -> Published:
         announcer.wait()
         return Published(len(table), 0)
 
-    return _on_executors(letters.select(*DEAD_LETTER_SCHEMA.names()), send)
+    return _on_executors(dead_letters.select(*DEAD_LETTER_SCHEMA.names()), send)
 
 
 def as_verdicts(orders: pl.DataFrame) -> pl.DataFrame:

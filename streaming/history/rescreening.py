@@ -104,8 +104,8 @@ def orders_of(bronze: DataFrame, max_future_skew: timedelta, read_at: datetime) 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             contents = read_messages(batch, max_future_skew, read_at)
-            letters = contents.dead_letters.select("partition", "offset", "received_at", "reason")
-            yield from _to_spark(pl.concat([contents.orders, letters], how="diagonal"), schema)
+            dead_letters = contents.dead_letters.select("partition", "offset", "received_at", "reason")
+            yield from _to_spark(pl.concat([contents.orders, dead_letters], how="diagonal"), schema)
 
     schema = _arrow_schema(struct_of(ORDERS))
     return bronze.select(*MESSAGE_COLUMNS).mapInArrow(read, ORDERS)

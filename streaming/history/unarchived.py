@@ -33,11 +33,11 @@ def reached(spark: SparkSession, settings: Settings) -> Reached:
     """
     screening = last_settled(settings)
     said = _beyond_commit(spark, settings, SILVER, PROCESSED_ORDERS)
-    letters = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
+    refused = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
     return Reached(
         screened=screening.ends.get(settings.topic(ORDERS), {}) if screening else None,
         verdicts=None if said is None else _announced(verdicts(said)),
-        letters=None if letters is None else dead_letters(letters).select("partition", "offset", "reason").distinct(),
+        dead_letters=None if refused is None else dead_letters(refused).select("partition", "offset", "reason").distinct(),
     )
 
 

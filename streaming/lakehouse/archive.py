@@ -150,19 +150,19 @@ def _in_force(standing: Column) -> _Values:
 
 # --- quarantine ------------------------------------------------------------------------------------------------------
 
-_LETTER = [field for field in QUARANTINE.fields if field.name not in ("value", "received_date")]
+_DEAD_LETTER = [field for field in QUARANTINE.fields if field.name not in ("value", "received_date")]
 
 
 def dead_letters(messages: DataFrame) -> DataFrame:
-    """Messages of `orders_dead_letter` as columns: QUARANTINE, `place` and `letter` of the dead letter itself, `is_readable`.
+    """Messages of `orders_dead_letter` as columns: QUARANTINE, `place` and `dead_letter` of its own, `is_readable`.
 
     The position of the message that it is about is in its headers. Of several of one name the first counts: screening writes
     one, and who passes a message on appends.
     """
-    typed = {field.name: _header(field.name).cast("string").try_cast(field.dataType) for field in _LETTER}
+    typed = {field.name: _header(field.name).cast("string").try_cast(field.dataType) for field in _DEAD_LETTER}
     columns = messages.select(
         _place(),
-        F.struct("partition", "offset").alias("letter"),
+        F.struct("partition", "offset").alias("dead_letter"),
         "value",
         *(column.alias(name) for name, column in typed.items()),
     )
@@ -185,16 +185,16 @@ def merge_into_quarantine(lakehouse: str) -> SinkFunction:
             days = _days(rows, "received_date", "dead letter")
             if days:
                 quarantine = DeltaTable.forPath(batch.sparkSession, QUARANTINE_ORDERS.path(lakehouse))
-                commit(lakehouse, QUARANTINE_ORDERS, lambda: _merged_letters(quarantine, rows, days).execute())
+                commit(lakehouse, QUARANTINE_ORDERS, lambda: _merged_dead_letters(quarantine, rows, days).execute())
 
     return merge
 
 
-def _merged_letters(quarantine: DeltaTable, rows: DataFrame, days: list[date]) -> DeltaMergeBuilder:
-    first = F.min_by(F.struct(*QUARANTINE.names), "letter").alias("first")
-    letters = rows.groupBy(*_POSITION).agg(first).select("first.*")
+def _merged_dead_letters(quarantine: DeltaTable, rows: DataFrame, days: list[date]) -> DeltaMergeBuilder:
+    first = F.min_by(F.struct(*QUARANTINE.names), "dead_letter").alias("first")
+    dead_letters = rows.groupBy(*_POSITION).agg(first).select("first.*")
     is_here = _same(*_POSITION, "received_date") & is_among("stored.received_date", days)
-    return quarantine.alias("stored").merge(letters.alias("new"), is_here).whenNotMatchedInsertAll()
+    return quarantine.alias("stored").merge(dead_letters.alias("new"), is_here).whenNotMatchedInsertAll()
 
 
 _POSITION = ("topic", "partition", "offset")

@@ -35,14 +35,14 @@ class Left(NamedTuple):
 
     Attributes:
         value, key, headers: what stands in their place.
-        is_letter: whether it breaks the contract.
+        is_dead_letter: whether it breaks the contract.
         is_new: whether something of it was erased just now.
     """
 
     value: bytes
     key: bytes | None
     headers: list[Header] | None
-    is_letter: bool
+    is_dead_letter: bool
     is_new: bool
 
 
@@ -56,20 +56,20 @@ def left_of(messages: pa.RecordBatch, users: Set[int], erased_at: str) -> dict[i
     """
     values, keys, headers = (messages.column(name) for name in ("value", "key", "headers"))
     left = {}
-    for row, user_id, is_letter in _messages_of(values, users):
+    for row, user_id, is_dead_letter in _messages_of(values, users):
         value, key, given = values[row].as_py(), keys[row].as_py(), headers[row].as_py()
-        kept = letter_of(user_id) if is_letter else _order_alone(value)
-        kept_key = None if is_letter else _key_alone(key, kept)
+        kept = dead_letter_of(user_id) if is_dead_letter else _order_alone(value)
+        kept_key = None if is_dead_letter else _key_alone(key, kept)
         kept_headers = None if given is None else [header for header in given if _is_ours(header)]
         is_new = (kept, kept_key, kept_headers) != (value, key, given)
         if is_new and not any(header["key"] == ERASED_HEADER for header in kept_headers or ()):
             kept_headers = [*(kept_headers or ()), {"key": ERASED_HEADER, "value": erased_at.encode()}]
-        if is_new or is_letter:
-            left[row] = Left(kept, kept_key, kept_headers, is_letter, is_new)
+        if is_new or is_dead_letter:
+            left[row] = Left(kept, kept_key, kept_headers, is_dead_letter, is_new)
     return left
 
 
-def letter_of(user_id: int) -> bytes:
+def dead_letter_of(user_id: int) -> bytes:
     """What is left of a message that breaks the contract; which it still does, and says whose it was."""
     return b'forgotten, of "user_id": %d' % user_id
 

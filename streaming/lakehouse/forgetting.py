@@ -1,4 +1,4 @@
-"""Somebody is forgotten in the lakehouse: their messages in bronze and letters in quarantine say only what they have to.
+"""Somebody is forgotten in the lakehouse: their messages in bronze and dead letters in quarantine say only what they have to.
 
 What was replaced is deleted at once, and with it the way back to versions of before. Silver holds an order's fields and
 nothing else: of these the user's number is the only one that tells of a person.
@@ -28,7 +28,7 @@ _TYPES = {field.name: field for field in BRONZE.fields}
 _LEFT = StructType(
     [
         *(_TYPES[name] for name in (*_POSITION, "value", "key", "headers")),
-        StructField("is_letter", BooleanType(), nullable=False),
+        StructField("is_dead_letter", BooleanType(), nullable=False),
         StructField("is_new", BooleanType(), nullable=False),
     ]
 )
@@ -37,10 +37,10 @@ _ORPHANS_HOURS = 24
 
 
 class Forgot(NamedTuple):
-    """What was erased: messages of bronze, letters of quarantine, and how many files, replaced now or before, were deleted."""
+    """What was erased: messages of bronze, dead letters of quarantine, and how many replaced files were deleted."""
 
     messages: int
-    letters: int
+    dead_letters: int
     files: int
 
 
@@ -69,19 +69,19 @@ def forget_in_lakehouse(
         return None
     _require_no_draft(spark, lakehouse)
     left = _left(spark.read.format("delta").load(bronze), frozenset(users), erased_at).persist()
-    letters = _letters(spark.read.format("delta").load(quarantine), left, frozenset(users), erased_at).persist()
+    dead_letters = _dead_letters(spark.read.format("delta").load(quarantine), left, frozenset(users), erased_at).persist()
     try:
         new = left.where("is_new")
-        messages, letter_count = new.count(), letters.count()
+        messages, dead_letter_count = new.count(), dead_letters.count()
         files = 0
         if not dry_run:
             _replace(spark, lakehouse, BRONZE_ORDERS, new, ("value", "key", "headers"))
-            _replace(spark, lakehouse, QUARANTINE_ORDERS, letters, ("value",))
+            _replace(spark, lakehouse, QUARANTINE_ORDERS, dead_letters, ("value",))
             files = sum(_delete_replaced(spark, lakehouse, table) for table in (BRONZE_ORDERS, QUARANTINE_ORDERS))
     finally:
         left.unpersist()
-        letters.unpersist()
-    return Forgot(messages, letter_count, files)
+        dead_letters.unpersist()
+    return Forgot(messages, dead_letter_count, files)
 
 
 def _require_no_draft(spark: SparkSession, lakehouse: str) -> None:
@@ -107,16 +107,16 @@ def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime) -> Da
     return messages.select(*_POSITION, "value", "key", "headers").mapInArrow(find, _LEFT)
 
 
-def _letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
-    """What is left of these users' letters: a position and a value, of those alone that hold more.
+def _dead_letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
+    """What is left of these users' dead letters: a position and a value, of those alone that hold more.
 
-    Whose a letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
-    has no message yet, the letter.
+    Whose a dead letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
+    has no message yet, the dead letter.
     """
     own = quarantine.select("*", F.lit(None).cast("binary").alias("key"))
     own = own.withColumn("headers", F.lit(None).cast(_TYPES["headers"].dataType))
     of_themselves = _left(own, users, erased_at).where("is_new").select(*_POSITION, "value")
-    of_bronze = left.where("is_letter").select(*_POSITION, F.col("value").alias("left"))
+    of_bronze = left.where("is_dead_letter").select(*_POSITION, F.col("value").alias("left"))
     of_bronze = quarantine.join(of_bronze, list(_POSITION)).where(F.col("value") != F.col("left"))
     of_bronze = of_bronze.select(*_POSITION, F.col("left").alias("value"))
     return of_bronze.unionByName(of_themselves.join(of_bronze, list(_POSITION), "left_anti"))

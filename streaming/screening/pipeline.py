@@ -132,7 +132,7 @@ def _unchanged(batches: Batches) -> Batches:
 # --- read ------------------------------------------------------------------------------------------------------------
 
 
-_LETTERS_HELD_BYTES = 8 << 20
+_DEAD_LETTERS_HELD_BYTES = 8 << 20
 
 
 class _Reading:
@@ -141,9 +141,9 @@ class _Reading:
     def __init__(self, task: Task) -> None:
         self._rules, self._screening, self._read_at = rules_of(task.rules), task.screening, task.entry.moment
         self._parts: list[Arrivals] = []
-        self._letters: list[pl.DataFrame] = []
+        self._dead_letters: list[pl.DataFrame] = []
         self.messages = 0
-        self.letters = 0
+        self.dead_letters = 0
 
     def read(self, batches: Batches) -> Iterator[pl.DataFrame]:
         """Read messages; yields dead letters (DEAD_LETTER_SCHEMA) among them that cannot be kept."""
@@ -154,18 +154,20 @@ class _Reading:
                 part = read_arrivals(messages, self._rules, self._read_at)
                 self.messages += batch.num_rows
                 self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
-                self._letters.append(part.dead_letters)
-                if sum(int(letters.estimated_size()) for letters in self._letters) > _LETTERS_HELD_BYTES:
-                    yield from self._letters
-                    self.letters += sum(len(letters) for letters in self._letters)
-                    self._letters = []
+                self._dead_letters.append(part.dead_letters)
+                if sum(int(one.estimated_size()) for one in self._dead_letters) > _DEAD_LETTERS_HELD_BYTES:
+                    yield from self._dead_letters
+                    self.dead_letters += sum(len(one) for one in self._dead_letters)
+                    self._dead_letters = []
 
     def arrivals(self) -> Arrivals:
         """All that was read and not handed on. Among its dead letters are orders that use the id of another one among them."""
         orders = pl.concat([NO_ORDERS, *(part.orders for part in self._parts)])
         clashes = clashes_among(orders, partial(stored_orders, self._screening.dsn))
-        letters = pl.concat([NO_DEAD_LETTERS, *self._letters, _read_again(self._screening, clashes)])
-        return Arrivals(_reads_of_all(read for part in self._parts for read in part.reads), _without(orders, clashes), letters)
+        dead_letters = pl.concat([NO_DEAD_LETTERS, *self._dead_letters, _read_again(self._screening, clashes)])
+        return Arrivals(
+            _reads_of_all(read for part in self._parts for read in part.reads), _without(orders, clashes), dead_letters
+        )
 
 
 def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, read_at: datetime) -> Arrivals:
@@ -229,12 +231,12 @@ def _read_again(screening: Screening, clashes: pl.DataFrame) -> pl.DataFrame:
     """The messages of orders that clash (CLASH_SCHEMA) as dead letters: their bytes are on the `orders` topic still."""
     if clashes.is_empty():
         return NO_DEAD_LETTERS
-    letters = []
+    dead_letters = []
     ranges = clashes.group_by("partition").agg(first=pl.col("offset").min(), end=pl.col("offset").max() + 1)
     with TopicReader(screening.kafka.config, screening.kafka.topics[ORDERS]) as reader:
         for partition, first, end in ranges.iter_rows():
-            letters.append(clash_dead_letters(as_messages(reader.read(partition, first, end)), clashes))
-    return pl.concat(letters)
+            dead_letters.append(clash_dead_letters(as_messages(reader.read(partition, first, end)), clashes))
+    return pl.concat(dead_letters)
 
 
 # --- the three kinds of task -----------------------------------------------------------------------------------------
@@ -252,8 +254,8 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
     """Screen the partitions that this task reads: each is a bucket."""
     freeze_imports()
     reading, announcer = _Reading(task), Announcer(task.screening.kafka)
-    for letters in reading.read(batches):
-        announcer.dead_letters(letters)
+    for dead_letters in reading.read(batches):
+        announcer.dead_letters(dead_letters)
     arrivals = reading.arrivals()
     try:
         task.batch.division.require_keyed(arrivals.orders)
@@ -264,16 +266,18 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
     if reading.messages:
         buckets = {read.partition for read in arrivals.reads}
         receipt = _settle(task, announcer, [arrivals], buckets)
-        yield _report(Report(_with_letters(receipt, reading.letters)))
+        yield _report(Report(_with_dead_letters(receipt, reading.dead_letters)))
 
 
 def _report(report: Report) -> pa.RecordBatch:
     return pa.record_batch({"report": pa.array([encode_report(report)], pa.binary())})
 
 
-def _with_letters(receipt: Receipt, letters: int) -> Receipt:
+def _with_dead_letters(receipt: Receipt, dead_letters: int) -> Receipt:
     """With dead letters that were announced as soon as they were read."""
-    return msgspec.structs.replace(receipt, messages=receipt.messages + letters, dead_letters=receipt.dead_letters + letters)
+    return msgspec.structs.replace(
+        receipt, messages=receipt.messages + dead_letters, dead_letters=receipt.dead_letters + dead_letters
+    )
 
 
 def _parse(task: Task, batches: Batches) -> Batches:
@@ -281,8 +285,8 @@ def _parse(task: Task, batches: Batches) -> Batches:
     freeze_imports()
     reading, division = _Reading(task), task.batch.division
     keys = bucket_keys(division.buckets)
-    for letters in reading.read(batches):
-        yield _chunks(keys[:1], [Arrivals([], NO_ORDERS, letters)])
+    for dead_letters in reading.read(batches):
+        yield _chunks(keys[:1], [Arrivals([], NO_ORDERS, dead_letters)])
     if reading.messages:
         yield _chunks(keys, divided(reading.arrivals(), division))
 
@@ -296,15 +300,15 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
     """Screen the buckets whose chunks this task is given."""
     freeze_imports()
     keys, announcer = bucket_keys(task.batch.division.buckets), Announcer(task.screening.kafka)
-    arrivals, buckets, letters = [], set(), 0
+    arrivals, buckets, dead_letters = [], set(), 0
     for row in (row for batch in batches for row in batch.to_pylist()):
         part = unpack_arrivals(row["payload"])
-        letters += len(part.dead_letters)
+        dead_letters += len(part.dead_letters)
         announcer.dead_letters(part.dead_letters)
         buckets.add(keys.index(row["bucket"]))
         arrivals.append(part._replace(dead_letters=NO_DEAD_LETTERS))
     if arrivals:
-        yield _report(Report(_with_letters(_settle(task, announcer, arrivals, buckets), letters)))
+        yield _report(Report(_with_dead_letters(_settle(task, announcer, arrivals, buckets), dead_letters)))
 
 
 # --- screen, store, announce -----------------------------------------------------------------------------------------
@@ -399,7 +403,7 @@ def screen_arrivals(
     """
     orders = pl.concat([NO_ORDERS, *(part.orders for part in arrivals)])
     orders = _without(orders, clashes).sort("received_at", "partition", "offset")
-    letters = pl.concat([NO_DEAD_LETTERS, *(part.dead_letters for part in arrivals)])
+    dead_letters = pl.concat([NO_DEAD_LETTERS, *(part.dead_letters for part in arrivals)])
     verdicts, duplicates = screen(near(recents.values(), orders, 2 * rules.widest_window), orders, rules)
     reads = [read for part in arrivals for read in part.reads]
     bucket_of, events_us = batch.division.bucket_of(orders), ints(orders["event_ts"])
@@ -427,10 +431,10 @@ def screen_arrivals(
         shadow_by_reason=_by_reason(shadow_gained),
         duplicates=duplicates,
         late=late,
-        dead_letters=len(letters) + len(clashes),
+        dead_letters=len(dead_letters) + len(clashes),
         buckets=[BucketState(bucket, recent.kept, recent.bytes, recent.watermark.us) for bucket, recent in after.items()],
     )
-    return Outcome(verdicts, letters, after, receipt)
+    return Outcome(verdicts, dead_letters, after, receipt)
 
 
 def _count(found: NDArray[Any]) -> int:

@@ -403,18 +403,18 @@ class Announcer:
                     if len(said):
                         producer.send(self._sink.topics[topic], _binary(said["order_id"]), _binary(said[column]))
 
-    def dead_letters(self, letters: pl.DataFrame) -> None:
+    def dead_letters(self, dead_letters: pl.DataFrame) -> None:
         """Send dead letters (DEAD_LETTER_SCHEMA).
 
         Of a message that is too large for one its beginning is kept, and a header `size` says how many bytes it had.
         """
-        if letters.is_empty():
+        if dead_letters.is_empty():
             return
         most = self._sink.dead_letter_bytes
-        keys = letters.select(pl.concat_str("topic", "partition", "offset", separator="-")).to_series()
-        headers = [_headers(letter) for letter in letters.drop("value").iter_rows(named=True)]
-        sizes = letters["value"].bin.size()
-        values = letters["value"]
+        keys = dead_letters.select(pl.concat_str("topic", "partition", "offset", separator="-")).to_series()
+        headers = [_headers(dead_letter) for dead_letter in dead_letters.drop("value").iter_rows(named=True)]
+        sizes = dead_letters["value"].bin.size()
+        values = dead_letters["value"]
         if (sizes > most).any():
             values = pl.Series([value and value[:most] for value in values], dtype=pl.Binary)
             headers = [
@@ -441,8 +441,8 @@ class Announcer:
             raise
 
 
-def _headers(letter: dict[str, Any]) -> list[tuple[str, bytes]]:
-    said = letter | {"reason": letter["reason"][:_REASON_CHARACTERS]}
+def _headers(dead_letter: dict[str, Any]) -> list[tuple[str, bytes]]:
+    said = dead_letter | {"reason": dead_letter["reason"][:_REASON_CHARACTERS]}
     return [(name, str(said[name]).encode()) for name in ("reason", "topic", "partition", "offset", "received_at")]
 
 

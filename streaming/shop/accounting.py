@@ -87,7 +87,7 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
     orders = pl.concat([part.orders for part in contents])
     unreadable = pl.concat([part.dead_letters for part in contents]).select("partition", "offset")
     stored = _stored(settings)
-    letters = _dead_letters(settings, since[ORDERS_DEAD_LETTER])
+    dead_letters = _dead_letters(settings, since[ORDERS_DEAD_LETTER])
 
     known = orders.join(stored, on="order_id", how="left", suffix="_stored")
     same = pl.all_horizontal(pl.col(name) == pl.col(f"{name}_stored") for name in CONTENT)
@@ -96,7 +96,7 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
     first = kept.unique("order_id", keep="any")
     used_ids = known.filter(~pl.col("is_stored") & pl.col("status").is_not_null()).select("partition", "offset")
     owed = pl.concat([unreadable, used_ids])
-    given = letters.select("partition", "offset")
+    given = dead_letters.select("partition", "offset")
     planted = kept.join(labels, on=["partition", "offset"]).unique("order_id").explode("label")
     verdicts = _last_verdicts(settings, since[PROCESSED_ORDERS])
     last = first.join(verdicts, on="order_id", how="left", suffix="_sent")
@@ -105,7 +105,7 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
         orders=len(first),
         duplicates=len(kept) - len(first),
         dead_letters=len(owed.join(given.unique(), on=["partition", "offset"])),
-        dead_letter_reasons=dict(Counter(letters["reason"]).most_common()),
+        dead_letter_reasons=dict(Counter(dead_letters["reason"]).most_common()),
         genuine=len(first.filter(pl.col("status") == "Genuine")),
         frauds=len(first.filter(pl.col("status") == "Fraud")),
         found=_by_reason(first.explode("reasons")["reasons"]),

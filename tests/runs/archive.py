@@ -130,7 +130,7 @@ def raw_orders(settings: Settings) -> list[dict[str, Any]]:
 
 def dead_letters(settings: Settings) -> set[tuple[Any, ...]]:
     """What `orders_dead_letter` says, as quarantine has it."""
-    letters = [(dict(record.headers()), record.value()) for record in consume(settings, ORDERS_DEAD_LETTER)]
+    dead_letters = [(dict(record.headers()), record.value()) for record in consume(settings, ORDERS_DEAD_LETTER)]
     return {
         (
             headers["topic"].decode(),
@@ -140,7 +140,7 @@ def dead_letters(settings: Settings) -> set[tuple[Any, ...]]:
             value,
             headers["reason"].decode(),
         )
-        for headers, value in letters
+        for headers, value in dead_letters
     }
 
 
@@ -151,9 +151,9 @@ def assert_lakehouse_agrees(spark: SparkSession, settings: Settings) -> None:
     )
     assert as_messages(bronze) == messages_of(settings)
     assert silver.drop("event_date").sort("order_id").to_dicts() == raw_orders(settings)
-    letters = quarantine.drop("received_date").rows()
-    assert set(letters) == dead_letters(settings)
-    assert len(letters) == len(set(letters))
+    quarantined = quarantine.drop("received_date").rows()
+    assert set(quarantined) == dead_letters(settings)
+    assert len(quarantined) == len(set(quarantined))
     for frame, day, moment in (
         (bronze, "received_date", "timestamp"),
         (silver, "event_date", "event_ts"),

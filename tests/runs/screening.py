@@ -228,14 +228,16 @@ def outcome(settings: Settings) -> Outcome:
         columns = [column.name for column in cursor.description or ()]
         rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
     verdicts = list(_decoded(settings, PROCESSED_ORDERS))
-    letters = [({name: value.decode() for name, value in record.headers()}) for record in consume(settings, ORDERS_DEAD_LETTER)]
-    places = [(ORDERS, int(letter["partition"]), int(letter["offset"])) for letter in letters]
+    dead_letters = [
+        ({name: value.decode() for name, value in record.headers()}) for record in consume(settings, ORDERS_DEAD_LETTER)
+    ]
+    places = [(ORDERS, int(dead_letter["partition"]), int(dead_letter["offset"])) for dead_letter in dead_letters]
     return Outcome(
         stored={row["order_id"]: row for row in rows},
         last_verdicts=dict(verdicts),
         verdicts_sent=Counter(key for key, _ in verdicts),
         alerts=dict(_decoded(settings, FRAUD_ALERT)),
-        dead_letters={place: letter["reason"] for place, letter in zip(places, letters, strict=True)},
+        dead_letters={place: dead_letter["reason"] for place, dead_letter in zip(places, dead_letters, strict=True)},
         dead_letters_sent=Counter(places),
     )
 

@@ -79,15 +79,15 @@ def assert_agrees(
     """Each message is the same order to both readers, or a dead letter to both: bytes, place and a reason kept."""
     result = contents(messages, max_future_skew, read_at)
     read_orders = orders_of(result)
-    letters = {(row["partition"], row["offset"]): row for row in result.dead_letters.iter_rows(named=True)}
+    dead_letters = {(row["partition"], row["offset"]): row for row in result.dead_letters.iter_rows(named=True)}
     assert len(result.orders) + len(result.dead_letters) == len(messages)
     for one in messages:
         place = (one.partition, one.offset)
         order = judged(one, max_future_skew, read_at)
         assert read_orders.get(place) == order, one.value
         if order is None:
-            assert letters[place]["value"] == one.value
-            assert letters[place]["reason"]
+            assert dead_letters[place]["value"] == one.value
+            assert dead_letters[place]["reason"]
 
 
 # --- good messages ------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ FAR_US = {"before the year 1": -63_000_000_000_000_000, "after the year 9999": 1
 def test_a_dead_letter_names_a_kafka_timestamp_that_no_calendar_holds_and_is_dated_within_it(when: str) -> None:
     stamped = batch([b"not json", encoded(good())], timestamp_us=FAR_US[when])
     result = read_messages(stamped, MAX_FUTURE_SKEW, RECEIVED)
-    letter = result.dead_letters.row(0, named=True)
-    assert letter["reason"].endswith(f"(its Kafka timestamp lies {when})")
-    assert letter["received_at"] == (EARLIEST if "before" in when else LATEST)
+    dead_letter = result.dead_letters.row(0, named=True)
+    assert dead_letter["reason"].endswith(f"(its Kafka timestamp lies {when})")
+    assert dead_letter["received_at"] == (EARLIEST if "before" in when else LATEST)
     is_order = "after" in when
     assert result.orders["order_id"].to_list() == ["good-1"] * is_order
     assert len(clash_dead_letters(stamped, pl.DataFrame([(0, 1, "good-1")], CLASH_SCHEMA, orient="row"))) == 1
@@ -210,11 +210,11 @@ def batch(values: Sequence[bytes], *, timestamp_us: int) -> pa.RecordBatch:
 def test_every_kind_of_bad_message_is_a_dead_letter_and_its_neighbours_are_orders(bad: BadMessage) -> None:
     result = contents_of([encoded(good("before")), bad.value, encoded(good("after"))])
     assert result.orders["order_id"].to_list() == ["before", "after"]
-    letter = result.dead_letters.row(0, named=True)
-    assert (letter["topic"], letter["partition"], letter["offset"]) == ("orders", 0, 1)
-    assert (letter["value"], letter["received_at"]) == (bad.value, RECEIVED)
-    assert bad.words.lower() in letter["reason"].lower()
-    assert letter["reason"]
+    dead_letter = result.dead_letters.row(0, named=True)
+    assert (dead_letter["topic"], dead_letter["partition"], dead_letter["offset"]) == ("orders", 0, 1)
+    assert (dead_letter["value"], dead_letter["received_at"]) == (bad.value, RECEIVED)
+    assert bad.words.lower() in dead_letter["reason"].lower()
+    assert dead_letter["reason"]
 
 
 def test_bad_messages_do_not_cancel_each_other_out() -> None:
@@ -234,8 +234,8 @@ def test_a_run_of_nothing_but_bad_messages_holds_no_order() -> None:
 
 def test_the_position_of_a_dead_letter_is_kept() -> None:
     record = Message("orders", 3, 41, RECEIVED, b"\xff\x00key", b"not json")
-    letter = contents([record]).dead_letters.row(0, named=True)
-    assert (letter["partition"], letter["offset"]) == (3, 41)
+    dead_letter = contents([record]).dead_letters.row(0, named=True)
+    assert (dead_letter["partition"], dead_letter["offset"]) == (3, 41)
 
 
 # --- against the judge --------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ def test_a_micro_batch_that_has_begun_is_finished_however_slow_the_stop_is(
         finished.append(number)
 
     source = spark_session.readStream.format("rate-micro-batch").option("rowsPerBatch", 1).load()
-    writer = source.writeStream.queryName("busy").option("checkpointLocation", str(tmp_path)).trigger(processingTime="0 seconds")
+    writer = (
+        source.writeStream.queryName("busy").option("checkpointLocation", str(tmp_path)).trigger(processingTime="0 seconds")
+    )
     run_until_stopped([Query(writer, work, Silent())], create_autospec(QueryMetrics, instance=True), asked)
     assert begun == finished == [0, 1]

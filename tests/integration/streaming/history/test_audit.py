@@ -109,9 +109,9 @@ def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: Spa
         (differences.ORDER_DIFFERS, genuine[5]),
         (differences.RULES_UNKNOWN, genuine[6]),
         (differences.REASONS_SURPLUS, genuine[7]),
-        (differences.LETTER_MISSING, (lost["partition"], lost["offset"])),
-        (differences.LETTER_DOUBLED, (doubled["partition"], doubled["offset"])),
-        (differences.LETTER_SURPLUS, (standing.partition, standing.offset)),
+        (differences.DEAD_LETTER_MISSING, (lost["partition"], lost["offset"])),
+        (differences.DEAD_LETTER_DOUBLED, (doubled["partition"], doubled["offset"])),
+        (differences.DEAD_LETTER_SURPLUS, (standing.partition, standing.offset)),
     )
 
 
@@ -224,7 +224,7 @@ def test_what_was_ahead_of_when_the_stream_read_it_is_a_dead_letter_to_the_audit
     stamped = received([(spelled(order), 0) for order in orders], START + timedelta(minutes=50), timedelta(0))
     lake, judgement = lake_of(stamped, RULES)
     assert len(judgement.orders) == 4
-    letters = [
+    dead_letters = [
         {"topic": ORDERS, "partition": 0, "offset": offset, "received_at": stamped[offset].timestamp, "value": b""}
         | {"reason": AHEAD_OF_START, "received_date": START.date()}
         for offset in (0, 2)
@@ -232,14 +232,14 @@ def test_what_was_ahead_of_when_the_stream_read_it_is_a_dead_letter_to_the_audit
     lake.silver = [row for row in lake.silver if row["order_id"] == "fine"]
     on_kafka = None
     if is_archived:
-        lake.quarantine = letters
+        lake.quarantine = dead_letters
     else:
-        places = [(letter["partition"], letter["offset"], letter["reason"]) for letter in letters]
+        places = [(dead_letter["partition"], dead_letter["offset"], dead_letter["reason"]) for dead_letter in dead_letters]
         on_kafka = spark_session.createDataFrame(places, "partition int, offset bigint, reason string")
-    found = summary(found_in(spark_session, lake, reached=Reached(letters=on_kafka)))
+    found = summary(found_in(spark_session, lake, reached=Reached(dead_letters=on_kafka)))
     lost = {(differences.ORDER_MISSING, "lost"), (differences.ORDER_MISSING, "told too much")}
-    surplus = {(differences.LETTER_SURPLUS, (0, 2))} if is_archived else set()
-    missing = set() if is_archived else {(differences.LETTER_MISSING, causes.NOT_ARCHIVED, "ahead")}
+    surplus = {(differences.DEAD_LETTER_SURPLUS, (0, 2))} if is_archived else set()
+    missing = set() if is_archived else {(differences.DEAD_LETTER_MISSING, causes.NOT_ARCHIVED, "ahead")}
     assert found == unexplained(*lost, *surplus) | missing
 
 
@@ -248,7 +248,7 @@ def test_what_is_ahead_of_the_audit_itself_has_to_be_a_dead_letter(spark_session
     lake, _ = lake_of(stamped, RULES)
     lake.looked_at = START
     assert summary(found_in(spark_session, lake)) == unexplained(
-        (differences.LETTER_MISSING, (0, 0)), (differences.ORDER_UNKNOWN, "ahead")
+        (differences.DEAD_LETTER_MISSING, (0, 0)), (differences.ORDER_UNKNOWN, "ahead")
     )
 
 
@@ -332,7 +332,7 @@ def test_a_replay_goes_on_where_it_was_stopped_and_doubles_nothing(
     assert resumed is not None
     rest = list(resumed.publish(sinks_of(settings)))
     assert sum(day.orders.announced for day in [stopped, *rest]) == len(judgement.orders)
-    assert sum(day.letters.announced for day in [stopped, *rest]) == 1
+    assert sum(day.dead_letters.announced for day in [stopped, *rest]) == 1
     on_their_way = reached(spark_session, settings).verdicts  # the archive has committed nothing: all that Kafka holds
     assert on_their_way is not None
     assert {row["order_id"] for row in on_their_way.collect()} == judgement.orders.keys()

@@ -143,7 +143,7 @@ def test_time_travel_shows_the_verdict_before_a_revision_and_what_changes_nothin
 def test_of_two_dead_letters_about_one_message_and_of_two_headers_of_one_name_the_first_stands(
     spark_session: SparkSession, lakehouse: str
 ) -> None:
-    def letter(offset: int, about: int, reason: str, *more: tuple[str, Any]) -> tuple[Any, ...]:
+    def dead_letter(offset: int, about: int, reason: str, *more: tuple[str, Any]) -> tuple[Any, ...]:
         headers = {
             "reason": reason,
             "topic": "orders",
@@ -160,9 +160,9 @@ def test_of_two_dead_letters_about_one_message_and_of_two_headers_of_one_name_th
         )
 
     merge = merge_into_quarantine(lakehouse)
-    passed_on = letter(2, 8, "é", ("offset", bytearray(b"9")), ("reason", None), ("of.somebody", None))
-    merge(spark_session.createDataFrame([letter(0, 7, "first"), letter(1, 7, "second"), passed_on], MESSAGES), 0)
-    merge(spark_session.createDataFrame([letter(3, 7, "third")], MESSAGES), 1)
+    passed_on = dead_letter(2, 8, "é", ("offset", bytearray(b"9")), ("reason", None), ("of.somebody", None))
+    merge(spark_session.createDataFrame([dead_letter(0, 7, "first"), dead_letter(1, 7, "second"), passed_on], MESSAGES), 0)
+    merge(spark_session.createDataFrame([dead_letter(3, 7, "third")], MESSAGES), 1)
     rows = archive.rows(spark_session, quarantine_orders(lakehouse)).sort("offset").rows()
     received = datetime(2026, 11, 22, 10, tzinfo=UTC)
     assert rows == [

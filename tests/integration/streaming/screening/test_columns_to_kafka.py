@@ -148,9 +148,9 @@ def test_large_records_take_turns_in_a_small_queue_and_what_is_larger_than_all_o
     settings: Settings, connect: Connect, roomy_topic: str, with_headers: bool
 ) -> None:
     topic, producer = settings.topic(roomy_topic), connect(queue_buffering_max_kbytes=4_000)
-    letters = {key: os.urandom(3 * MEGABYTE) for key in (b"a", b"b", b"c", b"d")}
-    send(producer, topic, pa.array(letters.keys()), pa.array(letters.values()), with_headers=with_headers)
-    assert pairs(settings, roomy_topic) == Counter(letters.items())
+    dead_letters = {key: os.urandom(3 * MEGABYTE) for key in (b"a", b"b", b"c", b"d")}
+    send(producer, topic, pa.array(dead_letters.keys()), pa.array(dead_letters.values()), with_headers=with_headers)
+    assert pairs(settings, roomy_topic) == Counter(dead_letters.items())
     with pytest.raises(KafkaError, match=rf"did not take 1 records: {topic}: .*Message size too large"):
         send(producer, topic, pa.array([b"e"]), pa.array([bytes(5 * MEGABYTE)]), with_headers=with_headers)
 

@@ -38,7 +38,7 @@ def screened(settings: Settings) -> dict[str, int]:
     return stored(settings)
 
 
-def letters(settings: Settings) -> dict[int, tuple[bytes | None, dict[str, str]]]:
+def dead_letters(settings: Settings) -> dict[int, tuple[bytes | None, dict[str, str]]]:
     """Offset → value and headers of its dead letter."""
     found = {}
     for record in runs.consume(settings, ORDERS_DEAD_LETTER):
@@ -91,7 +91,7 @@ def test_of_transactions_only_what_was_committed_counts_and_an_open_one_delays_w
     kept.commit()
     runs.send(settings, [(order("again"), 0), (order("again", quantity=7), 0)])  # a used id has its message read again
     assert screened(settings) == {"tx-1": 3, "again": 2}
-    assert [headers["reason"] for _, headers in letters(settings).values()] == [
+    assert [headers["reason"] for _, headers in dead_letters(settings).values()] == [
         "order_id again is used by another order, received before"
     ]
 
@@ -126,7 +126,7 @@ def test_a_message_of_any_size_is_a_dead_letter_whole_where_its_topic_takes_it_o
     send(order("large", note="z" * 900_000))
     send(order("small"))
     assert screened(settings).keys() == {"large", "small"}
-    found = letters(settings)
+    found = dead_letters(settings)
     assert found[0][0] == b"x" * 1_030_000
     assert "size" not in found[0][1]
     for offset, whole in ((1, b"y" * 5_000_000), (2, noise[1:] + noise[:1])):
@@ -143,7 +143,7 @@ def test_many_dead_letters_that_are_large_together_all_arrive(settings: Settings
     done = runs.run_screen("--available-now", "--max-offsets-per-trigger", "150000")
     assert done.returncode == 0, done.stderr
     assert stored(settings).keys() == {"good"}
-    assert letters(settings).keys() == set(range(6_000))
+    assert dead_letters(settings).keys() == set(range(6_000))
 
 
 def test_what_kafka_has_deleted_before_it_was_screened_is_named_and_one_command_goes_on(settings: Settings) -> None:

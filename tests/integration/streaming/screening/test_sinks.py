@@ -208,7 +208,7 @@ def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(sett
     assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}
 
 
-def letters(*values: bytes | None) -> pl.DataFrame:
+def dead_letters(*values: bytes | None) -> pl.DataFrame:
     """Dead letters of these values, of the topic's first messages."""
     rows = [
         {"topic": "orders", "partition": 3, "offset": offset, "received_at": RECEIVED, "value": value, "reason": "é" * 600}
@@ -219,7 +219,7 @@ def letters(*values: bytes | None) -> pl.DataFrame:
 
 def test_a_dead_letter_has_all_bytes_or_the_first_ones_with_its_size_and_always_its_place(settings: Settings) -> None:
     saying = announcer(settings, dead_letter_bytes=10)
-    saying.dead_letters(letters(b"\xff\0ten bytes", b"\xff", None, b""))
+    saying.dead_letters(dead_letters(b"\xff\0ten bytes", b"\xff", None, b""))
     saying.wait()
     records = {record.key().decode(): record for record in consume(settings, ORDERS_DEAD_LETTER)}
     headers = {key: {name: value.decode() for name, value in record.headers()} for key, record in records.items()}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.contract import LATEST, NO_TIMESTAMP, Contents, read_messages
-from streaming.lakehouse.erased_messages import ERASED_HEADER, Left, left_of, letter_of
+from streaming.lakehouse.erased_messages import ERASED_HEADER, Left, dead_letter_of, left_of
 from streaming.lakehouse.tables import BRONZE
 from tests.oracle.bad_messages import BAD
 from tests.oracle.lakes import purchase
@@ -72,7 +72,7 @@ def test_whatever_else_is_in_an_order_goes(value: bytes) -> None:
     found = left(value)
     assert found is not None
     assert SECRET not in found.value
-    assert not found.is_letter
+    assert not found.is_dead_letter
     assert read(found.value).orders.equals(read(value).orders)
 
 
@@ -104,7 +104,7 @@ def test_of_a_message_that_breaks_the_contract_only_whose_it_was_is_left_and_it_
     assert read(value).orders.is_empty()
     found = left(value, SECRET, [("trace", SECRET)])
     assert found is not None
-    assert (found.value, found.key, found.is_letter, found.is_new) == (letter_of(WHO), None, True, True)
+    assert (found.value, found.key, found.is_dead_letter, found.is_new) == (dead_letter_of(WHO), None, True, True)
     assert read(found.value).orders.is_empty()
     again = left(found.value, found.key, [(header["key"], header["value"]) for header in found.headers or ()])
     assert again is not None, "its letter may come into quarantine later"

@@ -74,9 +74,9 @@ class Stream:
         batch = as_batch(messages)
         arrivals = read_arrivals(batch, self.rules, moment)
         clashes = clashes_among(arrivals.orders, self._stored)
-        letters = pl.concat([arrivals.dead_letters, clash_dead_letters(batch, clashes)])
+        dead_letters = pl.concat([arrivals.dead_letters, clash_dead_letters(batch, clashes)])
         orders = arrivals.orders.join(clashes, on=_PLACE, how="anti")
-        return Arrivals(arrivals.reads, orders, letters)
+        return Arrivals(arrivals.reads, orders, dead_letters)
 
     def _settle_task(self, division: Division, moment: datetime, arrivals: list[Arrivals], buckets: set[int]) -> None:
         """A task screens again as long as it turns out to hold used order ids with other content."""
