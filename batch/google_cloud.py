@@ -16,7 +16,7 @@ from google.cloud.storage import Client as StorageClient
 from google.cloud.storage.retry import DEFAULT_RETRY as STORAGE_RETRY
 
 from batch.refusals import refusal_of
-from conf.errors import GoogleCloudError, GoogleCloudRefused
+from conf.errors import GoogleCloudError, GoogleCloudRefused, up_command
 from conf.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def explained(settings: Settings) -> Iterator[None]:
     except DefaultCredentialsError as error:
         raise GoogleCloudError(
             "There are no Google credentials: `gcloud auth application-default login`, or set"
-            " GOOGLE_APPLICATION_CREDENTIALS to a key file; `finpro up` starts emulators that need none."
+            f" GOOGLE_APPLICATION_CREDENTIALS to a key file; `{up_command()}` starts emulators that need none."
         ) from error
     except GoogleAuthError as error:
         raise GoogleCloudError(f"Google refused the credentials: {_first_line(error)}") from error
@@ -148,7 +148,7 @@ def _explanation(settings: Settings, error: Exception) -> GoogleCloudError:
     if isinstance(error, NotFound):
         return GoogleCloudError(
             f"Not found: {said}. The bucket (FINPRO_GCS_BUCKET) and the datasets (FINPRO_BIGQUERY_DATASET, and those of"
-            f" core and marts) are made once, by hand, in the project {settings.gcp_project}, and by `finpro up` in the"
+            f" core and marts) are made once, by hand, in the project {settings.gcp_project}, and by `{up_command()}` in the"
             " emulators; tables come with `finpro load` and `finpro transform`."
         )
     if isinstance(error, Forbidden):
@@ -169,7 +169,7 @@ def _reach(emulator: str | None) -> dict[str, Any]:
 
 def _where(settings: Settings) -> str:
     hosts = [host for host in (settings.storage_emulator_host, settings.bigquery_emulator_host) if host]
-    return f"The emulators at {' and '.join(hosts)} (`finpro up` starts what has died)" if hosts else "Google Cloud"
+    return f"The emulators at {' and '.join(hosts)} (`{up_command()}` starts what has died)" if hosts else "Google Cloud"
 
 
 def _first_line(error: Exception) -> str:

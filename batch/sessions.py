@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from conf.errors import PostgresError, PostgresUnavailable
+from conf.errors import PostgresError, PostgresUnavailable, up_command
 
 _Connection = TypeVar("_Connection")
 
@@ -202,7 +202,9 @@ def _literal(text: str) -> str:
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
-_UNREACHABLE = "it cannot be reached: is it running? `finpro up` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
+_UNREACHABLE = (
+    f"it cannot be reached: is it running? `{up_command()}` starts the embedded one; FINPRO_POSTGRES_DSN names your own"
+)
 # What another try does not help against: part of the message → what to do.
 _REFUSALS = {
     "password authentication failed|no password supplied": "it refused the user or password: correct FINPRO_POSTGRES_DSN",

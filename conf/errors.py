@@ -1,6 +1,12 @@
 """The one exception family: every message a person may see says what happened and what to do about it."""
 
+import os
 import re
+
+
+def up_command() -> str:
+    """What starts the services of which a message speaks: `finpro up`, or what FINPRO_UP says, as in containers."""
+    return os.environ.get("FINPRO_UP", "").strip() or "finpro up"
 
 
 class FinproError(Exception):

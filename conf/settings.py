@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from conf.errors import SettingsError
+from conf.errors import SettingsError, up_command
 
 CONF_DIR = Path(__file__).resolve().parent
 
@@ -33,8 +33,8 @@ def embedded_env_file() -> Path:
     return finpro_home() / "env"
 
 
-_DATASETS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
-_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", *_DATASETS, "storage_emulator_host", "bigquery_emulator_host")
+DATASETS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
+_GOOGLE_CLOUD = ("gcp_project", "gcs_bucket", *DATASETS, "storage_emulator_host", "bigquery_emulator_host")
 
 
 class _EmbeddedPlatform(PydanticBaseSettingsSource):
@@ -259,7 +259,7 @@ def _missing(name: str) -> str:
     return (
         f"{variable(name)} is not set ({description}).\n"
         f"Looked in: {'; '.join(looked)}.\n"
-        f"Run `finpro up` for the embedded platform, or set it: export {variable(name)}=…"
+        f"Run `{up_command()}` for the embedded platform, or set it: export {variable(name)}=…"
     )
 
 

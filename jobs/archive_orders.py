@@ -102,8 +102,8 @@ def query(
         .load()
     )
     trigger = {"availableNow": True} if options.available_now else {"processingTime": options.trigger}
-    writer = messages.writeStream.queryName(stream.query).foreachBatch(stream.sink).trigger(**trigger)
-    return Query(writer.option("checkpointLocation", checkpoint), ArchiveProgress(stream.table, console))
+    writer = messages.writeStream.queryName(stream.query).trigger(**trigger)
+    return Query(writer.option("checkpointLocation", checkpoint), stream.sink, ArchiveProgress(stream.table, console))
 
 
 def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:

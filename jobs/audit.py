@@ -102,8 +102,8 @@ def repair(console: Console, settings: Settings, found: Audit) -> Published:
     where = sinks_of(settings)
     orders, dead_letters = publish_orders(found.orders, where), publish_dead_letters(found.dead_letters, where)
     console.print(
-        f"repaired: {orders.announced:,} verdicts and {dead_letters.announced:,} dead letters are announced. `finpro archive` brings"
-        " them into the lakehouse; what is audited after that has them."
+        f"repaired: {orders.announced:,} verdicts and {dead_letters.announced:,} dead letters are announced. `finpro archive`"
+        " brings them into the lakehouse; what is audited after that has them."
     )
     if orders.clashes:
         console.print(f"{orders.clashes:,} orders were left out: Postgres holds other orders under their ids")

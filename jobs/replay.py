@@ -76,7 +76,7 @@ def main(given: Sequence[str] | None = None) -> None:
             orders, dead_letters = orders + done.orders.announced, dead_letters + done.dead_letters.announced
             clashes += done.orders.clashes
             console.print(
-                f"{done.day}: {done.orders.announced:,} orders, {done.letters.announced:,} dead letters,"
+                f"{done.day}: {done.orders.announced:,} orders, {done.dead_letters.announced:,} dead letters,"
                 f" {done.days_left:,} days left"
             )
         begins = draft.begins()

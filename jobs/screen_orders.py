@@ -216,7 +216,6 @@ def screen(
         query = (
             as_read(messages, options.buckets)
             .writeStream.queryName(QUERY_NAME)
-            .foreachBatch(micro_batches)
             .option("checkpointLocation", checkpoint.folder)
             .trigger(**({"availableNow": True} if options.available_now else {"processingTime": options.trigger}))
         )
@@ -227,7 +226,7 @@ def screen(
             told_of_silence(screening.dsn, progress.waits),
             _loss_named(settings, ledger, ask_topic_id, skip=options.skip_forgotten),
         ):
-            watching = Query(query, _Watching(rules, ledger, progress))
+            watching = Query(query, micro_batches, _Watching(rules, ledger, progress))
             run_until_stopped([watching], QueryMetrics(registry), stopping)
 
 

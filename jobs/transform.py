@@ -22,13 +22,13 @@ from batch.warehouse.steps import record
 from batch.warehouse.tables import LoadedRun, Warehouse
 from conf.errors import DataTestsFailed, Overtaken, ReconciliationError, TransformError
 from conf.rules import load_rules
-from conf.settings import Settings, finpro_home, project_root, variable
+from conf.settings import DATASETS, Settings, finpro_home, project_root, variable
 from jobs.local.private_files import exclusive_lock, private_directory
 
 PROJECT = project_root() / "dbt"
 _SOURCES = frozenset({*TABLES, MONITORING})
 _PROFILE_SETTINGS = (
-    *("gcp_project", "bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset"),
+    *("gcp_project", *DATASETS),
     *("bigquery_location", "bigquery_max_bytes_billed", "bigquery_emulator_host"),
 )
 _UP_TO_THE_DAYS = "+orders_by_day"  # what is replaced by day, and all that it is made of

@@ -33,6 +33,12 @@ def process_of(context: SparkContext) -> "subprocess.Popen[bytes]":
     return cast("subprocess.Popen[bytes]", gateway.proc)
 
 
+def has_executor(context: SparkContext) -> bool:
+    """Whether a Spark has anything to run tasks on by now: its public status tells of jobs and stages only."""
+    known: Any = context._jsc.sc().statusTracker().getExecutorInfos()
+    return len(known) > 1  # the driver is the first
+
+
 class Located(NamedTuple):
     """A place on a file system that Spark reaches, as Hadoop's own objects: `path` and the FileSystem that has it."""
 

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPart
 from confluent_kafka import KafkaError as ClientError
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from conf.errors import KafkaError
+from conf.errors import KafkaError, up_command
 from conf.settings import Settings
 
 ORDERS = "orders"
@@ -35,8 +35,8 @@ _ATTEMPTS, _ATTEMPT_SECONDS = 4, 2
 _DEFAULT_MESSAGE_BYTES = 1_048_588
 
 _UNREACHABLE = (
-    "does not answer: is it running, and does it speak what FINPRO_KAFKA_SECURITY_PROTOCOL says? `finpro up` starts the"
-    " embedded one; FINPRO_KAFKA_BOOTSTRAP_SERVERS names your own"
+    "does not answer: is it running, and does it speak what FINPRO_KAFKA_SECURITY_PROTOCOL says?"
+    f" `{up_command()}` starts the embedded one; FINPRO_KAFKA_BOOTSTRAP_SERVERS names your own"
 )
 _ADVICE = {
     ClientError._AUTHENTICATION: (

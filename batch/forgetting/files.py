@@ -5,6 +5,7 @@ So a run has the same files with as many rows as its manifest says, and can stil
 
 import io
 from collections.abc import Collection
+from functools import reduce
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -65,7 +66,7 @@ def without_names(table: pa.Table, users: Collection[int]) -> tuple[pa.Table, in
     is_wanted = pc.is_in(ids, pa.array(sorted(users), pa.int64()))
     pseudonyms = {column: _for_each(pseudonym, ids) for column, pseudonym in PERSONAL.items()}
     differs = [pc.not_equal(table[column], texts) for column, texts in pseudonyms.items()]
-    is_held = pc.and_(is_wanted, pc.or_(pc.or_(differs[0], differs[1]), differs[2]))
+    is_held = pc.and_(is_wanted, reduce(pc.or_, differs))
     for column, texts in pseudonyms.items():
         place = table.column_names.index(column)
         table = table.set_column(place, table.schema.field(column), pc.if_else(is_wanted, texts, table[column]))

@@ -11,9 +11,7 @@ from google.cloud.bigquery import ArrayQueryParameter, QueryJobConfig, ScalarQue
 from batch.bigquery import Client
 from batch.forgotten import PERSONAL
 from batch.google_cloud import bigquery_client, explained, open_dataset
-from conf.settings import Settings
-
-_SETTINGS = ("bigquery_dataset", "bigquery_core_dataset", "bigquery_marts_dataset")
+from conf.settings import DATASETS, Settings
 
 
 def forget_in_tables(settings: Settings, users: Collection[int], *, dry_run: bool) -> dict[str, int]:
@@ -34,7 +32,7 @@ def forget_in_tables(settings: Settings, users: Collection[int], *, dry_run: boo
 
 def _tables(settings: Settings, client: Client) -> Iterator[tuple[Table, list[str]]]:
     """The tables that have a user's number beside something personal, and which columns those are."""
-    for setting in _SETTINGS:
+    for setting in DATASETS:
         for listed in client.list_tables(open_dataset(settings, client, setting)):
             if listed.table_type != "TABLE":  # a view shows what is in tables
                 continue

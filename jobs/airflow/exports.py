@@ -1,6 +1,7 @@
 """Which export a DAG run is about: the name that all its tasks and messages call it by."""
 
 import hashlib
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,16 @@ def export_of(dag_run: Any) -> str:
 def this_export() -> str:
     """The name of the export of the DAG run whose task this is."""
     return export_of(get_current_context()["dag_run"])
+
+
+def compare(run_id: str | None = None, tables: Collection[str] | None = None, *, whole: bool = False) -> None:
+    """Compare raw tables with Postgres, as `reconcile` does, for the DAG whose task this is; fails when they differ."""
+    from batch.warehouse.reconcile import reconcile, require_consistent
+    from jobs.airflow.settings import task_settings
+
+    found = reconcile(task_settings(), run_id, get_current_context()["dag"].dag_id, tables, whole=whole)
+    print(*(f"{one.table_name}: {one.source.rows:,} rows, {one.status}" for one in found), sep="\n")
+    require_consistent(found)
 
 
 def validated_export() -> str | None:

@@ -35,7 +35,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from batch.warehouse.manifest import TABLES
 from jobs.airflow.defaults import DEFAULT_ARGS, LONGEST_RUN, RAW_TABLES, TIME_ZONE, WAREHOUSE_POOL
-from jobs.airflow.exports import VALIDATED_TABLES, export_run_id, this_export
+from jobs.airflow.exports import VALIDATED_TABLES, compare, export_run_id, this_export
 from jobs.airflow.notifier import DAG_SUCCEEDED, RUN_RECONCILED
 from jobs.airflow.spark import FinproSparkOperator
 
@@ -89,13 +89,7 @@ with DAG(
     @task
     def reconcile(table: str) -> None:
         """Compare one table with the export's snapshot of Postgres."""
-        from batch.warehouse.reconcile import reconcile as reconcile_run
-        from batch.warehouse.reconcile import require_consistent
-        from jobs.airflow.settings import task_settings
-
-        found = reconcile_run(task_settings(), this_export(), get_current_context()["dag"].dag_id, [table])
-        print(*(f"{one.table_name}: {one.source.rows:,} rows, {one.status}" for one in found))
-        require_consistent(found)
+        compare(this_export(), [table])
 
     @task(trigger_rule=TriggerRule.ALL_DONE, on_success_callback=RUN_RECONCILED)
     def consistency() -> None:

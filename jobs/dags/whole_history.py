@@ -19,11 +19,12 @@ Backfill: none is needed, a run is about all of history. At once: `airflow dags 
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
+from airflow.sdk import DAG, CronTriggerTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from conf.errors import Overtaken
 from jobs.airflow.defaults import DEFAULT_ARGS, LONGEST_RUN, TIME_ZONE, WAREHOUSE_POOL
+from jobs.airflow.exports import compare
 from jobs.airflow.notifier import DAG_SUCCEEDED
 
 with DAG(
@@ -39,15 +40,10 @@ with DAG(
     default_args=DEFAULT_ARGS,
 ) as dag:
 
-    @task(pool=WAREHOUSE_POOL)
-    def compare() -> None:
+    @task(pool=WAREHOUSE_POOL, task_id="compare")
+    def compare_all() -> None:
         """Compare all of the raw tables with Postgres."""
-        from batch.warehouse.reconcile import reconcile, require_consistent
-        from jobs.airflow.settings import task_settings
-
-        found = reconcile(task_settings(), dag_id=get_current_context()["dag"].dag_id, whole=True)
-        print(*(f"{one.table_name}: {one.source.rows:,} rows, {one.status}" for one in found), sep="\n")
-        require_consistent(found)
+        compare(whole=True)
 
     @task(pool=WAREHOUSE_POOL, on_success_callback=DAG_SUCCEEDED)
     def rebuild() -> None:
@@ -60,4 +56,4 @@ with DAG(
         except Overtaken as newer:
             raise AirflowSkipException(str(newer)) from newer
 
-    compare() >> rebuild()
+    compare_all() >> rebuild()

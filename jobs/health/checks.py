@@ -111,7 +111,8 @@ _ARCHIVE_QUERIES = ("archive_bronze", "archive_silver", "archive_quarantine")
 
 
 def _running(job: RunningJob, begun: list[Committed], waiting: int) -> Finding:
-    parts = [f"runs for {age(job.started_at)} (process {job.pid})"]
+    where = f" at {job.host}" if job.host else ""
+    parts = [f"runs for {age(job.started_at)} (process {job.pid}{where})"]
     if begun:
         parts.append(f"last micro-batch {age(max(commit.at for commit in begun))} ago")
     parts.append(f"{waiting:,} messages wait")

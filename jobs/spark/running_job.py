@@ -1,5 +1,6 @@
-"""How a running streaming job makes itself known on its machine: metrics over HTTP, and a record of where to find them.
+"""How a running streaming job makes itself known: metrics over HTTP, and a record of where to find them.
 
+Machines that share a home, such as containers, find each other's jobs by their metrics, if those are not on loopback.
 Of several jobs of one name under one home each has a record of its own, `run/screen.json`, `run/screen-2.json` and so on,
 which nobody else replaces or removes as long as it runs.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIServer
 
@@ -31,15 +32,27 @@ if TYPE_CHECKING:
 # Where Prometheus looks, see conf/monitoring/prometheus.yml.
 METRICS_PORTS = {"screen": 9108, "archive": 9109}
 
+_ELSEWHERE_SECONDS = 2
+_SAME_START_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job that runs on this machine; `metrics_url` is None where it does not serve its metrics."""
+    """A job that runs.
+
+    Attributes:
+        name: of the job.
+        pid: its process.
+        started_at: when it made itself known.
+        metrics_url: where its metrics are; None where it does not serve them.
+        host: the machine, where it is another one.
+    """
 
     name: str
     pid: int
     started_at: datetime
     metrics_url: str | None
+    host: str | None = None
 
 
 def find_job(name: str) -> RunningJob | None:
@@ -65,12 +78,37 @@ def _running(name: str) -> Iterator[RunningJob]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             started_at, url = datetime.fromisoformat(record["started_at"]), record["metrics_url"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            elsewhere = record.get("host", _this_host()) != _this_host()
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if process := recorded_process(record):
+        if elsewhere:
+            if answering := _answering(record):
+                yield RunningJob(name, record["pid"], started_at, answering, record["host"])
+        elif process := recorded_process(record):
             # Whatever answers there: it is this job's only if the job itself listens there.
             is_served = url is not None and listens(process, urlsplit(url).port or 0)
             yield RunningJob(name, process.pid, started_at, url if is_served else None)
+
+
+def _this_host() -> str:
+    """What other machines, or containers of one network, know this one by."""
+    return socket.gethostname()
+
+
+def _answering(record: dict[str, Any]) -> str | None:
+    """The address of a job's metrics on another machine, if that very process answers there."""
+    import requests
+    from prometheus_client.parser import text_string_to_metric_families
+
+    port = urlsplit(record.get("metrics_url") or "").port
+    url = f"http://{record['host']}:{port}/metrics"
+    try:
+        text = requests.get(url, timeout=_ELSEWHERE_SECONDS).text if port else ""
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    except (requests.RequestException, ValueError):
+        return None
+    started = next((sample.value for sample in samples if sample.name == "process_start_time_seconds"), 0.0)
+    return url if abs(started - record["create_time"]) <= _SAME_START_SECONDS else None
 
 
 def _serve(name: str, registry: "CollectorRegistry", settings: Settings) -> WSGIServer | None:
@@ -126,7 +164,7 @@ def _end(server: WSGIServer) -> None:
 def _recorded(name: str, server: WSGIServer | None) -> Iterator[None]:
     """Inside the block this process has a record of its own among those of its name."""
     job = {"started_at": datetime.now(UTC).isoformat(), "metrics_url": _url(server) if server else None}
-    record = json.dumps(record_of(os.getpid()) | job)
+    record = json.dumps(record_of(os.getpid()) | job | {"host": _this_host()})
     try:
         path = _write(record, name)
     except OSError as error:
@@ -153,8 +191,11 @@ def _write(record: str, name: str) -> Path:
 
 def _is_taken(place: Path) -> bool:
     try:
-        return recorded_process(json.loads(place.read_text(encoding="utf-8"))) is not None
-    except (FileNotFoundError, ValueError):
+        record = json.loads(place.read_text(encoding="utf-8"))
+        if record.get("host", _this_host()) != _this_host():
+            return _answering(record) is not None
+        return recorded_process(record) is not None
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
         return False
 
 

@@ -4,13 +4,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from signal import SIGINT, SIGTERM
 from typing import Any, NamedTuple, Protocol
 
 from pyspark.errors import StreamingQueryException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from conf.errors import FinproError, KafkaError, StreamingError, raised_elsewhere
@@ -54,11 +54,13 @@ class Query(NamedTuple):
     """A query to be started, and who tells of it.
 
     Attributes:
-        writer: the query.
+        writer: the query, without what it does.
+        work: what `foreachBatch` calls: given the rows of a micro-batch, and its number.
         reporter: is told how it fares.
     """
 
     writer: DataStreamWriter
+    work: Callable[[DataFrame, int], None]
     reporter: Reporter
 
 
@@ -78,9 +80,9 @@ def run_until_stopped(queries: Sequence[Query], metrics: QueryMetrics, stop: thr
     running = [_Running(query, metrics) for query in queries]
     try:
         _report_until_the_end(running, stop)
-        _stop_between_batches([one.started for one in running])
+        _stop_between_batches(running)
         for one in running:
-            one.started.awaitTermination()
+            one.wait()
             one.query.reporter.show(one.started.lastProgress, finished=True)
     except StreamingQueryException as error:
         raise _cause(error) from error
@@ -89,17 +91,57 @@ def run_until_stopped(queries: Sequence[Query], metrics: QueryMetrics, stop: thr
             one.tell_of_the_end()
 
 
+class _Gate:
+    """Lets micro-batches be worked on until it is closed.
+
+    Spark has no way to stop a query between two micro-batches: whoever looks whether it is in one, and stops it if not, may
+    stop the next, which has begun in the meantime.
+    """
+
+    def __init__(self, work: Callable[[DataFrame, int], None]) -> None:
+        self._work, self._lock = work, threading.Lock()
+        self._is_closed, self._begun = False, -1
+        self.has_refused = False
+
+    def __call__(self, rows: DataFrame, number: int) -> None:
+        with self._lock:
+            if self._is_closed:
+                self.has_refused = True
+                raise StreamingError(f"Micro-batch {number} waits for the next start: the job was told to stop.")
+            self._begun = number
+        self._work(rows, number)
+
+    def close(self) -> int:
+        """From now on no micro-batch begins. Returns the number of the last that did, -1 for none."""
+        with self._lock:
+            self._is_closed = True
+            return self._begun
+
+
 class _Running:
     """A query that has been started, and what its metrics have heard."""
 
     def __init__(self, query: Query, metrics: QueryMetrics) -> None:
-        self.query, self.started = query, query.writer.start()
+        self.query, self.gate = query, _Gate(query.work)
+        self.started = query.writer.foreachBatch(self.gate).start()
         self._metrics, self._told = metrics, -1
         metrics.started(self.started.name)
 
     def has_failed(self) -> bool:
         """Whether it has ended by an error."""
-        return not self.started.isActive and self.started.exception() is not None
+        return not self.started.isActive and not self.gate.has_refused and self.started.exception() is not None
+
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            StreamingQueryException: it has ended by an error.
+        """
+        try:
+            self.started.awaitTermination()
+        except StreamingQueryException:
+            if not self.gate.has_refused:
+                raise
 
     def tell(self) -> None:
         """Tell the metrics of the micro-batches since the last time: Spark keeps more of them than a second brings."""
@@ -136,23 +178,22 @@ def _report_until_the_end(running: Sequence[_Running], stop: threading.Event) ->
                 one.query.reporter.show(one.started.lastProgress)
 
 
-def _stop_between_batches(queries: Sequence[StreamingQuery]) -> None:
+def _stop_between_batches(queries: Sequence[_Running]) -> None:
     """Stop each query that is active once the micro-batch that it is in has been committed."""
-    busy = {query: _committed(query) for query in queries if query.isActive}
+    begun = {query: query.gate.close() for query in queries}
     give_up = time.monotonic() + _GRACE_SECONDS
-    while busy:
-        for query, batch in list(busy.items()):
-            is_done = not query.isActive or not query.status["isTriggerActive"] or _committed(query) != batch
-            if is_done or time.monotonic() > give_up:
-                query.stop()
-                del busy[query]
+    while begun:
+        for query, number in list(begun.items()):
+            if not query.started.isActive or _committed(query.started) >= number or time.monotonic() > give_up:
+                query.started.stop()
+                del begun[query]
         time.sleep(0.01)
 
 
-def _committed(query: StreamingQuery) -> int | None:
-    """The micro-batch that was committed last."""
+def _committed(query: StreamingQuery) -> int:
+    """The micro-batch that was committed last, -1 for none."""
     progress = query.lastProgress
-    return progress["batchId"] if progress else None
+    return int(progress["batchId"]) if progress else -1
 
 
 def _cause(error: StreamingQueryException) -> FinproError:

@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 from conf.settings import CONF_DIR, Settings, finpro_home, load_settings
 from jobs.local.class_archive import from_archive
 from jobs.local.jars import spark_home, spark_jars
-from jobs.local.java import spark_java_home
+from jobs.local.java import quoted, spark_java_home
 from jobs.local.private_files import private_directory
 
 _JOBS = Path(__file__).resolve().parents[1]
@@ -52,14 +52,15 @@ def spark_submit(
     """
     command = [str(spark_home() / "bin" / "spark-submit"), "--master", master, "--name", f"finpro {job}"]
     command += ["--properties-file", str(CONF_DIR / "spark-defaults.conf"), "--driver-memory", memory]
-    if _is_local(master):
+    if is_local(master):
         # A heap that grows in steps is collected whole before each, which holds up whatever is at work.
         command += ["--conf", f"spark.driver.defaultJavaOptions={' '.join([*from_archive(), f'-Xms{memory}'])}"]
         command += ["--conf", f"spark.hadoop.fs.file.impl={_LOCAL_FILES}", "--conf", "spark.ui.enabled=false"]
         command += ["--conf", f"spark.sql.streaming.checkpointFileManagerClass={_CHECKPOINTS}"]
     else:
         command += ["--jars", ",".join(map(str, spark_jars()))]
-        command += ["--executor-memory", memory, "--py-files", str(package())]
+        # (Its own option would win over a later `--conf`.)
+        command += ["--conf", f"spark.executor.memory={memory}", "--py-files", str(package())]
     for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
@@ -91,10 +92,10 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     """
     log = log_file(job)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jars = spark_jars() if _is_local(master) else []
+    jars = spark_jars() if is_local(master) else []
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
     # A local cluster starts executors as any cluster does, and they must know Spark's home.
-    installed_pyspark = _is_local(master) and not master.startswith("local-cluster") and python == sys.executable
+    installed_pyspark = is_local(master) and not master.startswith("local-cluster") and python == sys.executable
     options = {"log4j2.configurationFile": CONF_DIR / "log4j2.properties", "finpro.log.file": log}
     return {
         **os.environ,
@@ -106,7 +107,7 @@ def environment(job: str, *, master: str) -> dict[str, str]:
         "SPARK_DIST_CLASSPATH": os.pathsep.join([*map(str, jars), *_of_environment("SPARK_DIST_CLASSPATH")]),
         "PYSPARK_PYTHON": python,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "SPARK_SUBMIT_OPTS": " ".join(f"-D{name}={_quoted(value)}" for name, value in options.items()),
+        "SPARK_SUBMIT_OPTS": " ".join(f"-D{name}={quoted(value)}" for name, value in options.items()),
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
         "POLARS_MAX_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -114,14 +115,9 @@ def environment(job: str, *, master: str) -> dict[str, str]:
     }
 
 
-def _is_local(master: str) -> bool:
+def is_local(master: str) -> bool:
     """Whether driver and workers are this machine's only."""
     return master.startswith("local")
-
-
-def _quoted(path: Path) -> str:
-    """A path as one word of Java's options, as Spark's launcher reads them."""
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _of_environment(path: str) -> list[str]:

@@ -109,9 +109,8 @@ def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
         findings = findings.drop("cause", "why").join(explained, ["partition", "offset", "wrong"], "left")
     findings = _with_default_causes(findings).persist()
     found = {(row["wrong"], row["cause"]): row["count"] for row in findings.groupBy("wrong", "cause").count().collect()}
-    return Audit(
-        counts, findings, found, _to_announce(orders, findings), _dead_letters_to_announce(lakehouse, dead_letters, findings)
-    )
+    to_announce = _to_announce(orders, findings), _dead_letters_to_announce(lakehouse, dead_letters, findings)
+    return Audit(counts, findings, found, *to_announce)
 
 
 def _counts(messages: DataFrame, period: Period) -> Counts:
@@ -131,9 +130,9 @@ def _findings(orders: DataFrame, dead_letters: DataFrame, unknown: DataFrame) ->
     known = rows.select(*(name for name in FINDING if name not in ("cause", "why")))
     reasons = F.concat("reasons", "shadow_reasons").alias("streamed")
     unknown = unknown.select(F.lit(ORDER_UNKNOWN).alias("wrong"), "order_id", "event_ts", "rules_version", reasons)
-    both = known.unionByName(unknown, allowMissingColumns=True).unionByName(
-        dead_letters.drop("reason"), allowMissingColumns=True
-    )
+    both = known
+    for others in (unknown, dead_letters.drop("reason")):
+        both = both.unionByName(others, allowMissingColumns=True)
     return both.withColumns({"cause": F.lit(None).cast("string"), "why": F.lit(None).cast("string")})
 
 
@@ -160,7 +159,6 @@ def _dead_letters_to_announce(lakehouse: Snapshot, dead_letters: DataFrame, find
     """Dead letters that quarantine lacks, with what bronze has of their messages."""
     is_ours = (F.col("wrong") == DEAD_LETTER_MISSING) & (F.col("cause") == UNEXPLAINED)
     places = findings.where(is_ours).select("partition", "offset")
-    rows = dead_letters.join(places, ["partition", "offset"], "left_semi").select(
-        "partition", "offset", "received_at", "reason"
-    )
-    return rows.join(lakehouse.bronze.select("topic", "partition", "offset", "value"), ["partition", "offset"])
+    position = ["partition", "offset"]
+    missing = dead_letters.join(places, position, "left_semi").select(*position, "received_at", "reason")
+    return missing.join(lakehouse.bronze.select("topic", *position, "value"), position)

@@ -82,9 +82,8 @@ def causes(
     if reached.verdicts is not None:
         found += [_announced(_of_kind(orders, kind), kind, reached.verdicts) for kind in (ORDER_MISSING, REASONS_MISSING)]
     if reached.dead_letters is not None:
-        waiting = dead_letters.where(F.col("wrong") == DEAD_LETTER_MISSING).join(
-            reached.dead_letters, ["partition", "offset"], "left_semi"
-        )
+        missing = dead_letters.where(F.col("wrong") == DEAD_LETTER_MISSING)
+        waiting = missing.join(reached.dead_letters, ["partition", "offset"], "left_semi")
         found.append(
             waiting.transform(_caused, DEAD_LETTER_MISSING, NOT_ARCHIVED, F.lit("it is on Kafka, beyond what is archived"))
         )

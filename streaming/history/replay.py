@@ -28,7 +28,7 @@ from streaming.history.rescreening import Period
 from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ"
-_ORDERS, _DEAD_LETTERS, _BEGINS = "orders", "dead_letters", "begins"
+_ORDERS, _DEAD_LETTERS, _BEGINS = "orders", "letters", "begins"
 _ALWAYS = Period(None, None)
 
 

@@ -33,13 +33,11 @@ def reached(spark: SparkSession, settings: Settings) -> Reached:
     """
     screening = last_settled(settings)
     said = _beyond_commit(spark, settings, SILVER, PROCESSED_ORDERS)
-    dead_letters = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
+    refused = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
     return Reached(
         screened=screening.ends.get(settings.topic(ORDERS), {}) if screening else None,
         verdicts=None if said is None else _announced(verdicts(said)),
-        dead_letters=None
-        if dead_letters is None
-        else dead_letters(dead_letters).select("partition", "offset", "reason").distinct(),
+        dead_letters=None if refused is None else dead_letters(refused).select("partition", "offset", "reason").distinct(),
     )
 
 
@@ -87,8 +85,9 @@ def offsets_json(topic: str, offsets: dict[int, int]) -> str:
 
 
 def _beyond_commit(spark: SparkSession, settings: Settings, query: str, topic: str) -> DataFrame | None:
+    """What a query of the archive has not read; where it has committed nothing, it begins where Kafka does."""
     commit = last_commit(settings, query)
-    ends = commit.ends.get(settings.topic(topic)) if commit else None
+    ends = commit.ends.get(settings.topic(topic)) if commit else {}
     return None if ends is None else messages_beyond(spark, settings, topic, ends)
 
 

@@ -154,7 +154,7 @@ _DEAD_LETTER = [field for field in QUARANTINE.fields if field.name not in ("valu
 
 
 def dead_letters(messages: DataFrame) -> DataFrame:
-    """Messages of `orders_dead_letter` as columns: QUARANTINE, `place` and `dead_letter` of the dead letter itself, `is_readable`.
+    """Messages of `orders_dead_letter` as columns: QUARANTINE, `place` and `dead_letter` of its own, `is_readable`.
 
     The position of the message that it is about is in its headers. Of several of one name the first counts: screening writes
     one, and who passes a message on appends.

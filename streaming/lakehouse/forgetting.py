@@ -1,4 +1,4 @@
-"""Somebody is forgotten in the lakehouse: their messages in bronze and letters in quarantine say only what they have to.
+"""Somebody is forgotten in the lakehouse: their messages in bronze and dead letters in quarantine say only what they have to.
 
 What was replaced is deleted at once, and with it the way back to versions of before. Silver holds an order's fields and
 nothing else: of these the user's number is the only one that tells of a person.
@@ -37,7 +37,7 @@ _ORPHANS_HOURS = 24
 
 
 class Forgot(NamedTuple):
-    """What was erased: messages of bronze, letters of quarantine, and how many files, replaced now or before, were deleted."""
+    """What was erased: messages of bronze, dead letters of quarantine, and how many replaced files were deleted."""
 
     messages: int
     dead_letters: int
@@ -108,10 +108,10 @@ def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime) -> Da
 
 
 def _dead_letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
-    """What is left of these users' letters: a position and a value, of those alone that hold more.
+    """What is left of these users' dead letters: a position and a value, of those alone that hold more.
 
-    Whose a letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
-    has no message yet, the letter.
+    Whose a dead letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
+    has no message yet, the dead letter.
     """
     own = quarantine.select("*", F.lit(None).cast("binary").alias("key"))
     own = own.withColumn("headers", F.lit(None).cast(_TYPES["headers"].dataType))

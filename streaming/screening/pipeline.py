@@ -153,9 +153,9 @@ class _Reading:
                 self.messages += batch.num_rows
                 self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
                 self._dead_letters.append(part.dead_letters)
-                if sum(int(dead_letters.estimated_size()) for dead_letters in self._dead_letters) > _DEAD_LETTERS_HELD_BYTES:
+                if sum(int(one.estimated_size()) for one in self._dead_letters) > _DEAD_LETTERS_HELD_BYTES:
                     yield from self._dead_letters
-                    self.dead_letters += sum(len(dead_letters) for dead_letters in self._dead_letters)
+                    self.dead_letters += sum(len(one) for one in self._dead_letters)
                     self._dead_letters = []
 
     def arrivals(self) -> Arrivals:

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from batch.postgres import connect
 from conf.settings import Settings
-from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, librdkafka_config
+from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER
 from streaming.lakehouse.tables import SILVER, bronze_orders, quarantine_orders, silver_orders
 from tests.runs.commands import FINPRO, finpro
-from tests.runs.screening import consume
+from tests.runs.screening import consume, sender
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "the archive does not get on"
+        assert time.monotonic() < deadline, f"not so after {seconds:.0f} s"
         time.sleep(0.05)
 
 
@@ -90,7 +89,7 @@ def rows(spark: SparkSession, path: str, version: int | None = None) -> pl.DataF
 
 def send_messages(settings: Settings, topic: str, messages: list[dict[str, Any]]) -> None:
     """Put messages on a topic, given as what confluent-kafka's `produce` takes."""
-    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    producer = sender(settings)
     for message in messages:
         producer.produce(settings.topic(topic), **message)
     assert producer.flush(60) == 0
@@ -152,9 +151,9 @@ def assert_lakehouse_agrees(spark: SparkSession, settings: Settings) -> None:
     )
     assert as_messages(bronze) == messages_of(settings)
     assert silver.drop("event_date").sort("order_id").to_dicts() == raw_orders(settings)
-    dead_letters = quarantine.drop("received_date").rows()
-    assert set(dead_letters) == dead_letters(settings)
-    assert len(dead_letters) == len(set(dead_letters))
+    quarantined = quarantine.drop("received_date").rows()
+    assert set(quarantined) == dead_letters(settings)
+    assert len(quarantined) == len(set(quarantined))
     for frame, day, moment in (
         (bronze, "received_date", "timestamp"),
         (silver, "event_date", "event_ts"),

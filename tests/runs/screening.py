@@ -89,9 +89,14 @@ def alter_topic(settings: Settings, topic: str, **config: str) -> None:
         time.sleep(0.02)
 
 
+def sender(settings: Settings) -> Producer:
+    """A producer that keeps the order of what it sends to a partition, also where it has to send something again."""
+    return Producer(librdkafka_config(settings) | {"enable.idempotence": True, "linger.ms": 5})
+
+
 def send_dated(settings: Settings, values: Sequence[tuple[bytes, int]]) -> None:
     """Put values on the `orders` topic, each in partition 0 with a timestamp of its producer's, in milliseconds."""
-    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    producer = sender(settings)
     for value, milliseconds in values:
         producer.produce(settings.topic(ORDERS), value, partition=0, timestamp=milliseconds)
     assert producer.flush(60) == 0
@@ -99,7 +104,7 @@ def send_dated(settings: Settings, values: Sequence[tuple[bytes, int]]) -> None:
 
 def send(settings: Settings, values: Sequence[tuple[bytes | None, int]]) -> None:
     """Put values on the `orders` topic, each on its partition."""
-    producer = Producer(librdkafka_config(settings) | {"acks": "all", "linger.ms": 5})
+    producer = sender(settings)
     for value, partition in values:
         producer.produce(settings.topic(ORDERS), value, partition=partition)
     assert producer.flush(60) == 0

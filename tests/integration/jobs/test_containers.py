@@ -2,7 +2,7 @@
 
 Names, ports and folders are those of this machine; all else is as the file says. Not run here: the images themselves,
 Kafka UI, Grafana, Prometheus (tests of the monitoring have it), Airflow (`finpro airflow` runs the same commands), and
-the health checks of Kafka and Kafka UI, whose programs only their images have.
+the health checks of Kafka and Kafka UI. `tests/containers` runs all of it as it stands, where there is an engine.
 """
 
 import os
@@ -50,7 +50,8 @@ class Outside:
         ]
         self.daemons: list[Daemon] = []
         self._ports: dict[str, int] = {}
-        self._names = "|".join(sorted(self.services, key=len, reverse=True))
+        hosts = self.services.keys() - {"finpro"}  # which runs commands: nobody connects to it, and a dataset has its name
+        self._names = "|".join(sorted(hosts, key=len, reverse=True))
 
     def port(self, service: str, port: str) -> int:
         """The port of this machine that stands for one of a container."""
@@ -104,10 +105,10 @@ class Outside:
         home = {"HOME": str(private_directory(self.home / "user"))} if service == "bigquery" else {}  # DuckDB writes there
         return image | given | metrics | home
 
-    def start(self, service: str, command: list[str] | None = None) -> Daemon:
-        """Start a service and leave it running."""
+    def start(self, service: str, command: list[str] | None = None, *, environment: dict[str, str] | None = None) -> Daemon:
+        """Start a service, or another command in an environment of its own, and leave it running."""
         daemon = Daemon(service, self.home)
-        daemon.start(command or self.command(service), environment=self.environment(service), cwd=ROOT)
+        daemon.start(command or self.command(service), environment=environment or self.environment(service), cwd=ROOT)
         self.daemons.append(daemon)
         return daemon
 
@@ -180,7 +181,7 @@ def start_postgres(outside: Outside) -> None:
 def outside(home: Path) -> Iterator[Outside]:
     """Everything runs; what does not run outside a container is left out."""
     outside = Outside(private_directory(home / "containers"))
-    for folder in ("finpro/events", "finpro/gcs", "bigquery"):  # these and the jars are in the images
+    for folder in ("finpro/events", "gcs", "bigquery"):  # these and the jars are in the images
         private_directory(outside.home / folder)
     outside.run("screen", sys.executable, "-c", "from jobs.local import jars; jars.spark_jars()")
     try:
@@ -266,6 +267,14 @@ def test_verdicts_are_archived(outside: Outside) -> None:
 
     archive.wait_until(lambda: any(commits.glob("*.json")), seconds=180)
     archive.wait_until(partial(outside.healthy, "archive"), seconds=30)
+
+
+def test_a_job_that_asks_for_more_than_the_cluster_has_says_that_it_waits(outside: Outside) -> None:
+    master = f"spark://{LOOPBACK}:{outside.port('spark-master', '7077')}"
+    audit = [str(BIN / "finpro"), "audit", "--master", master, "--conf", "spark.executor.memory=64g"]
+    waiting = outside.start("waiting", audit, environment=outside.environment("migrate"))
+
+    waiting.wait_until(lambda: "no worker has given this job cores and memory" in waiting.log.read_text(), seconds=120)
 
 
 def test_a_service_that_does_not_run_fails_its_health_check(outside: Outside) -> None:

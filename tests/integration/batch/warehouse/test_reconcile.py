@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from batch.warehouse.profile import source_profile
 from batch.warehouse.reconcile import reconcile, require_consistent
 from conf.errors import LoadError, ReconciliationError
 from conf.settings import Settings
+from tests.runs.archive import wait_until
 from tests.runs.exports import bigquery_rows, execute, export_run, fill, insert_orders, tamper
 
 TABLES = ["raw_users", "raw_products", "raw_orders"]
@@ -238,7 +238,8 @@ def test_an_incremental_export_scans_nothing_of_the_orders_but_what_has_changed(
 
 
 def scans_of_orders(settings: Settings) -> Any:
-    time.sleep(1.5)  # a backend tells of its scans once a second, or when it ends
+    others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    wait_until(lambda: execute(settings, others) == [(0,)])  # a backend tells of its scans before it is gone from there
     return execute(settings, "select seq_scan from pg_stat_user_tables where relname = 'raw_orders'")
 
 

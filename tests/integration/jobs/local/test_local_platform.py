@@ -129,18 +129,19 @@ def remembered(box: Box) -> dict[str, str]:
     """What was put there last, by server."""
     settings = box.reach()
     with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
-        cursor.execute("select what from remembered order by ctid")
-        rows = [what for (what,) in cursor.fetchall()]
+        cursor.execute("select what from remembered order by ctid desc limit 1")
+        ((row,),) = cursor.fetchall()
     addresses = {"bootstrap.servers": settings.require("kafka_bootstrap_servers")}
     consumer = Consumer(addresses | {"group.id": "unused: the partition is assigned by hand"})
-    consumer.assign([TopicPartition("orders", 0, 0)])
-    messages = [message.value() for message in consumer.consume(len(rows), timeout=20)]
+    _, end = consumer.get_watermark_offsets(TopicPartition("orders", 0), timeout=20)
+    consumer.assign([TopicPartition("orders", 0, end - 1)])
+    (message,) = consumer.consume(1, timeout=20)
     consumer.close()
     newest = f"select what from {settings.bigquery_dataset}.remembered order by stored desc limit 1"
     return {
         "bigquery": next(iter(bigquery_client(settings).query(newest).result())).what,
-        "kafka": (messages[-1] or b"").decode(),
-        "postgres": rows[-1],
+        "kafka": (message.value() or b"").decode(),
+        "postgres": row,
         "gcs": open_bucket(settings).blob("a folder/remembered").download_as_text(),
     }
 

@@ -19,6 +19,7 @@ from streaming.history.causes import Reached
 from streaming.history.differences import UNCAUSED, snapshot
 from streaming.history.replay import Draft
 from streaming.history.rescreening import Period
+from streaming.history.unarchived import reached
 from streaming.kafka import ORDERS, TOPICS, create_topics, existing_topics, librdkafka_config
 from streaming.lakehouse.tables import silver_orders
 from streaming.rules.recorded import RulesInForce
@@ -333,6 +334,9 @@ def test_a_replay_goes_on_where_it_was_stopped_and_doubles_nothing(
     rest = list(resumed.publish(sinks_of(settings)))
     assert sum(day.orders.announced for day in [stopped, *rest]) == len(judgement.orders)
     assert sum(day.dead_letters.announced for day in [stopped, *rest]) == 1
+    on_their_way = reached(spark_session, settings).verdicts  # the archive has committed nothing: all that Kafka holds
+    assert on_their_way is not None
+    assert {row["order_id"] for row in on_their_way.collect()} == judgement.orders.keys()
     compared = ("order_id", "reasons", "status", "rules_version")
     expected = {row["order_id"]: tuple(row[name] for name in compared) for row in [*lake.silver, lost]}
     assert {row["order_id"]: tuple(row[name] for name in compared) for row in raw_orders(settings)} == expected

@@ -1,5 +1,6 @@
 """`finpro screen` on a real Kafka and Postgres: everything sent ends as the brute force says, whatever it is."""
 
+import itertools
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ from streaming.kafka import (
 )
 from tests.oracle.bad_messages import BAD, RECEIVED, encoded, good, mutations
 from tests.oracle.brute_force import Judgement
+from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import spelled
 from tests.runs import screening as runs
 from tests.runs.archive import archive_all
@@ -59,6 +61,12 @@ def end_offsets(settings: Settings) -> dict[str, int]:
     return {topic: len(runs.consume(settings, topic)) for topic in (PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)}
 
 
+def misplaced(partition: int) -> tuple[bytes, int]:
+    """A good message on a partition to which the key of its product would not lead."""
+    product = next(product for product in itertools.count(301) if keyed_partition(product, 4) == (partition + 1) % 4)
+    return encoded(good(f"misplaced-{partition}", user_id=301 + 2 * partition, product_id=product)), partition
+
+
 def last_changes(settings: Settings) -> list[tuple[str, str]]:
     with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
         cursor.execute("select order_id, change_xid::text from raw_orders order by 1")
@@ -77,7 +85,9 @@ def test_good_bad_and_mutated_messages_end_as_the_brute_force_says_and_a_second_
     bad = [message.value for message in BAD] + [mutation.value for mutation in mutations(7, 300)]
     for number, value in enumerate(bad):
         values.insert(number * 5, (value, number % 4))
-    runs.send(settings, values)
+    # Whichever partitions a task reads, it finds before it announces anything that products lie on others: what is announced
+    # by then is announced again.
+    runs.send(settings, [*(misplaced(partition) for partition in range(4)), *values])
 
     first = runs.run_screen("--available-now", FINPRO_RULES=str(path))
     assert first.returncode == 0, first.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from conf.settings import finpro_home
 from jobs.local import class_archive
-from jobs.local.class_archive import CLASSES, archiving, class_list, from_archive
+from jobs.local.class_archive import CLASSES, archiving, class_list, from_archive, listed_classes, write_classes
 from jobs.local.jars import spark_jars
 from jobs.local.platform import down
 
@@ -42,10 +42,21 @@ def test_a_list_holds_classes_of_java_and_of_sparks_jars_and_nothing_made_while_
     ]
 
 
-def test_the_list_is_of_what_this_pyspark_has() -> None:
-    listed = CLASSES.read_text().split()
+def test_the_list_is_of_what_this_pyspark_has(tmp_path: Path) -> None:
+    listed = listed_classes()
+    (tmp_path / "listed").write_text("\n".join(listed))
 
-    assert class_list([CLASSES]) == listed, "PySpark has changed: make conf/spark_classes.txt anew"
+    assert listed
+    assert class_list([tmp_path / "listed"]) == listed, "PySpark has changed: make conf/spark_classes.txt anew"
+
+
+def test_the_list_is_written_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, text = listed_classes(), CLASSES.read_bytes()
+    monkeypatch.setattr(class_archive, "CLASSES", tmp_path / "written")
+    write_classes(reversed(listed))
+
+    assert (tmp_path / "written").read_bytes() == text
+    assert listed_classes() == listed
 
 
 def test_without_an_archive_a_driver_is_told_nothing() -> None:

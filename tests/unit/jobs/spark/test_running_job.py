@@ -202,3 +202,51 @@ def test_an_address_of_ip_6_is_written_as_one() -> None:
     server = cast(WSGIServer, SimpleNamespace(server_address=("::1", 9108, 0, 0)))
 
     assert running_job._url(server) == "http://[::1]:9108/metrics"
+
+
+@pytest.fixture
+def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a job's record one of another machine, which answers at this one's loopback."""
+
+    def move(name: str) -> None:
+        path = home / "run" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "127.0.0.1"}))
+        monkeypatch.setattr(running_job, "_this_host", lambda: "here")
+
+    return move
+
+
+def test_a_job_of_another_machine_is_found_as_long_as_it_answers(home: Path, elsewhere: Callable[[str], None]) -> None:
+    with program(JOB, "screen", "0") as (process, _):
+        elsewhere("screen")
+        job = find_job("screen")
+        assert job
+        assert (job.pid, job.host) == (process.pid, "127.0.0.1")
+        assert job.metrics_url
+        process.kill()
+        process.wait()
+        assert find_job("screen") is None
+
+
+def test_who_else_answers_there_by_now_is_not_taken_for_it(
+    home: Path, elsewhere: Callable[[str], None], stranger: tuple[int, int]
+) -> None:
+    with program(JOB, "screen", "0") as (process, _):
+        elsewhere("screen")
+        path = home / "run" / "screen.json"
+        record = json.loads(path.read_text())
+        for wrong in ({"metrics_url": f"http://127.0.0.1:{stranger[1]}/metrics"}, {"create_time": record["create_time"] - 9}):
+            path.write_text(json.dumps(record | wrong))
+            assert find_job("screen") is None
+        end(process)
+
+
+def test_a_second_job_leaves_the_record_of_one_on_another_machine_alone(
+    home: Path, elsewhere: Callable[[str], None], job_of_this_process: Callable[..., None]
+) -> None:
+    with program(JOB, "screen", "0") as (process, _):
+        elsewhere("screen")
+        before = (home / "run" / "screen.json").read_text()
+        job_of_this_process("screen", metrics_port=0)
+        assert (home / "run" / "screen.json").read_text() == before
+        end(process)

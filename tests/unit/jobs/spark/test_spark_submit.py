@@ -8,7 +8,7 @@ import pytest
 
 from jobs.local.java import spark_java_home
 from jobs.spark import submit
-from jobs.spark.driver import become_driver
+from jobs.spark.driver import become_driver, tell_while_waiting
 from jobs.spark.submit import environment, spark_submit
 
 
@@ -72,3 +72,12 @@ def test_a_process_that_becomes_a_driver_starts_spark_as_spark_submit_would(monk
     assert {name: os.environ[name] for name in prepared if name != "PYSPARK_SUBMIT_ARGS"} == {
         name: value for name, value in prepared.items() if name != "PYSPARK_SUBMIT_ARGS"
     }
+
+
+def test_a_job_that_waits_for_cores_says_so_until_it_has_some(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([False, False, True])
+    tell_while_waiting("spark://master:7077", lambda: next(answers), every_seconds=0.01)
+    said = capsys.readouterr().err.splitlines()
+
+    assert len(said) == 2
+    assert all("waiting for spark://master:7077" in line and "--master 'local[2,4]'" in line for line in said)
