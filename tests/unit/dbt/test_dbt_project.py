@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS
 from conf.former_rules import SIX
 from conf.rules import load_rules
 from conf.settings import CONF_DIR
@@ -145,6 +146,10 @@ def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str
     assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(SIX) :] == SIX
     zone = load_rules(CONF_DIR / "fraud_rules.toml").time_zone
     assert f"date(created_date, '{zone}')" in models["stg_orders"]["compiled_code"]
+
+
+def test_a_condition_of_a_rule_can_be_tried_on_the_orders(models: dict[str, dict[str, Any]]) -> None:
+    assert (ORDER_FIELDS | LOCAL_FIELDS).keys() <= declared(models["stg_orders"]).keys()
 
 
 def test_the_marts_have_a_dataset_of_their_own_in_which_there_is_nothing_to_reach_a_person_by(manifest: dict[str, Any]) -> None:
