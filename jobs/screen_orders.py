@@ -177,6 +177,7 @@ def screen(
         FinproError: it cannot go on; says why and what to do.
     """
     screening = screening_of(settings, options)
+    warm_up(spark, options.buckets, screening.kafka)
     checkpoint = Checkpoint(spark, f"{settings.checkpoints}/{QUERY_NAME}")
     if checkpoint.has_state_of_sparks():
         raise StreamingError(
@@ -244,7 +245,6 @@ def main(given: Sequence[str] | None = None, *, console: Console | None = None, 
     options, settings = arguments(given), load_settings()
     by_partition = check(settings)
     with job_session({"spark.sql.shuffle.partitions": options.buckets}) as spark:
-        warm_up(spark, options.buckets)
         screen(spark, settings, options, by_partition, console, stop)
 
 

@@ -108,12 +108,13 @@ def screened(messages: DataFrame, task: Task) -> DataFrame:
     return chunks.mapInArrow(partial(_reporting, _screen_buckets, task), REPORT)
 
 
-def warm_up(spark: SparkSession, workers: int) -> None:
-    """Start Python workers and their imports now, beside the planning of the query that will use them."""
+def warm_up(spark: SparkSession, workers: int, kafka: KafkaSink) -> None:
+    """Start Python workers, their imports and producers now, beside the planning of the query that will use them."""
 
     def start() -> None:
         with suppress(Exception):  # a session that ends sooner makes it fail anywhere; what matters fails in the query too
-            spark.range(0, workers, 1, workers).mapInArrow(_unchanged, "id long").agg(F.count("id")).collect()
+            warmed_up = spark.range(0, workers, 1, workers).mapInArrow(partial(_unchanged, kafka), "id long")
+            warmed_up.agg(F.count("id")).collect()
 
     threading.Thread(target=start, name="warm-up", daemon=True).start()
 
@@ -121,9 +122,10 @@ def warm_up(spark: SparkSession, workers: int) -> None:
 Batches = Iterator[pa.RecordBatch]
 
 
-def _unchanged(batches: Batches) -> Batches:
+def _unchanged(kafka: KafkaSink, batches: Batches) -> Batches:
     """As this is a function of a module, a worker that is to call it imports the module."""
     freeze_imports()
+    Announcer(kafka)
     return batches
 
 

@@ -392,6 +392,8 @@ class Announcer:
 
     def __init__(self, sink: KafkaSink) -> None:
         self._sink = sink
+        with self._producing():  # a new one has its id, for which it waits half a second, when there is something to say
+            pass
 
     def verdicts(self, verdicts: pl.DataFrame, rules_version: str) -> None:
         """Send verdicts (STORED_SCHEMA), and alerts."""

@@ -91,7 +91,9 @@ def alter_topic(settings: Settings, topic: str, **config: str) -> None:
 
 def sender(settings: Settings) -> Producer:
     """A producer that keeps the order of what it sends to a partition, also where it has to send something again."""
-    return Producer(librdkafka_config(settings) | {"enable.idempotence": True, "linger.ms": 5})
+    producer = Producer(librdkafka_config(settings) | {"enable.idempotence": True, "linger.ms": 5})
+    producer.list_topics(settings.topic(ORDERS), timeout=30)  # else it asks for its id before it is connected, and again later
+    return producer
 
 
 def send_dated(settings: Settings, values: Sequence[tuple[bytes, int]]) -> None:
@@ -161,20 +163,25 @@ def consume(settings: Settings, topic: str) -> list[Any]:
     config = {"group.id": "test", "enable.auto.commit": False, "enable.partition.eof": True, "fetch.wait.max.ms": 10}
     consumer = Consumer(librdkafka_config(settings) | config)
     name = settings.topic(topic)
-    records: list[Any] = []
     try:
-        for partition in sorted(consumer.list_topics(name, timeout=10).topics[name].partitions):
-            consumer.assign([TopicPartition(name, partition, OFFSET_BEGINNING)])
-            while True:
-                more = consumer.consume(100_000, timeout=0.5)
-                records += [record for record in more if record.error() is None]
-                errors = {error.code() for record in more if (error := record.error())}
-                assert errors <= {KafkaError._PARTITION_EOF}
-                if errors:
-                    break
+        records: dict[int, list[Any]] = {
+            one: [] for one in sorted(consumer.list_topics(name, timeout=10).topics[name].partitions)
+        }
+        consumer.assign([TopicPartition(name, partition, OFFSET_BEGINNING) for partition in records])
+        unread = set(records)
+        while unread:
+            record = consumer.poll(30)  # many at once would be waited for as long as there are fewer
+            assert record is not None
+            partition = record.partition()
+            assert partition is not None
+            if error := record.error():
+                assert error.code() == KafkaError._PARTITION_EOF
+                unread.discard(partition)
+            else:
+                records[partition].append(record)
     finally:
         consumer.close()
-    return records
+    return [record for of_partition in records.values() for record in of_partition]
 
 
 def sent_messages(settings: Settings) -> list[Message]:
