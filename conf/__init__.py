@@ -1,1 +1,1 @@
-"""Every setting and nothing else: typed settings, rule thresholds, Spark and logging properties, migrations."""
+"""Every setting and nothing else: typed settings, fraud rules, Spark and logging properties, migrations."""

@@ -1,39 +1,29 @@
-"""`fraud_rules.toml`, typed: the thresholds of the six rules, validated when they are read."""
+"""`fraud_rules.toml`, typed: the rules as its entries, validated when they are read.
+
+A rule is a condition on one order, or a pattern of several; what they mean is in `streaming.rules`.
+"""
 
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionError, Kind, parse_condition
+from conf.durations import Duration
 from conf.errors import RulesError
+from conf.former_rules import SIX, Members, Thresholds, is_former, thresholds_of, translated
 
-_UNITS = {"ms": "milliseconds", "s": "seconds", "sec": "seconds", "m": "minutes", "min": "minutes", "h": "hours"}
-_UNITS |= {unit: unit for unit in ("milliseconds", "seconds", "minutes", "hours")}
-_UNITS |= {unit.removesuffix("s"): unit for unit in ("seconds", "minutes", "hours")}
-
-
-def _duration(value: Any) -> timedelta:
-    """Seconds as a number, or text with a unit."""
-    if isinstance(value, timedelta):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return timedelta(seconds=value)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", value.strip()) if isinstance(value, str) else None
-    if match is None or match[2] not in _UNITS:
-        raise ValueError('is not a duration: write seconds (10) or text such as "10 s", "500 ms", "2 min"')
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
-
-
-def _within_a_day(value: timedelta) -> timedelta:
-    if value < timedelta(0):
-        raise ValueError("must not be negative")
-    if value > timedelta(days=1):
-        raise ValueError("must be at most a day: every order of that long is kept in state")
-    return value
+MOST_RULES = 64
+# Of a rule: a reason is one for ever, so a reason of which no rule is left is none that could not have been given.
+NAME = "[a-z][a-z0-9_]{0,62}"
+PATTERNS = ("count", "distinct", "consecutive", "sum")
 
 
 def _zone(value: str) -> str:
@@ -44,79 +34,196 @@ def _zone(value: str) -> str:
     return value
 
 
-# As JSON it is seconds, which `_duration` reads.
-Duration = Annotated[
-    timedelta, BeforeValidator(_duration), AfterValidator(_within_a_day), PlainSerializer(timedelta.total_seconds)
-]
-
-Limit = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Members = Annotated[int, Field(ge=2, le=1_000)]
-
-
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Count(_Table):
+    """At least so many orders within an interval, both its ends included."""
+
+    at_least: Members
+    within: Duration
+
+
+class Distinct(Count):
+    """Orders with at least so many different values of a field."""
+
+    of: str
+
+
+class Consecutive(Count):
+    """Orders whose values of a field make a run of at least so many consecutive integers."""
+
+    of: str
+
+
+class Sum(_Table):
+    """Orders whose values of a field add up to so much; one whose value is negative takes no part."""
+
+    of: str
+    at_least: Annotated[int, Field(ge=1, le=2**63 - 1)]
+    within: Duration
+
+
+Pattern = Count | Distinct | Consecutive | Sum
+
+
 class Rule(_Table):
-    """What every rule has. In shadow it is evaluated and counted, and changes no verdict's reasons or status."""
+    """A condition on one order (`when`), or a pattern of orders that are equal in the fields `by` (and for which `when` holds).
 
-    mode: Literal["enforce", "shadow"] = "enforce"
+    In shadow it is evaluated and counted, and changes no verdict's reasons or status. Off it is read, and that is all.
+    """
 
+    when: Annotated[str, Field(min_length=1)] | None = None
+    by: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    count: Count | None = None
+    distinct: Distinct | None = None
+    consecutive: Consecutive | None = None
+    sum: Sum | None = None
+    mode: Literal["enforce", "shadow", "off"] = "enforce"
+    description: str = ""
+    owner: str = ""
 
-class ForeignCountry(Rule):
-    home: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "ID"
+    @property
+    def pattern(self) -> Pattern | None:
+        """The one of the four forms that it has; None for a condition on one order."""
+        return next((form for name in PATTERNS if (form := getattr(self, name)) is not None), None)
 
-
-class NightQuantity(Rule):
-    above: Limit = 100
-
-
-class NightAmount(Rule):
-    above: Limit = 100_000_000
-
-
-class RepeatPurchase(Rule):
-    orders: Members = 3
-    within: Duration = timedelta(seconds=10)
-
-
-class SequentialUsers(Rule):
-    users: Members = 3
-    within: Duration = timedelta(seconds=10)
-
-
-class CoordinatedUsers(Rule):
-    users: Members = 3
-    within: Duration = timedelta(seconds=10)
+    @property
+    def within(self) -> timedelta:
+        """The longest that its orders can be apart."""
+        return self.pattern.within if self.pattern else timedelta(0)
 
 
 class FraudRules(_Table):
-    """The thresholds in force. `version` goes into every verdict given with them."""
+    """The rules in force. `version` goes into every verdict given with them."""
 
     version: Annotated[str, Field(min_length=1, max_length=64)]
     time_zone: Annotated[str, AfterValidator(_zone)] = "Asia/Jakarta"
     lateness: Duration = timedelta(seconds=30)
     max_future_skew: Duration = timedelta(seconds=60)
-    foreign_country: ForeignCountry = ForeignCountry()
-    night_quantity: NightQuantity = NightQuantity()
-    night_amount: NightAmount = NightAmount()
-    repeat_purchase: RepeatPurchase = RepeatPurchase()
-    sequential_users: SequentialUsers = SequentialUsers()
-    coordinated_users: CoordinatedUsers = CoordinatedUsers()
+    rules: dict[str, Rule] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_form(cls, table: Any) -> Any:
+        if not isinstance(table, dict):
+            return table
+        return translated(table) if is_former(table) else _without_examples(table)
+
+    @model_validator(mode="after")
+    def _says_what_it_may(self) -> "FraudRules":
+        problems = list(self._problems())
+        if problems:
+            # A text of a person's may hold braces, which would be taken for places to fill in.
+            raise PydanticCustomError("rules", "{problems}", {"problems": "\n  ".join(problems)})
+        _ = self.conditions  # parsed here, they travel with the rules: no worker has to parse them
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the rules as a whole, each with its place."""
+        if len(self.rules) > MOST_RULES:
+            yield f"rules: there are {len(self.rules)}, at most {MOST_RULES} can be in force"
+        for name, rule in self.rules.items():
+            if not re.fullmatch(NAME, name):
+                yield f"rules.{name}: a name has small letters, digits and _, a letter first, and at most 63 characters"
+            yield from (f"rules.{name}{place}" for place in self._problems_of(rule))
+            try:
+                if rule.when is not None:
+                    parse_condition(rule.when, self.declared)
+            except ConditionError as error:
+                yield f"rules.{name}.when: {error} (in {_short(rule.when or '')})"
+
+    def _problems_of(self, rule: Rule) -> Iterator[str]:
+        forms = [name for name in PATTERNS if getattr(rule, name) is not None]
+        if len(forms) > 1:
+            yield f": expected one pattern, found {' and '.join(forms)}"
+        if not forms and rule.by:
+            yield f".by: expected a pattern beside it, one of {', '.join(PATTERNS)}"
+        if not forms and not rule.by and rule.when is None:
+            yield f": expected when, or by with one of {', '.join(PATTERNS)}"
+        if forms and not rule.by:
+            yield '.by: missing: the fields in which the orders of a pattern are equal, such as ["user_id", "product_id"]'
+        for field in rule.by or ():
+            if field not in self.kinds:
+                yield f".by: expected fields, found {field!r}; the fields are {', '.join(self.kinds)}"
+        if rule.by and len(set(rule.by)) < len(rule.by):
+            yield ".by: names a field twice"
+        if rule.by and "product_id" not in rule.by:
+            yield ".by: expected product_id among the fields: orders are divided by product, and others are never seen together"
+        for form in forms[:1]:
+            of = getattr(getattr(rule, form), "of", None)
+            if of is None:
+                continue
+            if of not in self.kinds:
+                yield f".{form}.of: expected a field, found {of!r}; the fields are {', '.join(self.kinds)}"
+            elif form != "distinct" and self.kinds[of] != "int":
+                yield f".{form}.of: expected a field of integers, {of} is one of {self.kinds[of]}"
+
+    @property
+    def declared(self) -> Mapping[str, Kind]:
+        """The fields beside those of every order, and their kinds."""
+        return {}
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """All fields that a rule can look at, and their kinds."""
+        return ORDER_FIELDS | LOCAL_FIELDS | dict(self.declared)
+
+    @cached_property
+    def conditions(self) -> dict[str, Condition]:
+        """The conditions of the rules that have one and are not off, parsed."""
+        wanted = {name: rule.when for name, rule in self.evaluated.items() if rule.when is not None}
+        return {name: parse_condition(text, self.declared) for name, text in wanted.items()}
+
+    @property
+    def evaluated(self) -> dict[str, Rule]:
+        """The rules that are not off, by name, sorted."""
+        return {name: rule for name, rule in sorted(self.rules.items()) if rule.mode != "off"}
 
     @property
     def widest_window(self) -> timedelta:
         """The longest interval any pattern can span: how long an order can matter to later ones."""
-        return max(self.repeat_purchase.within, self.sequential_users.within, self.coordinated_users.within)
+        return max((rule.within for rule in self.evaluated.values()), default=timedelta(0))
 
     @property
     def in_shadow(self) -> frozenset[str]:
         """The names of the rules whose findings are shadow reasons."""
-        return frozenset(name for name in RULE_NAMES if getattr(self, name).mode == "shadow")
+        return frozenset(name for name, rule in self.rules.items() if rule.mode == "shadow")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all rules, sorted: what a verdict's reasons can be."""
+        return tuple(sorted(self.rules))
+
+    @property
+    def limits(self) -> Thresholds:
+        """The limits of the six rules that finpro is delivered with; the defaults of one that is not as it was delivered.
+
+        For what makes orders up, or measures: it has to know what rules look for, and of others knows nothing.
+        """
+        return Thresholds(**thresholds_of(self.rules))
+
+    @property
+    def as_delivered(self) -> frozenset[str]:
+        """Those of the six rules that are as they were delivered, but for their limits."""
+        return frozenset(thresholds_of(self.rules))
 
 
-# What a verdict's reasons can be: the rules' own names.
-RULE_NAMES = tuple(sorted(name for name, field in FraudRules.model_fields.items() if isinstance(field.default, Rule)))
+def _without_examples(table: dict[str, Any]) -> dict[str, Any]:
+    """Examples say nothing of what a rule does (`streaming.rules.examples` reads them)."""
+    rules = table["rules"]
+    if not isinstance(rules, dict):
+        return table
+    entries = {
+        name: {key: value for key, value in rule.items() if key != "examples"} if isinstance(rule, dict) else rule
+        for name, rule in rules.items()
+    }
+    return table | {"rules": entries}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def load_rules(path: Path) -> FraudRules:
@@ -130,19 +237,33 @@ def load_rules(path: Path) -> FraudRules:
     except (OSError, UnicodeDecodeError) as error:
         raise RulesError(f"Cannot read the fraud rules {path}: {error}. FINPRO_RULES names the file.") from error
     try:
-        return FraudRules.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RulesError(f"The fraud rules {path} are not valid TOML: {error}.") from error
+    problems: list[Any] = []
+    if is_former(table):
+        try:
+            table = translated(table)
+        except ValidationError as error:
+            problems += error.errors()
+            table = {name: value for name, value in table.items() if name not in SIX} | {"rules": {}}
+    try:
+        rules = FraudRules.model_validate(table)
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {_explain(e)}" for e in error.errors())
-        message = f"The fraud rules {path} are not usable:\n{problems}\nconf/fraud_rules.toml shows every key."
-        raise RulesError(message) from error
+        problems += error.errors()
+    if problems:
+        lines = "\n".join(f"  {_explain(problem)}" for problem in problems)
+        raise RulesError(f"The fraud rules {path} are not usable:\n{lines}\nconf/fraud_rules.toml shows the form of each key.")
+    return rules
 
 
 def _explain(error: Any) -> str:
+    if error["type"] == "rules":
+        return str(error["msg"])
+    place = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return "unknown key; remove it or correct its spelling"
+        return f"{place}: unknown key; remove it or correct its spelling"
     if error["type"] == "missing":
-        return "missing"
+        return f"{place}: missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{message} (found {error['input']!r})"
+    return f"{place}: {message} (found {_short(repr(error['input']))})"

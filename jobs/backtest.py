@@ -59,7 +59,7 @@ def run(
     if labels is None or labels.isEmpty():
         console.print("no order carries a label: there is no precision and recall")
         labels = None
-    found = backtest(groups_of(orders_in_force(silver, labels, period, rules), rules, period, examples), examples)
+    found = backtest(groups_of(orders_in_force(silver, labels, period, rules), rules, period, examples), rules, examples)
     if not found.orders:
         raise LakehouseError(f"{silver_orders(settings.lakehouse)} holds no order of this period: look at --since and --until.")
     return found

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of the settings.")
 app.add_typer(notify_app, name="notify")
+rules_app = typer.Typer(no_args_is_help=True, help="The fraud rules.")
+app.add_typer(rules_app, name="rules")
 
 Master = Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")]
 Memory = Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")]
@@ -244,6 +246,17 @@ def backtest(
     options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
     arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     _run("backtest", arguments, master, memory, conf, delta=True)
+
+
+@rules_app.command("test")
+def rules_test(
+    rules: Annotated[Path | None, typer.Argument(help="A rules file; by default that of the settings.")] = None,
+) -> None:
+    """Try the examples that stand beside the rules: orders that must be hit, and orders that must not."""
+    from conf.settings import load_settings
+    from streaming.rules.examples import tried
+
+    typer.echo(tried(rules or load_settings().rules))
 
 
 @app.command()

@@ -185,7 +185,7 @@ def screen(
             " away and start anew, as docs/runbook.md says (upgrade): nothing is lost or doubled."
         )
     registry = CollectorRegistry()
-    progress, metrics = Progress(console), ScreeningMetrics(registry)
+    progress, metrics = Progress(console), ScreeningMetrics(registry, load_rules(settings.rules).names)
     ask_topic_id = topic_ids(settings, ORDERS)
     keep = timedelta(days=settings.ledger_days)
     with closing(Ledger(screening.dsn, checkpoint.folder, keep=keep, say=progress.waits)) as ledger:

@@ -8,14 +8,14 @@ from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from conf.errors import ReportError
-from conf.rules import RULE_NAMES
+from conf.former_rules import SIX
 
 Row = Mapping[str, Any]
 
 # What a page can show of tables that grow.
 DAYS, RISKY_PRODUCTS, PRODUCTS, MONITORED = 90, 10, 10, 15
 
-_REASON_COLUMNS = ", ".join(RULE_NAMES)
+_REASON_COLUMNS = ", ".join(SIX)
 # The last days with orders; a day that is not yet here, of an order with a wrong date, is not one of them.
 _NEWEST_DAY = """
     (
@@ -23,7 +23,7 @@ _NEWEST_DAY = """
         from {marts}.mart_fraud_attempt_trends
     )"""
 _NEWEST_DAYS = f"date_diff({_NEWEST_DAY}, order_date, day) between 0 and {DAYS - 1}"
-_REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in RULE_NAMES)
+_REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in SIX)
 
 QUERIES = {
     "totals": """

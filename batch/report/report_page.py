@@ -8,7 +8,7 @@ from typing import NamedTuple
 from batch.report.charts import DailyChart, daily_chart
 from batch.report.marts import Marts, Row
 from batch.report.pages import page_template
-from conf.rules import RULE_NAMES
+from conf.former_rules import SIX
 
 
 class Expectation(NamedTuple):
@@ -64,7 +64,7 @@ def render_report(marts: Marts, surroundings: Surroundings, *, locale: str = "en
         saved_in_all=_saved_in_all(marts.saved),
         saved=marts.totals["saved_amount"],
         consistency=_consistency(marts.monitoring),
-        rule_names=RULE_NAMES,
+        rule_names=SIX,
         now=surroundings.written_at.astimezone(UTC),
     )
 
@@ -87,7 +87,7 @@ def _days(rows: Sequence[Row]) -> list[date]:
 
 
 def _by_size(reasons: Row) -> list[tuple[str, int]]:
-    return sorted(((name, reasons[name]) for name in RULE_NAMES), key=lambda pair: (-pair[1], pair[0]))
+    return sorted(((name, reasons[name]) for name in SIX), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _consistency(monitoring: Sequence[Row]) -> str:

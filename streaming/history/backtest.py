@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from typing import Any, NamedTuple
 
+import msgspec
 import polars as pl
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from conf.rules import RULE_NAMES, FraudRules
+from conf.rules import FraudRules
 from streaming.contract import LABEL_HEADER
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
-from streaming.rules.rules import REASONS
 
 # What makes orders alike. Reasons and labels are sorted text, joined by commas: those in force, and the candidate's.
 ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label")
 _LOOKED_AT = ("event_ts", "order_id", "user_id", "product_id", "quantity", "amount_numeric", "country")
-_EXAMPLE = (*_LOOKED_AT, *(f"evidence_{reason}" for reason in REASONS))
-GROUPS = f"""
+_EXAMPLE = (*_LOOKED_AT, "evidence")
+GROUPS = """
     day date, rules_version string, before string, shadow_before string, after string, shadow_after string, label string,
     orders bigint, amount decimal(38,0), examples array<struct<
         event_ts: timestamp, order_id: string, user_id: bigint, product_id: bigint, quantity: bigint, amount_numeric: bigint,
-        country: string, {", ".join(f"evidence_{reason}: string" for reason in REASONS)}>>
+        country: string, evidence: string>>
 """
 BECOMES, STOPS, STAYS, SHADOW = "becomes Fraud", "stops being Fraud", "stays Fraud", "in shadow"
 
@@ -188,8 +188,14 @@ def _counting(time_zone: str, period: Period, examples: int) -> Fold:
     return count
 
 
-def backtest(groups: DataFrame, examples: int) -> Backtest:
-    """Bring the counts together, of GROUPS to numbers. `examples` is the most shown of each rule and kind."""
+def backtest(groups: DataFrame, rules: FraudRules, examples: int) -> Backtest:
+    """Bring the counts together, of GROUPS to numbers.
+
+    Args:
+        groups: of `groups_of`.
+        rules: the candidate.
+        examples: the most shown of each rule and kind.
+    """
     earliest = F.array_sort(F.flatten(F.collect_list("examples")))  # by its first fields: event_ts, order_id
     rows = (
         groups.groupBy(*ALIKE)
@@ -197,7 +203,8 @@ def backtest(groups: DataFrame, examples: int) -> Backtest:
         .collect()
     )
     alike = [_alike(row) for row in rows]
-    return figures(alike, _examples(zip(alike, [row["examples"] for row in rows], strict=True), examples))
+    shown = _examples(zip(alike, [row["examples"] for row in rows], strict=True), examples)
+    return figures(alike, rules.evaluated, shown)
 
 
 def _alike(row: Row) -> Alike:
@@ -231,11 +238,18 @@ def _shown_for(alike: Alike) -> list[tuple[str, str]]:
 def _example(rule: str, kind: str, order: dict[str, Any]) -> Example:
     shown = {name: order[name] for name in _LOOKED_AT}
     shown["event_ts"] = order["event_ts"].astimezone(UTC)  # Spark gives local time without saying so
-    return Example(rule, kind, shown, order[f"evidence_{rule}"])
+    return Example(rule, kind, shown, _evidence(order["evidence"], rule))
 
 
-def figures(alike: Sequence[Alike], examples: Sequence[Example] = ()) -> Backtest:
-    """All numbers, from the counts of orders that are alike."""
+def _evidence(evidence: str | None, rule: str) -> str | None:
+    """The part of evidence (JSON, an object by reason) that is for one rule."""
+    part = msgspec.json.decode(evidence, type=dict[str, msgspec.Raw]).get(rule) if evidence else None
+    return bytes(part).decode() if part is not None else None
+
+
+def figures(alike: Sequence[Alike], names: Iterable[str], examples: Sequence[Example] = ()) -> Backtest:
+    """All numbers, from the counts of orders that are alike: of the rules of these names, and of others in force."""
+    rules = sorted({*names, *(name for each in alike for name in each.before | each.shadow_before)})
     has_labels = any(each.label for each in alike)
     versions: Counter[str] = Counter()
     for each in alike:
@@ -244,9 +258,9 @@ def figures(alike: Sequence[Alike], examples: Sequence[Example] = ()) -> Backtes
         orders=sum(each.orders for each in alike),
         changed=sum(each.orders for each in alike if _reasons_differ(each)),
         whole=_whole(alike, has_labels=has_labels),
-        rules={rule: _effect(alike, rule, has_labels=has_labels) for rule in RULE_NAMES},
+        rules={rule: _effect(alike, rule, has_labels=has_labels) for rule in rules},
         versions=dict(sorted(versions.items())),
-        days=_days(alike),
+        days=_days(alike, rules),
         examples=list(examples),
     )
 
@@ -296,7 +310,7 @@ def _hits(alike: Iterable[Alike], concerned: Callable[[Alike], bool], labelled: 
     )
 
 
-def _days(alike: Sequence[Alike]) -> list[dict[str, Any]]:
+def _days(alike: Sequence[Alike], rules: Sequence[str]) -> list[dict[str, Any]]:
     counts: dict[date, Counter[str]] = {}
     for each in alike:
         of_day = counts.setdefault(each.day, Counter())
@@ -304,5 +318,5 @@ def _days(alike: Sequence[Alike]) -> list[dict[str, Any]]:
         hits |= {f"{rule}_before": True for rule in each.before | each.shadow_before}
         hits |= {f"{rule}_after": True for rule in each.after | each.shadow_after}
         of_day.update({name: each.orders for name, is_hit in hits.items() if is_hit})
-    names = ["before", "after", *(f"{rule}_{side}" for rule in RULE_NAMES for side in ("before", "after"))]
+    names = ["before", "after", *(f"{rule}_{side}" for rule in rules for side in ("before", "after"))]
     return [{"day": day} | {name: counts[day][name] for name in names} for day in sorted(counts)]

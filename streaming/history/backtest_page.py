@@ -9,7 +9,7 @@ import msgspec
 
 from batch.report.charts import DailyChart, daily_chart
 from batch.report.pages import page_template
-from conf.rules import RULE_NAMES, FraudRules
+from conf.rules import FraudRules
 from streaming.history.backtest import Backtest, Example
 
 
@@ -39,7 +39,7 @@ def render_backtest(found: Backtest, rules: FraudRules, written_at: datetime, *,
         found=found,
         rules=rules,
         frauds=_chart(found, ""),
-        charts={rule: _chart(found, f"{rule}_") for rule in RULE_NAMES},
+        charts={rule: _chart(found, f"{rule}_") for rule in found.rules},
         examples=[_row(example) for example in found.examples],
         now=written_at.astimezone(UTC),
     )

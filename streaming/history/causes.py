@@ -31,7 +31,6 @@ from streaming.history.differences import (
 )
 from streaming.history.rescreening import rescreened
 from streaming.rules.recorded import RulesInForce
-from streaming.rules.rules import REASONS
 
 LATE = "late"
 RULES_CHANGED = "rules changed"
@@ -209,8 +208,8 @@ def _near(orders: DataFrame, differing: DataFrame, window: timedelta) -> DataFra
 
 def _members(orders: DataFrame) -> DataFrame:
     """Each missing reason of each order with each `member` of its evidence; `is_pattern` where there is more than one."""
-    evidence = F.create_map(*(part for reason in REASONS for part in (F.lit(reason), F.col(f"evidence_{reason}"))))
-    ids = F.from_json(evidence[F.replace("reason", F.lit(SHADOW), F.lit(""))], "order_ids array<string>")["order_ids"]
+    evidence = F.from_json("evidence", "map<string, struct<order_ids: array<string>>>")
+    ids = evidence[F.replace("reason", F.lit(SHADOW), F.lit(""))]["order_ids"]
     return (
         orders.withColumn("reason", F.explode("missing"))
         .withColumn("members", ids)

@@ -14,12 +14,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA, UTC_MICROSECONDS
-from streaming.rules.rules import REASONS
 from streaming.screening.sinks import Announcer, KafkaSink, standing, store
-from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits
+from streaming.screening.verdicts import VERDICT_SCHEMA, reason_text
 
-_EVIDENCE = tuple(f"evidence_{reason}" for reason in REASONS)
-_ORDER_COLUMNS = (*ORDER_SCHEMA.names(), "reasons", "shadow_reasons", "rules_version", *_EVIDENCE)
+_ORDER_COLUMNS = (*ORDER_SCHEMA.names(), "reasons", "shadow_reasons", "rules_version", "evidence")
 
 Send = Callable[[pl.DataFrame], "Published"]
 
@@ -50,7 +48,7 @@ def publish_orders(orders: DataFrame, sinks: Sinks) -> Published:
     """Store orders with their verdicts, and announce what then stands in Postgres.
 
     Args:
-        orders: columns of `contract.ORDER_SCHEMA`, `reasons`, `shadow_reasons`, `rules_version`, and an `evidence_…` a rule.
+        orders: columns of `contract.ORDER_SCHEMA`, `reasons`, `shadow_reasons`, `rules_version` and `evidence`.
         sinks: where to.
 
     Raises:
@@ -79,11 +77,11 @@ def publish_dead_letters(dead_letters: DataFrame, sinks: Sinks) -> Published:
 
 def as_verdicts(orders: pl.DataFrame) -> pl.DataFrame:
     """As screening hands them to the sinks (VERDICT_SCHEMA)."""
-    bits = {
-        column: pl.Series([reason_bits(reasons) for reasons in orders[name]], dtype=pl.UInt64)
+    texts = {
+        column: pl.Series(map(reason_text, orders[name]), dtype=pl.String)
         for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
     }
-    orders = orders.with_columns(**bits, gained=bits["given"], shadow_gained=bits["shadow"], revision=pl.lit(value=False))
+    orders = orders.with_columns(**texts, gained=texts["given"], shadow_gained=texts["shadow"], revision=pl.lit(value=False))
     return orders.select(pl.col(name).cast(dtype) for name, dtype in VERDICT_SCHEMA.items())
 
 

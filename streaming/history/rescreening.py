@@ -16,7 +16,6 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
@@ -25,20 +24,20 @@ from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 from conf.errors import SettingsError
 from conf.rules import FraudRules
 from streaming.contract import MESSAGE_COLUMNS, read_messages
-from streaming.rules.rules import REASONS, RULES
-from streaming.screening.verdicts import evidence_texts, reason_lists
+from streaming.rules.rules import findings
+from streaming.screening.verdicts import bits_of, evidence_of, names_of, reason_lists
 
 ORDERS = """
     order_id string, user_id bigint, product_id bigint, quantity bigint, amount string, amount_numeric bigint, country string,
     created_date timestamp, event_ts timestamp, source string, partition int, offset bigint, received_at timestamp,
     reason string
 """
-# What re-screening adds to an order; an evidence is null where the order has not that reason.
+# What re-screening adds to an order; evidence is a JSON object by reason, null where the order has none.
 FOUND = StructType(
     [
         StructField("reasons", ArrayType(StringType(), containsNull=False), nullable=False),
         StructField("shadow_reasons", ArrayType(StringType(), containsNull=False), nullable=False),
-        *(StructField(f"evidence_{reason}", StringType()) for reason in REASONS),
+        StructField("evidence", StringType()),
     ]
 )
 
@@ -117,7 +116,7 @@ def rescreened(orders: DataFrame, rules: FraudRules) -> DataFrame:
     Args:
         orders: one row an order; at least the columns that the rules look at: order_id, user_id, product_id, quantity,
             amount_numeric, country, event_ts. To judge a period, hand over the orders of the widest window around it too.
-        rules: the thresholds.
+        rules: to screen by.
     """
     return rescreen(orders, rules, _as_found, StructType([*orders.schema, *FOUND]))
 
@@ -131,7 +130,7 @@ def rescreen(orders: DataFrame, rules: FraudRules, fold: Fold, schema: StructTyp
 
     Args:
         orders: as for `rescreened`.
-        rules: the thresholds.
+        rules: to screen by.
         fold: takes tables of orders with FOUND, each order in exactly one of them; returns a table of `schema`.
         schema: of the result.
     """
@@ -174,7 +173,7 @@ def rescreened_tables(
 
     Args:
         tables: orders, cut anywhere; `slice` is the first microsecond of the slice of time that the row is in.
-        rules: the thresholds.
+        rules: to screen by.
         slice_width: in microseconds. An order belongs to the slice it lies in, and is a neighbour in others.
         at_once: so many orders are screened together, at least.
     """
@@ -206,21 +205,14 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     is_own[:first], is_own[end:] = False, False
     # To the rules a product is but a name for those who may be neighbours: in different slices they may not.
     apart = orders.with_columns(product_id=pl.struct(_SLICE, "product_id").rle_id().cast(pl.Int64))
-    given, in_shadow, evidence = np.zeros(len(orders), np.uint64), np.zeros(len(orders), np.uint64), []
-    for bit, (reason, rule) in enumerate(RULES.items()):
-        finding = rule(apart, rules)
-        (in_shadow if reason in rules.in_shadow else given)[finding.rows] |= np.uint64(1 << bit)
-        which = np.flatnonzero(is_own[finding.rows])
-        ids = orders["order_id"].gather(finding.members[which].ravel())
-        texts = evidence_texts(ids, finding, which)
-        column = pl.repeat(None, len(orders), dtype=pl.String, eager=True).scatter(finding.rows[which], texts)
-        evidence.append(column.alias(f"evidence_{reason}"))
-    found = [_lists("reasons", given), _lists("shadow_reasons", in_shadow), *evidence]
-    return orders.with_columns(found).drop(_SLICE).filter(pl.Series(is_own))
-
-
-def _lists(name: str, given: NDArray[np.uint64]) -> pl.Series:
-    return reason_lists(pl.Series(given, dtype=pl.UInt64)).alias(name)
+    found, own = findings(apart, rules), np.flatnonzero(is_own)
+    names = list(found)
+    given, shadow = (
+        reason_lists(names_of(bits_of(found, len(orders), of)[own], names))
+        for of in (found.keys() - rules.in_shadow, rules.in_shadow)
+    )
+    evidence = evidence_of(orders["order_id"], found, own)
+    return orders.drop(_SLICE)[own].with_columns(reasons=given, shadow_reasons=shadow, evidence=evidence)
 
 
 def struct_of(ddl: str) -> StructType:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from conf.errors import FinproError, RulesError
 from conf.rules import FraudRules, load_rules
-from streaming.rules.recorded import RulesInForce, encode_rules
+from streaming.rules.recorded import RulesInForce
 
 Record = Callable[[FraudRules, datetime], list[RulesInForce]]
 _Signature = tuple[int, int, int] | None
@@ -84,8 +84,8 @@ class LiveRules:
         with self._changing:
             yield self._history[-1].rules.version
 
-    def encoded(self, version: str) -> str:
-        """The rules of this version, as JSON: those that a micro-batch had keep their meaning when it is done again.
+    def of_version(self, version: str) -> FraudRules:
+        """The rules of this version, ready for workers: those that a micro-batch had keep their meaning when it is done again.
 
         Raises:
             RulesError: it was never recorded in this lakehouse.
@@ -96,7 +96,7 @@ class LiveRules:
                 f"A micro-batch was begun by version {version} of the rules, which this lakehouse does not know: is"
                 " FINPRO_LAKEHOUSE right?"
             )
-        return encode_rules([known])
+        return known.rules
 
 
 def _signature(path: Path) -> _Signature:

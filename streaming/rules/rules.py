@@ -1,168 +1,137 @@
-"""The six fraud rules, top to bottom: each a pure function over a table of orders.
+"""What the rules find: each entry of the rules file over a table of orders.
 
-A rule takes orders (columns as in `contract.ORDER_SCHEMA`, any order) and the thresholds, and returns which orders have
-its reason, with the orders that together make the pattern. All rules are monotone: one more order can only add reasons.
-Intervals include both ends.
+A rule takes orders (columns as in `contract.ORDER_SCHEMA`, any order), and its finding says which of them have its reason, with
+the orders that together make the pattern. All rules are monotone: one more order can only add reasons.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
 
 import numpy as np
 import polars as pl
 
-from conf.rules import FraudRules
-from streaming.rules.windows import (
-    Ints,
-    consecutive_runs,
-    crowded,
-    distinct_in_intervals,
-    first_cover,
-    first_of_each,
-    ints,
-    time_order,
-)
-
-EVIDENCE_ORDERS = 20  # an alert names at most so many orders for a reason
+from conf.conditions import LOCAL_FIELDS, Condition
+from conf.rules import Consecutive, Distinct, FraudRules, Rule, Sum
+from streaming.rules import patterns
+from streaming.rules.conditions import expression, holds, with_local_fields
+from streaming.rules.patterns import Equals, Finding
+from streaming.rules.windows import Bools, Ints, ints
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The orders that have one reason, and why.
+def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
+    """What each rule finds that is not off, by name, sorted.
 
-    Attributes:
-        rows: their positions in the table.
-        members: a row for each of them: positions of the orders that together make its pattern, itself among them.
-        value: what was found for each of them, of the same kind as `limit`.
-        limit: the threshold it is held against.
+    Args:
+        orders: to be judged, with all that may be neighbours of theirs.
+        rules: in force.
     """
-
-    rows: Ints
-    members: Ints
-    value: pl.Series
-    limit: int | str
-
-
-def foreign_country(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """Its country is not `home`."""
-    home = rules.foreign_country.home
-    return _single(orders["country"] != home, orders["country"], home)
-
-
-def night_quantity(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """Local time is in [00:00, 04:00) and quantity is above the limit."""
-    above = rules.night_quantity.above
-    return _single(
-        _is_night(orders, rules) & (orders["quantity"] > above),
-        orders["quantity"],
-        above,
-    )
+    conditions = rules.conditions
+    looked_at = {name for condition in conditions.values() for name in condition.fields}
+    looked_at |= {name for rule in rules.evaluated.values() for name in _fields_of(rule)}
+    local = [name for name in LOCAL_FIELDS if name in looked_at]
+    table = _Orders(with_local_fields(orders, rules.time_zone, local) if local else orders)
+    # Beside a field, so that a condition on none has a row an order too; a number is no name of a field.
+    held = table.orders.select("order_id", *(holds(one.term).alias(str(n)) for n, one in enumerate(conditions.values())))
+    held = held.drop("order_id").rename(dict(zip(map(str, range(len(conditions))), conditions, strict=True)))
+    return {
+        name: _of_pattern(table, rule, held[name] if name in conditions else None)
+        if rule.pattern
+        else _of_condition(table, conditions[name], held[name])
+        for name, rule in rules.evaluated.items()
+    }
 
 
-def night_amount(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """Local time is in [00:00, 04:00) and the amount is above the limit."""
-    above = rules.night_amount.above
-    return _single(
-        _is_night(orders, rules) & (orders["amount_numeric"] > above),
-        orders["amount_numeric"],
-        above,
-    )
+def _fields_of(rule: Rule) -> tuple[str, ...]:
+    of = getattr(rule.pattern, "of", None)
+    return (*(rule.by or ()), *([of] if of else []))
 
 
-def repeat_purchase(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """It belongs to `orders` orders of one user for one product, the first and last at most `within` apart."""
-    needed = rules.repeat_purchase.orders
-    width = _width(rules.repeat_purchase.within)
-    product, user, ts = (ints(orders[name]) for name in ("product_id", "user_id", "event_ts"))
-    near = crowded([product, user], ts, needed, width)
-    order = time_order([product[near], user[near]], ts[near], width)
-    starts = np.flatnonzero(order.end - np.arange(len(near)) >= needed)
-    ends = order.end[starts]
-    cover = first_cover(starts, ends, len(near))
-    places = np.flatnonzero(cover >= 0)
-    start, end = starts[cover[places]], ends[cover[places]]
-    nearest = np.minimum(np.maximum(start, places - needed + 1), end - needed)
-    members = nearest[:, None] + np.arange(needed)
-    return _pattern(near[order.rows], places, members, value=end - start, limit=needed)
-
-
-def sequential_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """Same product and quantity: it belongs to orders of `users` users with consecutive ids, all at most `within` apart."""
-    needed = rules.sequential_users.users
-    product, quantity, user, ts = (ints(orders[name]) for name in ("product_id", "quantity", "user_id", "event_ts"))
-    width = _width(rules.sequential_users.within)
-    near = crowded([product, quantity], ts, needed, width)
-    rows = near[np.lexsort([ts[near], user[near], quantity[near], product[near]])]
-    group = np.cumsum((np.diff(product[rows], prepend=0) != 0) | (np.diff(quantity[rows], prepend=0) != 0))
-    runs = consecutive_runs(group, user[rows], ts[rows], needed, width)
-    by_place = np.lexsort([runs.end.ravel(), runs.start.ravel()])
-    starts, ends = runs.start.ravel()[by_place], runs.end.ravel()[by_place]
-    cover = first_cover(starts, ends, len(rows))
-    places = np.flatnonzero(cover >= 0)
-    run, column = np.divmod(by_place[cover[places]], needed)
-    members = runs.start[run]
-    members[np.arange(len(places)), column] = places
-    return _pattern(rows, places, members, value=np.full(len(places), needed), limit=needed)
-
-
-def coordinated_users(orders: pl.DataFrame, rules: FraudRules) -> Finding:
-    """Same product and quantity: it lies in some interval of length `within` with orders of at least `users` users."""
-    needed = rules.coordinated_users.users
-    product, quantity, user, ts = (ints(orders[name]) for name in ("product_id", "quantity", "user_id", "event_ts"))
-    width = _width(rules.coordinated_users.within)
-    near = crowded([product, quantity], ts, needed, width)
-    order = time_order([product[near], quantity[near]], ts[near], width)
-    users = user[near][order.rows]
-    different = distinct_in_intervals(order, users)
-    starts = np.flatnonzero(different >= needed)
-    cover = first_cover(starts, order.end[starts], len(near))
-    places = np.flatnonzero(cover >= 0)
-    used, interval = np.unique(cover[places], return_inverse=True)
-    others = first_of_each(order, users, starts[used], needed)[interval]
-    is_own_user = users[others] == users[places][:, None]
-    own = np.where(is_own_user.any(axis=1), is_own_user.argmax(axis=1), needed - 1)
-    others[np.arange(len(places)), own] = places
-    return _pattern(
-        near[order.rows],
-        places,
-        others,
-        value=different[starts[cover[places]]],
-        limit=needed,
-    )
-
-
-Rule = Callable[[pl.DataFrame, FraudRules], Finding]
-RULES: dict[str, Rule] = {
-    "coordinated_users": coordinated_users,
-    "foreign_country": foreign_country,
-    "night_amount": night_amount,
-    "night_quantity": night_quantity,
-    "repeat_purchase": repeat_purchase,
-    "sequential_users": sequential_users,
-}
-REASONS = tuple(sorted(RULES))
-
-
-def _width(within: timedelta) -> int:
-    """A duration in microseconds."""
-    return within // timedelta(microseconds=1)
-
-
-def _is_night(orders: pl.DataFrame, rules: FraudRules) -> pl.Series:
-    return orders.select(pl.col("event_ts").dt.convert_time_zone(rules.time_zone).dt.hour() < 4).to_series()
-
-
-def _single(found: pl.Series, value: pl.Series, limit: int | str) -> Finding:
+def _of_condition(table: "_Orders", condition: Condition, held: pl.Series) -> Finding:
     """A rule that looks at one order: the order itself is all the evidence."""
-    rows = np.flatnonzero(found.to_numpy())
-    return Finding(rows, rows[:, None], value[rows], limit)
+    rows = np.flatnonzero(held.to_numpy())
+    found, measured = table.orders[rows], condition.measured
+    if measured:
+        value = found.select(expression(measured[0])).to_series()
+        limit = measured[1].isoformat() if isinstance(measured[1], date) else measured[1]
+        return Finding(rows, rows[:, None], _as_json(value), limit)
+    shown = found.select(_as_json(found[name]) for name in condition.fields)
+    return Finding(rows, rows[:, None], shown.to_struct() if condition.fields else held.gather(rows), condition.text)
 
 
-def _pattern(rows: Ints, places: Ints, members: Ints, *, value: Ints, limit: int) -> Finding:
-    """A rule that looks at several orders, from places in its own sort order to positions in the table."""
-    too_many = members.shape[1] > EVIDENCE_ORDERS
-    if too_many:
-        own_first = np.argsort(members != places[:, None], axis=1, kind="stable")[:, :EVIDENCE_ORDERS]
-        members = np.take_along_axis(members, np.sort(own_first, axis=1), axis=1)
-    return Finding(rows[places], rows[members], pl.Series(value, dtype=pl.Int64), limit)
+def _as_json(value: pl.Series) -> pl.Series:
+    """A value as JSON can hold it: times as text, and integers beyond 64 bits as numbers."""
+    if value.dtype.is_temporal():
+        return value.cast(pl.String)
+    return value.cast(pl.Float64) if value.dtype == pl.Int128 else value
+
+
+def _of_pattern(table: "_Orders", rule: Rule, held: pl.Series | None) -> Finding:
+    pattern = rule.pattern
+    assert pattern is not None and rule.by is not None  # noqa: S101, PT018 - the rules were validated
+    of = getattr(pattern, "of", None)
+    equals = table.equals(rule.by)
+    taking_part = None if held is None else held.to_numpy()
+    if of is not None:
+        present = table.present(of)
+        if isinstance(pattern, Sum):
+            present = _both(present, table.is_not_negative(of))
+        taking_part = _both(taking_part, present)
+    if taking_part is not None:
+        equals = Equals(equals.keys, equals.ts, equals.rows[taking_part[equals.rows]])
+    width = pattern.within // timedelta(microseconds=1)
+    if isinstance(pattern, Sum):
+        return patterns.total(equals, table.values(pattern.of), pattern.at_least, width)
+    if isinstance(pattern, Consecutive):
+        return patterns.consecutive(equals, table.values(pattern.of), pattern.at_least, width)
+    if isinstance(pattern, Distinct):
+        return patterns.distinct(equals, table.values(pattern.of), pattern.at_least, width)
+    return patterns.count(equals, pattern.at_least, width)
+
+
+def _both(one: Bools | None, other: Bools | None) -> Bools | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+@dataclass
+class _Orders:
+    """A table of orders, and what several rules need of it: worked out once."""
+
+    orders: pl.DataFrame
+    _values: dict[str, Ints] = field(default_factory=dict)
+    _equals: dict[tuple[str, ...], Equals] = field(default_factory=dict)
+
+    def values(self, name: str) -> Ints:
+        """A field as integers; other values are numbered. What is null has any number: it takes no part."""
+        if name not in self._values:
+            column = self.orders[name]
+            if column.dtype.is_integer() or column.dtype.is_temporal():
+                self._values[name] = ints(column.to_physical().fill_null(0) if column.null_count() else column)
+            else:
+                self._values[name] = ints(column.rank("dense").fill_null(0).cast(pl.Int64))
+        return self._values[name]
+
+    def present(self, name: str) -> Bools | None:
+        """Which orders have a field; None where all do."""
+        column = self.orders[name]
+        return column.is_not_null().to_numpy() if column.null_count() else None
+
+    def is_not_negative(self, name: str) -> Bools | None:
+        """Whose field, of integers, is not negative; None where none is."""
+        values = self.values(name)
+        is_fine: Bools = values >= 0
+        return None if is_fine.all() else is_fine
+
+    def equals(self, by: Sequence[str]) -> Equals:
+        """The orders that have all these fields, by their values."""
+        names = tuple(sorted(by))
+        if names not in self._equals:
+            keys, ts = [self.values(name) for name in names], self.values("event_ts")
+            rows = np.lexsort([ts, *reversed(keys)])
+            for name in names:
+                present = self.present(name)
+                rows = rows if present is None else rows[present[rows]]
+            self._equals[names] = Equals(keys, ts, rows)
+        return self._equals[names]

@@ -144,12 +144,17 @@ def _firsts(number: Ints, column: Ints) -> Ints:
     return column[np.flatnonzero(np.diff(number, prepend=-1))]
 
 
-def crowded(keys: list[Ints], ts: Ints, needed: int, width: int) -> Ints:
-    """The rows that lie among `needed` rows of one group (equal keys) at most `width` apart, ascending.
+def crowded_among(rows: Ints, keys: list[Ints], ts: Ints, needed: int, width: int) -> Ints:
+    """Those of the rows that lie among `needed` of them of one group (equal keys) at most `width` apart, ascending.
 
     All others can be in no pattern of that many orders, which is nearly all of them: so what costs more is asked of few.
+
+    Args:
+        rows: of the columns, sorted by group and time.
+        keys, ts: columns.
+        needed: orders.
+        width: microseconds.
     """
-    rows = np.lexsort([ts, *reversed(keys)])
     if len(rows) < needed:
         return rows[:0]
     first, last = rows[: len(rows) - needed + 1], rows[needed - 1 :]

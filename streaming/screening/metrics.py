@@ -4,7 +4,7 @@ Nothing here counts what was not counted already, and nothing here can fail a jo
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 
 from streaming.contract import FRAUD, GENUINE
 from streaming.kafka import unread
-from streaming.rules.rules import REASONS
 from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt
 
 _BATCH_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -105,7 +104,9 @@ class QueryMetrics:
 class ScreeningMetrics:
     """What screening decided, how long it took, and by which rules; told of the receipts of settled micro-batches."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, reasons: Iterable[str] = ()) -> None:
+        """Show in a registry, from the start, how often each of these reasons was given."""
+
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"finpro_{name}", text, labels, registry=registry)
 
@@ -137,7 +138,7 @@ class ScreeningMetrics:
         self._version: str | None = None
         for status in (GENUINE, FRAUD):
             self._verdicts.labels(status)
-        for reason in REASONS:
+        for reason in reasons:
             self._reasons.labels(reason)
 
     @_harmless

@@ -76,7 +76,7 @@ class MicroBatches:
         """Screen, store and announce the messages of a part; the receipts of all tasks."""
         batch = self._batch(entry, part)
         moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
-        task = Task(self.screening, entry, batch, moment, self.rules.encoded(entry.rules_version))
+        task = Task(self.screening, entry, batch, moment, self.rules.of_version(entry.rules_version))
         reports = [decode_report(row["report"]) for row in screened(messages, task).collect()]  # one a task
         if failed := next((report.failed for report in reports if report.failed), None):
             raise failed.as_error()

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -24,9 +25,8 @@ from conf.errors import FinproError, KafkaError
 from conf.settings import Settings
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, largest_message, librdkafka_config
-from streaming.rules.rules import REASONS
 from streaming.screening.columns_to_kafka import ColumnProducer
-from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
+from streaming.screening.verdicts import VERDICT_SCHEMA, evidence_for, reason_lists, reason_text
 
 _ORDER_FIELDS = (
     "order_id",
@@ -106,7 +106,7 @@ def store(
     """
     given = verdicts["given"]
     rows = verdicts.with_columns(
-        status=pl.when(given > 0).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
+        status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
         reasons=reason_lists(given),
         shadow_reasons=reason_lists(verdicts["shadow"]),
         rules_version=pl.lit(rules_version),
@@ -187,11 +187,11 @@ def _merge_known(cursor: ArrowCursor, rows: pl.DataFrame, since: datetime) -> tu
 
 def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
     """Those of the verdicts that are among the standing ones (STORED_SCHEMA), with the reasons and time of these."""
-    bits = {
-        column: pl.Series([reason_bits(reasons) for reasons in standing[name]], dtype=pl.UInt64)
+    texts = {
+        column: pl.Series(map(reason_text, standing[name]), dtype=pl.String)
         for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
     }
-    return verdicts.drop(*bits).join(standing.with_columns(**bits), on="order_id").select(STORED_SCHEMA.names())
+    return verdicts.drop(*texts).join(standing.with_columns(**texts), on="order_id").select(STORED_SCHEMA.names())
 
 
 _SCREENED = """
@@ -460,12 +460,8 @@ def _worker_producer(config: tuple[tuple[str, Any], ...]) -> ColumnProducer:
 
 def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
     """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine)."""
-    evidence = [
-        pl.when(pl.col("given") & (1 << bit) > 0).then(pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}"))
-        for bit, reason in enumerate(REASONS)
-    ]
     iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
-    is_fraud = pl.col("given") > 0
+    is_fraud = pl.col("given") != ""
     verdict = pl.struct(
         *_ORDER_FIELDS,
         iso["created_date"],
@@ -477,10 +473,19 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
         pl.lit(rules_version).alias("rules_version"),
         iso["screened_at"],
     ).struct.json_encode()
-    all_evidence = pl.concat_str(evidence, separator=",", ignore_nulls=True)
-    alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":{' + all_evidence + "}}"
+    alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":' + pl.col("evidence") + "}"
     return (
         verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))
-        .with_columns(verdict=verdict)
+        .with_columns(verdict=verdict, evidence=_alerted(verdicts))
         .select("order_id", "verdict", pl.when(is_fraud).then(alert).alias("alert"))
     )
+
+
+def _alerted(verdicts: pl.DataFrame) -> pl.Series:
+    """The evidence for the reasons of each fraud, as JSON: none for its shadow reasons, which few have beside others."""
+    both = np.flatnonzero(((verdicts["given"] != "") & (verdicts["shadow"] != "")).to_numpy())
+    evidence = verdicts["evidence"].fill_null("{}")
+    if not len(both):
+        return evidence
+    texts = [evidence_for(reasons, text) for reasons, text in zip(verdicts["given"][both], evidence[both], strict=True)]
+    return evidence.scatter(both, pl.Series(texts, dtype=pl.String))

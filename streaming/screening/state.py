@@ -17,14 +17,17 @@ import pyarrow as pa
 
 from batch.arrow_sessions import ArrowCursor
 from conf.errors import StreamingError
+from conf.former_rules import SIX
 from streaming.rules.windows import ints
 from streaming.screening.chunks import pack_table, unpack_table
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
-from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark
+from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark, names_of
 
-_FORMAT = 1  # of what a row holds
+_FORMAT = 2  # of what a row holds
+# The reasons that there were in format 1, where an order has a bit for each and a column of evidence for each.
+_FORMER_REASONS = SIX
 
 
 class MicroBatch(NamedTuple):
@@ -70,9 +73,9 @@ class _Kept(msgspec.Struct, frozen=True):
                 f"screening_state in Postgres was written by a newer version of finpro (format {kept.format}, this one knows"
                 f" {_FORMAT}): screen with that one."
             )
-        if kept.format < _FORMAT:  # a micro-batch had no parts
+        if kept.format == 0:  # a micro-batch had no parts
             segments = [msgspec.structs.replace(segment, batch=segment.batch * PARTS) for segment in kept.segments]
-            return msgspec.structs.replace(kept, segments=segments, format=_FORMAT)
+            return msgspec.structs.replace(kept, segments=segments, format=1)
         return kept
 
 
@@ -165,8 +168,21 @@ def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> 
     if missing:
         for *place, orders in cursor.rows(_ORDERS, (query_id, json.dumps(missing))):
             segment = kept[query_id, *place]
-            table = unpack_table(orders, NO_RECENT).cast(RECENT_SCHEMA)  # older ones had room for fewer reasons
+            table = in_todays_form(unpack_table(orders, NO_RECENT))
             _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
+
+
+def in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
+    """What a segment holds, as RECENT_SCHEMA: in format 1 and before reasons were bits, and each had a column of evidence."""
+    if orders["given"].dtype == pl.String:
+        return orders.cast(RECENT_SCHEMA)
+    evidence = [f"evidence_{reason}" for reason in _FORMER_REASONS]
+    parts = [pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}") for reason in _FORMER_REASONS]
+    has_evidence = pl.any_horizontal(pl.col(evidence).is_not_null())
+    return orders.with_columns(
+        *(names_of(orders[bits].cast(pl.UInt64).to_numpy(), _FORMER_REASONS).alias(bits) for bits in ("given", "shadow")),
+        evidence=pl.when(has_evidence).then("{" + pl.concat_str(parts, separator=",", ignore_nulls=True) + "}"),
+    ).select(pl.col(name).cast(dtype) for name, dtype in RECENT_SCHEMA.items())
 
 
 def _recent(query_id: str, row: _Row) -> Recent:

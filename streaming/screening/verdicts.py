@@ -4,47 +4,81 @@ The verdict on an order is a function of the set of orders, however they were ba
 adds its reason to the earlier members, once, as a revision.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from conf.rules import FraudRules
 from streaming.contract import CONTENT, ORDER_SCHEMA
-from streaming.rules.rules import REASONS, RULES, Finding
+from streaming.rules.patterns import Finding
+from streaming.rules.rules import findings
 from streaming.rules.windows import Ints, ints, spans
 from streaming.screening.chunks import PartitionRead
 
-# An order with the reasons and shadow reasons given so far (one bit each, in the order of REASONS) and the evidence for each.
-RECENT_SCHEMA = pl.Schema(
-    {
-        **ORDER_SCHEMA,
-        "given": pl.UInt64(),
-        "shadow": pl.UInt64(),
-        **{f"evidence_{reason}": pl.String() for reason in REASONS},
-    }
-)
+# An order with the reasons and shadow reasons given so far (sorted names with commas between them, mostly none), and the
+# evidence for each: a JSON object by reason, null where there is none.
+RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, "given": pl.String(), "shadow": pl.String(), "evidence": pl.String()})
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.UInt64(), "shadow_gained": pl.UInt64(), "revision": pl.Boolean()})
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.String(), "shadow_gained": pl.String(), "revision": pl.Boolean()})
+
+
+def reason_text(reasons: Iterable[str]) -> str:
+    """Reasons as the text of a `given` or `shadow` column."""
+    return ",".join(sorted(set(reasons)))
 
 
 def reason_lists(given: pl.Series) -> pl.Series:
-    """The bits of a `given` or `shadow` column as lists of reasons, sorted."""
-    bits, row = given.to_numpy(), np.zeros(len(given), np.int64)
-    some = np.flatnonzero(bits)  # most orders have none
+    """The texts of a `given` or `shadow` column as lists of reasons, sorted."""
+    row = np.zeros(len(given), np.int64)
+    some = np.flatnonzero((given != "").to_numpy())  # most orders have none
+    different, which = _numbered(given[some])
+    row[some] = which + 1
+    return pl.Series(given.name, [[], *(one.split(",") for one in different)], dtype=pl.List(pl.String)).gather(row)
+
+
+def _numbered(texts: pl.Series) -> tuple[list[str], Ints]:
+    """The different ones among texts, and which of them each is."""
+    different = texts.unique(maintain_order=True)
+    number = pl.Series(np.arange(len(different)))
+    return different.to_list(), texts.replace_strict(different, number, return_dtype=pl.Int64).to_numpy()
+
+
+def names_of(bits: NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
+    """Bits, one a name, as the text of a `given` or `shadow` column."""
+    row = np.zeros(len(bits), np.int64)
+    some = np.flatnonzero(bits)
     different, which = np.unique(bits[some], return_inverse=True)
     row[some] = which + 1
-    lists = [[], *([reason for bit, reason in enumerate(REASONS) if one >> bit & 1] for one in different.tolist())]
-    return pl.Series(given.name, lists, dtype=pl.List(pl.String)).gather(row)
+    texts = [",".join(name for bit, name in enumerate(names) if one >> bit & 1) for one in different.tolist()]
+    return pl.Series(["", *texts], dtype=pl.String).gather(row)
 
 
-def reason_bits(reasons: Iterable[str]) -> int:
-    """Reasons as the bits of a `given` or `shadow` column."""
-    return sum(1 << REASONS.index(reason) for reason in set(reasons))
+class _Accumulated(NamedTuple):
+    """Reasons that orders have now, and those that are new among them (texts as in a `given` column)."""
+
+    given: pl.Series
+    gained: pl.Series
+
+
+def _accumulated(before: pl.Series, found: pl.Series) -> _Accumulated:
+    """Reasons only accumulate: what was given before stays."""
+    some = np.flatnonzero((found != "").to_numpy())
+    pairs, which = _numbered(before[some] + ";" + found[some])
+    united, new = [], []
+    for pair in pairs:
+        earlier, now = (set(filter(None, part.split(","))) for part in pair.split(";"))
+        united.append(reason_text(earlier | now))
+        new.append(reason_text(now - earlier))
+    texts = [pl.Series(column, dtype=pl.String).gather(which) for column in (united, new)]
+    nothing = pl.repeat("", len(before), dtype=pl.String, eager=True)
+    return _Accumulated(before.scatter(some, texts[0]), nothing.scatter(some, texts[1]))
 
 
 NEVER_US = -(2**62)  # before every event time, with room to subtract from
@@ -117,7 +151,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     Args:
         recent: the orders known so far (RECENT_SCHEMA), at least those of the arrivals' products that are near in time.
         arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
-        rules: the thresholds in force.
+        rules: in force.
     """
     known = _with_arrivals(recent, arrivals)
     duplicates = len(recent) + len(arrivals) - len(known)
@@ -126,22 +160,30 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     # Who shares no product with an arrival, or is too far in time, can share no pattern or evidence with one either.
     near = spans(products[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(products, events_us)
     known, is_new = known[np.flatnonzero(near)], is_new[near]
-    findings = {reason: rule(known, rules) for reason, rule in RULES.items()}
-    before, shadow_before = (known[name].fill_null(0).to_numpy() for name in ("given", "shadow"))
-    given, shadow = before.copy(), shadow_before.copy()
-    for bit, (reason, finding) in enumerate(findings.items()):
-        reasons = shadow if reason in rules.in_shadow else given
-        reasons[finding.rows] |= np.uint64(1 << bit)
-    changed = (is_new | (given != before) | (shadow != shadow_before)).nonzero()[0]
-    verdicts = known[changed].with_columns(
-        *_evidence(known, findings, changed),
-        given=pl.Series(given[changed]),
-        shadow=pl.Series(shadow[changed]),
-        gained=pl.Series((given & ~before)[changed]),
-        shadow_gained=pl.Series((shadow & ~shadow_before)[changed]),
-        revision=pl.Series(~is_new[changed]),
+    found = findings(known, rules)
+    given, shadow = (
+        _accumulated(known[column].fill_null(""), names_of(bits_of(found, len(known), of), list(found)))
+        for column, of in (("given", found.keys() - rules.in_shadow), ("shadow", rules.in_shadow))
     )
-    return Screened(verdicts, duplicates)
+    changed = np.flatnonzero(is_new | (given.gained != "").to_numpy() | (shadow.gained != "").to_numpy())
+    verdicts = known[changed].with_columns(
+        given=given.given[changed],
+        shadow=shadow.given[changed],
+        gained=given.gained[changed],
+        shadow_gained=shadow.gained[changed],
+        revision=pl.Series(~is_new[changed]),
+        evidence=_renewed(known["evidence"][changed], evidence_of(known["order_id"], found, changed)),
+    )
+    return Screened(verdicts.select(VERDICT_SCHEMA.names()), duplicates)
+
+
+def bits_of(found: Mapping[str, Finding], orders: int, names: Set[str]) -> NDArray[np.uint64]:
+    """Which of the rules of these names hit each of so many orders: a bit each, in the order of the findings."""
+    bits = np.zeros(orders, np.uint64)
+    for bit, (name, finding) in enumerate(found.items()):
+        if name in names:
+            bits[finding.rows] |= np.uint64(1 << bit)
+    return bits
 
 
 def oldest_needed(watermark_us: int, widest_window: timedelta) -> int:
@@ -161,24 +203,56 @@ def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame
     return known
 
 
-def _evidence(known: pl.DataFrame, findings: dict[str, Finding], changed: Ints) -> list[pl.Series]:
-    """The evidence of the orders whose verdict is about to be announced (`changed`): as it was, or renewed."""
-    place = np.full(len(known), -1)
-    place[changed] = np.arange(len(changed))
-    columns = []
-    for reason, finding in findings.items():
-        announced = np.flatnonzero(place[finding.rows] >= 0)
-        if len(announced):
-            ids = known["order_id"][finding.members[announced].ravel()]
-            texts = evidence_texts(ids, finding, announced)
-            before = known[f"evidence_{reason}"][changed]
-            columns.append(before.scatter(place[finding.rows[announced]], texts))
-    return columns
+def evidence_of(order_ids: pl.Series, found: Mapping[str, Finding], wanted: Ints) -> pl.Series:
+    """What was found of the orders at the positions `wanted`, as JSON: an object by reason, null where there is nothing.
+
+    Args:
+        order_ids: of all orders.
+        found: by reason, sorted.
+        wanted: ascending.
+    """
+    place = np.full(len(order_ids), -1)
+    place[wanted] = np.arange(len(wanted))
+    parts = []
+    for reason, finding in found.items():
+        which = np.flatnonzero(place[finding.rows] >= 0)
+        if len(which):
+            texts = evidence_texts(order_ids.gather(finding.members[which].ravel()), finding, which)
+            parts.append(pl.DataFrame({"place": place[finding.rows[which]], "part": f'"{reason}":' + texts}))
+    nothing = pl.repeat(None, len(wanted), dtype=pl.String, eager=True)
+    if not parts:
+        return nothing
+    whole = pl.concat(parts).group_by("place", maintain_order=True).agg(pl.col("part").str.join(","))
+    return nothing.scatter(whole["place"], "{" + whole["part"] + "}")
+
+
+_decode_evidence = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _renewed(before: pl.Series, now: pl.Series) -> pl.Series:
+    """Evidence as it was, or renewed: what a reason was given for is kept also when its members are forgotten."""
+    both = np.flatnonzero((before.is_not_null() & now.is_not_null()).to_numpy())
+    united = now.zip_with(now.is_not_null(), before)
+    if not len(both):
+        return united
+    texts = [_united_evidence(*pair) for pair in zip(before[both], now[both], strict=True)]
+    return united.scatter(both, pl.Series(texts, dtype=pl.String))
+
+
+def _united_evidence(before: str, now: str) -> str:
+    evidence = _decode_evidence(before) | _decode_evidence(now)
+    return msgspec.json.encode(dict(sorted(evidence.items()))).decode()
+
+
+def evidence_for(reasons: str, evidence: str) -> str:
+    """Those parts of evidence (JSON) that are for these reasons (the text of a `given` column)."""
+    wanted = reasons.split(",")
+    return msgspec.json.encode({name: part for name, part in _decode_evidence(evidence).items() if name in wanted}).decode()
 
 
 def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
     """Evidence as JSON: `ids` are the order ids of the members of these entries, entry after entry."""
-    members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list()
+    members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list().list.unique(maintain_order=True)
     evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]})
     return evidence.select(pl.struct("order_ids", "value", limit=pl.lit(finding.limit)).struct.json_encode()).to_series()
 

@@ -5,6 +5,7 @@ no counter of the query's.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -18,7 +19,6 @@ from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.contract import CONTENT, LABEL_HEADER, UTC_MICROSECONDS, read_messages
 from streaming.kafka import ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TopicReader, as_messages, librdkafka_config
-from streaming.rules.rules import REASONS
 
 Offsets = dict[int, int]
 
@@ -82,8 +82,8 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
         PostgresError: Postgres does not answer.
     """
     sent, labels = _sent(settings, since[ORDERS])
-    skew, now = load_rules(settings.rules).max_future_skew, datetime.now(UTC)
-    contents = [read_messages(part, skew, now) for part in sent]
+    rules, now = load_rules(settings.rules), datetime.now(UTC)
+    contents = [read_messages(part, rules.max_future_skew, now) for part in sent]
     orders = pl.concat([part.orders for part in contents])
     unreadable = pl.concat([part.dead_letters for part in contents]).select("partition", "offset")
     stored = _stored(settings)
@@ -108,8 +108,8 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
         dead_letter_reasons=dict(Counter(dead_letters["reason"]).most_common()),
         genuine=len(first.filter(pl.col("status") == "Genuine")),
         frauds=len(first.filter(pl.col("status") == "Fraud")),
-        found=_by_reason(first.explode("reasons")["reasons"]),
-        planted=_by_reason(planted["label"]),
+        found=_by_reason(first.explode("reasons")["reasons"], rules.names),
+        planted=_by_reason(planted["label"], rules.names),
         missing_orders=len(known.filter(pl.col("status").is_null())),
         missing_dead_letters=len(owed.join(given, on=["partition", "offset"], how="anti")),
         surplus_dead_letters=len(given) - len(given.unique().join(owed, on=["partition", "offset"])),
@@ -118,9 +118,10 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
     )
 
 
-def _by_reason(reasons: pl.Series) -> dict[str, int]:
+def _by_reason(reasons: pl.Series, names: Iterable[str]) -> dict[str, int]:
+    """How often each reason is there: those of the rules of these names, and what earlier rules gave."""
     counts = Counter(reasons.drop_nulls())
-    return {reason: counts[reason] for reason in REASONS}
+    return {reason: counts[reason] for reason in sorted({*names, *counts})}
 
 
 def _sent(settings: Settings, since: Offsets) -> tuple[list[pa.RecordBatch], pl.DataFrame]:

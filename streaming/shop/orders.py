@@ -132,7 +132,7 @@ class _Market:
         users, products = shop
         if users.is_empty() or products.is_empty():
             raise PostgresError("There are no users or no products to make orders from: `finpro generate` makes them.")
-        self.rules = rules
+        self.planted, self.limits = rules.as_delivered, rules.limits
         self.zone = ZoneInfo(rules.time_zone)
         self.users: Ints = users.sort().to_numpy()
         self.products = products.sort("product_id")
@@ -141,8 +141,8 @@ class _Market:
 
     def _most_pieces(self) -> Ints:
         """For each product the most pieces of an ordinary order: fewer of dear ones, and nothing that is a fraud at night."""
-        affordable = min(_ORDINARY_AMOUNT, self.rules.night_amount.above) // self.prices
-        return np.clip(affordable, 1, max(1, min(_MOST_PIECES, self.rules.night_quantity.above)))
+        affordable = min(_ORDINARY_AMOUNT, self.limits.night_amount.above) // self.prices
+        return np.clip(affordable, 1, max(1, min(_MOST_PIECES, self.limits.night_quantity.above)))
 
 
 class _Trade:
@@ -155,7 +155,7 @@ class _Trade:
 
     def __init__(self, market: _Market, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        self._home = market.rules.foreign_country.home
+        self._home = market.limits.foreign_country.home
         self._by_activity = rng.permutation(market.users)
         purchases = np.repeat(np.arange(len(market.prices)), market.most_pieces)
         starts = np.repeat(np.cumsum(market.most_pieces) - market.most_pieces, market.most_pieces)
@@ -182,25 +182,28 @@ class _Frauds:
     """Planted frauds: each kind makes the rows of one example of it."""
 
     def __init__(self, market: _Market) -> None:
-        self._market, self._rules = market, market.rules
-        self._first_of_run = _runs(market.users, self._rules.sequential_users.users)
+        self._market, self._limits = market, market.limits
+        self._first_of_run = _runs(market.users, self._limits.sequential_users.users)
         self._require_users()
         self._require_reachable_limits()
         self._quiet = self._quiet_products()
         self._dear = np.argsort(market.prices)[-max(1, len(market.prices) // 10) :]
-        self._abroad = [country for country in _ABROAD if country != self._rules.foreign_country.home]
-        self._kinds: tuple[Callable[[np.random.Generator, float], list[_Row]], ...] = (
-            self._repeat_purchase,
-            self._foreign_country,
-            self._sequential_users,
-            self._night_quantity,
-            self._coordinated_users,
-            self._night_amount,
-        )
+        self._abroad = [country for country in _ABROAD if country != self._limits.foreign_country.home]
+        kinds: dict[str, Callable[[np.random.Generator, float], list[_Row]]] = {
+            "repeat_purchase": self._repeat_purchase,
+            "foreign_country": self._foreign_country,
+            "sequential_users": self._sequential_users,
+            "night_quantity": self._night_quantity,
+            "coordinated_users": self._coordinated_users,
+            "night_amount": self._night_amount,
+        }
+        self._kinds = tuple(plant for name, plant in kinds.items() if name in market.planted)
 
     def plant(self, rng: np.random.Generator, budget: int, seconds: float) -> list[_Row]:
         """`budget` orders, the kinds in turn; a pattern that does not fit any more gives way to single orders."""
         rows: list[_Row] = []
+        if not self._kinds:
+            return rows
         first = int(rng.integers(len(self._kinds)))
         for kind in cycle(self._kinds[first:] + self._kinds[:first]):
             if len(rows) >= budget:
@@ -211,20 +214,20 @@ class _Frauds:
         return rows
 
     def _repeat_purchase(self, rng: np.random.Generator, seconds: float) -> list[_Row]:
-        rule = self._rules.repeat_purchase
+        rule = self._limits.repeat_purchase
         buyers = np.repeat(_pick(rng, self._market.users), rule.orders + rng.integers(3))
         return self._pattern(rng, seconds, buyers, rule.within, ("repeat_purchase",))
 
     def _sequential_users(self, rng: np.random.Generator, seconds: float) -> list[_Row]:
-        rule, coordinated = self._rules.sequential_users, self._rules.coordinated_users
+        rule, coordinated = self._limits.sequential_users, self._limits.coordinated_users
         first = _pick(rng, self._first_of_run)
         buyers = rng.permutation(self._market.users[first : first + rule.users])
         is_coordinated = rule.users >= coordinated.users and rule.within <= coordinated.within
         reasons = ("coordinated_users", "sequential_users") if is_coordinated else ("sequential_users",)
-        return self._pattern(rng, seconds, buyers, rule.within, reasons)
+        return self._pattern(rng, seconds, buyers, rule.within, tuple(name for name in reasons if name in self._market.planted))
 
     def _coordinated_users(self, rng: np.random.Generator, seconds: float) -> list[_Row]:
-        rule, users = self._rules.coordinated_users, self._market.users
+        rule, users = self._limits.coordinated_users, self._market.users
         size = min(rule.users + int(rng.integers(3)), len(users))
         widest = len(users) // size
         stride = rng.integers(min(2, widest), widest + 1)  # from two on, no two buyers have consecutive ids
@@ -242,7 +245,7 @@ class _Frauds:
         quantity = int(self._market.most_pieces[product] + rng.integers(1, _PATTERN_PIECES + 1))
         span = min(within.total_seconds() * _PATTERN_SPAN * rng.random(), seconds)
         dues = rng.uniform(0, seconds - span) + span * np.sort(rng.random(len(buyers)))
-        home = self._rules.foreign_country.home
+        home = self._limits.foreign_country.home
         return [
             _Row(due, user, product, quantity, home, pattern=reasons)
             for due, user in zip(dues.tolist(), buyers.tolist(), strict=True)
@@ -255,15 +258,15 @@ class _Frauds:
 
     def _night_quantity(self, rng: np.random.Generator, seconds: float) -> list[_Row]:
         product = int(rng.integers(len(self._market.prices)))
-        above = self._rules.night_quantity.above
+        above = self._limits.night_quantity.above
         quantity = above + int(rng.integers(1, _beyond(above) + 1))
-        return [self._single(rng, seconds, product, quantity, self._rules.foreign_country.home, at_night=True)]
+        return [self._single(rng, seconds, product, quantity, self._limits.foreign_country.home, at_night=True)]
 
     def _night_amount(self, rng: np.random.Generator, seconds: float) -> list[_Row]:
         product = _pick(rng, self._dear)
-        enough = self._rules.night_amount.above // int(self._market.prices[product]) + 1
+        enough = self._limits.night_amount.above // int(self._market.prices[product]) + 1
         quantity = enough + int(rng.integers(3))
-        return [self._single(rng, seconds, product, quantity, self._rules.foreign_country.home, at_night=True)]
+        return [self._single(rng, seconds, product, quantity, self._limits.foreign_country.home, at_night=True)]
 
     def _single(
         self, rng: np.random.Generator, seconds: float, product: int, quantity: int, country: str, at_night: bool = False
@@ -273,13 +276,13 @@ class _Frauds:
     def _quiet_products(self) -> Ints:
         """Products whose patterns give no reason of the night rules as well, should it be night; any, where none is so."""
         pieces = self._market.most_pieces + _PATTERN_PIECES
-        few = pieces <= self._rules.night_quantity.above
-        cheap = pieces * self._market.prices <= self._rules.night_amount.above
+        few = pieces <= self._limits.night_quantity.above
+        cheap = pieces * self._market.prices <= self._limits.night_amount.above
         quiet = np.flatnonzero(few & cheap)
         return quiet if len(quiet) else np.arange(len(pieces))
 
     def _require_users(self) -> None:
-        sequential, coordinated = self._rules.sequential_users.users, self._rules.coordinated_users.users
+        sequential, coordinated = self._limits.sequential_users.users, self._limits.coordinated_users.users
         if not len(self._first_of_run) or len(self._market.users) < coordinated:
             raise PostgresError(
                 f"Planted frauds need {sequential} users with consecutive ids and {coordinated} users at all, there are"
@@ -287,8 +290,8 @@ class _Frauds:
             )
 
     def _require_reachable_limits(self) -> None:
-        dearest, quantity = int(self._market.prices.max()), self._rules.night_quantity.above
-        most = max((quantity + _beyond(quantity)) * dearest, self._rules.night_amount.above + 3 * dearest)
+        dearest, quantity = int(self._market.prices.max()), self._limits.night_quantity.above
+        most = max((quantity + _beyond(quantity)) * dearest, self._limits.night_amount.above + 3 * dearest)
         if most > _BIGINT_MAX:
             raise RulesError(
                 "The limits of night_quantity or night_amount are higher than any order: an amount has 64 bits."
@@ -314,7 +317,7 @@ def _pick(rng: np.random.Generator, values: Ints) -> int:
 
 def _orders(rows: pl.DataFrame, market: _Market, start: datetime, rng: np.random.Generator, ids: pl.Series) -> pl.DataFrame:
     """Rows of the plan (_ROW_SCHEMA) as orders of the contract, with `due` and `label`."""
-    rules, price = market.rules, market.prices[rows["product"].to_numpy()]
+    price = market.prices[rows["product"].to_numpy()]
     orders = rows.with_columns(
         order_id=ids,
         product_id=market.products["product_id"].gather(rows["product"]),
@@ -335,7 +338,7 @@ def _orders(rows: pl.DataFrame, market: _Market, start: datetime, rng: np.random
         pl.lit("Pending").alias("status"),
         "source",
         "due",
-        _label(rules).alias("label"),
+        _label(market).alias("label"),
     )
 
 
@@ -364,15 +367,15 @@ def _amount_text() -> pl.Expr:
     return pl.when(spelling == 0).then("Rp." + in_thousands).when(spelling == 1).then("IDR " + digits).otherwise(digits)
 
 
-def _label(rules: FraudRules) -> pl.Expr:
+def _label(market: _Market) -> pl.Expr:
     """Reasons of a planted order: of the pattern it was made for, and of the rules on one order, read off the order."""
-    is_night = pl.col("event_ts").dt.hour() < _NIGHT_ENDS
+    limits, is_night = market.limits, pl.col("event_ts").dt.hour() < _NIGHT_ENDS
     single_order_rules = {
-        "foreign_country": pl.col("country") != rules.foreign_country.home,
-        "night_quantity": is_night & (pl.col("quantity") > rules.night_quantity.above),
-        "night_amount": is_night & (pl.col("amount_numeric") > rules.night_amount.above),
+        "foreign_country": pl.col("country") != limits.foreign_country.home,
+        "night_quantity": is_night & (pl.col("quantity") > limits.night_quantity.above),
+        "night_amount": is_night & (pl.col("amount_numeric") > limits.night_amount.above),
     }
-    reasons = [pl.when(holds).then(pl.lit(reason)) for reason, holds in single_order_rules.items()]
+    reasons = [pl.when(holds).then(pl.lit(reason)) for reason, holds in single_order_rules.items() if reason in market.planted]
     return pl.concat_list("pattern", *reasons).list.drop_nulls().list.sort().list.join(",")
 
 

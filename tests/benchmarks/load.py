@@ -46,7 +46,7 @@ def make_orders(count: int, *, rules: FraudRules, rate: float, start: datetime, 
         "product_id": rng.integers(1, PRODUCTS + 1, count),
         "quantity": rng.integers(1, QUANTITIES + 1, count),
         "event_us": _microseconds(start) + (np.arange(count) * (1e6 / rate)).astype(np.int64),
-        "country": np.full(count, rules.foreign_country.home, dtype="U2"),
+        "country": np.full(count, rules.limits.foreign_country.home, dtype="U2"),
         "label": np.full(count, "", dtype="U20"),
     }
     members = _Members(rng, count)
@@ -74,17 +74,17 @@ class _Members:
 def _plant_neighbours(columns: Columns, members: _Members, rules: FraudRules, rng: np.random.Generator) -> None:
     user, product, quantity, label = (columns[name] for name in ("user_id", "product_id", "quantity", "label"))
     for _ in range(_PATTERNS_PER_KIND):
-        rows = members.take(rules.repeat_purchase.orders)
+        rows = members.take(rules.limits.repeat_purchase.orders)
         user[rows], product[rows] = user[rows[:, :1]], product[rows[:, :1]]
         label[rows] = "repeat_purchase"
 
-        rows = members.take(rules.sequential_users.users)
+        rows = members.take(rules.limits.sequential_users.users)
         first = rng.integers(1, USERS - rows.shape[1], (len(rows), 1))
         user[rows] = first + np.arange(rows.shape[1])
         product[rows], quantity[rows] = product[rows[:, :1]], quantity[rows[:, :1]]
         label[rows] = "sequential_users"
 
-        rows = members.take(rules.coordinated_users.users)
+        rows = members.take(rules.limits.coordinated_users.users)
         user[rows] = (user[rows[:, :1]] + 1 + np.arange(rows.shape[1]) * 97) % USERS + 1
         product[rows], quantity[rows] = product[rows[:, :1]], quantity[rows[:, :1]]
         label[rows] = "coordinated_users"
@@ -93,7 +93,7 @@ def _plant_neighbours(columns: Columns, members: _Members, rules: FraudRules, rn
 def _plant_singles(columns: Columns, members: _Members, rules: FraudRules, rng: np.random.Generator, start: datetime) -> None:
     foreign, many, dear = (members.take(_ORDERS_PER_SINGLE_KIND) for _ in range(3))
     columns["country"][foreign] = rng.choice(np.array(FOREIGN), foreign.shape)
-    columns["quantity"][many] = rules.night_quantity.above + rng.integers(1, 400, many.shape)
+    columns["quantity"][many] = rules.limits.night_quantity.above + rng.integers(1, 400, many.shape)
     midnight = _microseconds(_last_midnight(rules, start))
     for rows in (many, dear):
         columns["event_us"][rows] = midnight + rng.integers(0, 4 * 3_600 * 1_000_000, rows.shape)
@@ -103,7 +103,7 @@ def _plant_singles(columns: Columns, members: _Members, rules: FraudRules, rng: 
 
 def _raise_night_amounts(columns: Columns, rules: FraudRules, rng: np.random.Generator) -> None:
     """Put the planted night amounts above the limit, and keep the planted night quantities below it: one reason each."""
-    limit, label = rules.night_amount.above, columns["label"]
+    limit, label = rules.limits.night_amount.above, columns["label"]
     dear = label == "night_amount"
     columns["amount"][dear] = limit + rng.integers(1, limit, int(dear.sum()))
     many = label == "night_quantity"

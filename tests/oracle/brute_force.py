@@ -1,7 +1,8 @@
-"""The independent judge: the order contract and the six rules read once more, over the whole set of messages at once.
+"""The independent judge: the order contract and the rules read once more, over the whole set of messages at once.
 
 Plain Python, and obviously right rather than fast: no stream, no state, no batches, no vectors. It shares nothing but
-the thresholds with what it judges. Where the design leaves a choice, the choice stands as a comment beside the code.
+the rules file with what it judges, and leaves conditions to DuckDB. Where the design leaves a choice, the choice stands as a
+comment beside the code.
 """
 
 import json
@@ -11,8 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow as pa
 
 from conf.rules import FraudRules
 
@@ -343,13 +348,13 @@ def _moment(name: str, value: Any, latest: datetime) -> datetime:
     return moment
 
 
-# --- the six rules ------------------------------------------------------------------------------------------------
+# --- the rules ----------------------------------------------------------------------------------------------------
 
 
 def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
     """The verdict of every order, given all orders: each has an order id of its own."""
     everything = list(orders)
-    hits = {reason: rule(everything, rules) for reason, rule in RULES.items()}
+    hits = {name: hits_of(everything, name, rules) for name in rules.rules}
     verdicts = {}
     for order in everything:
         reasons = sorted(reason for reason, found in hits.items() if order.order_id in found)
@@ -357,67 +362,124 @@ def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
     return verdicts
 
 
-def foreign_country(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders from another country than home."""
-    return {order.order_id for order in orders if order.country != rules.foreign_country.home}
+def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
+    """The ids of the orders that a rule hits."""
+    rule = rules.rules[name]
+    if rule.mode == "off":
+        return set()
+    selected = None if rule.when is None else _selected(orders, rule.when, rules)
+    taking_part = [order for order in orders if selected is None or order.order_id in selected]
+    if rule.by is None:
+        return {order.order_id for order in taking_part}
+    taking_part = [order for order in taking_part if all(_value(order, field, rules) is not None for field in rule.by)]
+    for pattern, hits in (
+        (rule.count, _crowd),
+        (rule.distinct, _different),
+        (rule.consecutive, _row_of_values),
+        (rule.sum, _large_sum),
+    ):
+        if pattern is not None:
+            return hits(taking_part, rule.by, pattern, rules)
+    raise AssertionError(name)
 
 
-def night_quantity(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders at night with a quantity above the limit."""
-    return {order.order_id for order in _at_night(orders, rules) if order.quantity > rules.night_quantity.above}
+def _together(orders: list[Order], by: Iterable[str], within: timedelta, rules: FraudRules) -> Iterator[list[Order]]:
+    return _intervals(orders, lambda order: tuple(_value(order, field, rules) for field in by), within)
 
 
-def night_amount(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders at night with an amount above the limit."""
-    return {order.order_id for order in _at_night(orders, rules) if order.amount_numeric > rules.night_amount.above}
-
-
-def repeat_purchase(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders of one user for one product, so many of them in one interval."""
-    limit = rules.repeat_purchase
+def _crowd(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
     found = set()
-    for together in _intervals(orders, lambda order: (order.user_id, order.product_id), limit.within):
-        if len(together) >= limit.orders:
+    for together in _together(orders, by, pattern.within, rules):
+        if len(together) >= pattern.at_least:
             found |= {order.order_id for order in together}
     return found
 
 
-def sequential_users(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders of users with consecutive ids for one product and quantity, all in one interval."""
-    limit = rules.sequential_users
+def _different(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
     found = set()
-    for together in _intervals(orders, lambda order: (order.product_id, order.quantity), limit.within):
-        users = {order.user_id for order in together}
-        for first in users:
-            row = set(range(first, first + limit.users))
-            if row <= users:
-                found |= {order.order_id for order in together if order.user_id in row}
-    return found
-
-
-def coordinated_users(orders: list[Order], rules: FraudRules) -> set[str]:
-    """Orders of so many different users for one product and quantity in one interval."""
-    limit = rules.coordinated_users
-    found = set()
-    for together in _intervals(orders, lambda order: (order.product_id, order.quantity), limit.within):
-        if len({order.user_id for order in together}) >= limit.users:
+    having = [order for order in orders if _value(order, pattern.of, rules) is not None]
+    for together in _together(having, by, pattern.within, rules):
+        if len({_value(order, pattern.of, rules) for order in together}) >= pattern.at_least:
             found |= {order.order_id for order in together}
     return found
 
 
-RULES: dict[str, Callable[[list[Order], FraudRules], set[str]]] = {
-    "foreign_country": foreign_country,
-    "night_quantity": night_quantity,
-    "night_amount": night_amount,
-    "repeat_purchase": repeat_purchase,
-    "sequential_users": sequential_users,
-    "coordinated_users": coordinated_users,
+def _row_of_values(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
+    found = set()
+    having = [order for order in orders if _value(order, pattern.of, rules) is not None]
+    for together in _together(having, by, pattern.within, rules):
+        values = {_value(order, pattern.of, rules) for order in together}
+        for first in values:
+            row = set(range(first, first + pattern.at_least))
+            if row <= values:
+                found |= {order.order_id for order in together if _value(order, pattern.of, rules) in row}
+    return found
+
+
+def _large_sum(orders: list[Order], by: Iterable[str], pattern: Any, rules: FraudRules) -> set[str]:
+    found = set()
+    values = {order.order_id: _value(order, pattern.of, rules) for order in orders}
+    having = [order for order in orders if values[order.order_id] is not None and values[order.order_id] >= 0]
+    for together in _together(having, by, pattern.within, rules):
+        if sum(values[order.order_id] for order in together) >= pattern.at_least:
+            found |= {order.order_id for order in together}
+    return found
+
+
+def _value(order: Order, field: str, rules: FraudRules) -> Any:
+    if not field.startswith("local_"):
+        return getattr(order, field)
+    local = _local(order.event_ts, ZoneInfo(rules.time_zone))
+    match field:
+        case "local_hour":
+            return local.hour
+        case "local_weekday":
+            # A day was added to what lies in year 1: its weekday is that of the day before.
+            return (local.isoweekday() - 2) % 7 + 1 if order.event_ts.year == 1 else local.isoweekday()
+        case _:
+            return local.date()
+
+
+# Integers have 128 bits there, so that no product of two is too large; times are in UTC, and say no zone.
+_COLUMNS = {
+    "order_id": "varchar",
+    "user_id": "hugeint",
+    "product_id": "hugeint",
+    "quantity": "hugeint",
+    "amount": "varchar",
+    "amount_numeric": "hugeint",
+    "country": "varchar",
+    "created_date": "timestamp",
+    "event_ts": "timestamp",
+    "source": "varchar",
+    "local_hour": "bigint",
+    "local_weekday": "bigint",
+    "local_date": "date",
 }
 
 
-def _at_night(orders: list[Order], rules: FraudRules) -> Iterator[Order]:
-    zone = ZoneInfo(rules.time_zone)
-    return (order for order in orders if _local(order.event_ts, zone).hour < 4)
+def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str]:
+    """The ids of the orders that a condition selects: another database is asked, with the text as it stands."""
+    if not orders:
+        return set()
+    looked_at = {"order_id", *re.findall(r"\w+", condition)} & _COLUMNS.keys()
+    columns = {name: [_value(order, name, rules) for order in orders] for name in looked_at}
+    for name in looked_at & {"user_id", "product_id", "quantity", "amount_numeric"}:
+        columns[name] = [str(value) for value in columns[name]]
+    for name in looked_at & {"created_date", "event_ts"}:
+        columns[name] = [value.replace(tzinfo=None) for value in columns[name]]
+    table = pa.table(columns)
+    casts = ", ".join(f"cast({name} as {_COLUMNS[name]}) as {name}" for name in columns)
+    database = _database()
+    database.register("given", table)
+    found = database.execute(f"select order_id from (select {casts} from given) where {condition}").fetchall()
+    return {order_id for (order_id,) in found}
+
+
+@lru_cache(maxsize=1)
+def _database() -> duckdb.DuckDBPyConnection:
+    """One for all conditions: to open one takes longer than most questions."""
+    return duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False, "ieee_floating_point_ops": False})
 
 
 def _local(moment: datetime, zone: ZoneInfo) -> datetime:

@@ -15,15 +15,8 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
 
-from conf.rules import (
-    CoordinatedUsers,
-    ForeignCountry,
-    FraudRules,
-    NightAmount,
-    NightQuantity,
-    RepeatPurchase,
-    SequentialUsers,
-)
+from conf.former_rules import CoordinatedUsers, ForeignCountry, NightAmount, NightQuantity, RepeatPurchase, SequentialUsers
+from conf.rules import FraudRules
 from tests.oracle.brute_force import Message, Order
 
 Item = TypeVar("Item")
@@ -59,6 +52,11 @@ class _Purchase:
 # --- thresholds ---------------------------------------------------------------------------------------------------
 
 
+def six_rules(version: str = "test", **tables: Any) -> FraudRules:
+    """The six rules, with limits of their own where sections are given, in a file of the old form."""
+    return FraudRules.model_validate({"version": version, **tables})
+
+
 @st.composite
 def rule_sets(draw: st.DrawFn) -> FraudRules:
     """Thresholds low enough for small sets of orders to cross."""
@@ -66,7 +64,7 @@ def rule_sets(draw: st.DrawFn) -> FraudRules:
     within = st.integers(1, 20).map(lambda seconds: timedelta(seconds=seconds)) | st.sampled_from(
         (timedelta(0), MICROSECOND, timedelta(milliseconds=500))
     )
-    return FraudRules(
+    return six_rules(
         version="drawn",
         time_zone=draw(st.sampled_from(ZONES)),
         lateness=timedelta(seconds=draw(st.integers(0, 60))),
@@ -101,7 +99,9 @@ def orders(draw: st.DrawFn, rules: FraudRules, *, max_size: int = 40) -> list[Or
 
 def _steps(rules: FraudRules) -> st.SearchStrategy[timedelta]:
     """How far apart two orders are: nothing, next to nothing, just as much as a rule allows, a little more."""
-    limits = [limit.within for limit in (rules.repeat_purchase, rules.sequential_users, rules.coordinated_users)]
+    limits = [
+        limit.within for limit in (rules.limits.repeat_purchase, rules.limits.sequential_users, rules.limits.coordinated_users)
+    ]
     exact = [limit + nudge for limit in limits for nudge in (timedelta(0), MICROSECOND, -MICROSECOND)]
     halves = [limit / 2 for limit in limits]
     near = st.sampled_from([timedelta(0), MICROSECOND, *exact, *halves, rules.lateness])
@@ -112,7 +112,7 @@ def _steps(rules: FraudRules) -> st.SearchStrategy[timedelta]:
 def _scattered(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
     """Purchases of few users, each a step from an earlier one; sometimes all of one hot product."""
     products = draw(st.sampled_from(((1,), (1, 2), (1, 2, 203))))
-    quantities = (1, 1, 2, rules.night_quantity.above, rules.night_quantity.above + 1)
+    quantities = (1, 1, 2, rules.limits.night_quantity.above, rules.limits.night_quantity.above + 1)
     times = [begin]
     purchases = []
     for _ in range(draw(st.integers(1, 12))):
@@ -127,13 +127,13 @@ def _scattered(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: 
 def _planted(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
     """One pattern whose last order comes just in time, or one microsecond too late."""
     reason = draw(st.sampled_from(("repeat_purchase", "sequential_users", "coordinated_users")))
-    within = getattr(rules, reason).within
+    within = getattr(rules.limits, reason).within
     users = draw(_pattern_of_users(rules, reason, first_user))
     span = within + draw(st.sampled_from((timedelta(0), MICROSECOND)))
     start = begin + draw(_steps(rules)) * draw(st.sampled_from((0, 1, 3, -1)))
     inner = [start + span * draw(st.sampled_from((0, 0.25, 0.5, 1))) for _ in users[2:]]
     times = [start, *inner, start + span][: len(users)]
-    product, quantity = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, rules.night_quantity.above + 1)))
+    product, quantity = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, rules.limits.night_quantity.above + 1)))
     return [_Purchase(user, product, quantity, event_ts) for user, event_ts in zip(users, times, strict=True)]
 
 
@@ -141,18 +141,18 @@ def _planted(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: in
 def _pattern_of_users(draw: st.DrawFn, rules: FraudRules, reason: str, first_user: int) -> list[int]:
     """As many users as complete the pattern, or one too few; consecutive ones sometimes with a gap between them."""
     if reason == "repeat_purchase":
-        return [first_user] * (rules.repeat_purchase.orders - draw(st.sampled_from((0, 0, 1))))
+        return [first_user] * (rules.limits.repeat_purchase.orders - draw(st.sampled_from((0, 0, 1))))
     if reason == "sequential_users":
-        row = [first_user + i for i in range(rules.sequential_users.users)]
+        row = [first_user + i for i in range(rules.limits.sequential_users.users)]
         gap = draw(st.sampled_from((0, 0, 1)))
         return draw(st.permutations([*row[:-1], row[-1] + gap]))
-    count = rules.coordinated_users.users - draw(st.sampled_from((0, 0, 1)))
+    count = rules.limits.coordinated_users.users - draw(st.sampled_from((0, 0, 1)))
     return draw(st.lists(st.integers(0, 7).map(lambda i: first_user + i), min_size=count, max_size=count, unique=True))
 
 
 @st.composite
 def _order(draw: st.DrawFn, rules: FraudRules, order_id: str, purchase: _Purchase) -> Order:
-    above = rules.night_amount.above
+    above = rules.limits.night_amount.above
     amount_numeric = draw(st.sampled_from((1_250_000, 0, above, above + 1, _LARGEST)))
     return Order(
         order_id=order_id,
@@ -161,7 +161,7 @@ def _order(draw: st.DrawFn, rules: FraudRules, order_id: str, purchase: _Purchas
         quantity=purchase.quantity,
         amount=str(amount_numeric),
         amount_numeric=amount_numeric,
-        country=draw(st.sampled_from([rules.foreign_country.home] * 6 + ["ID", "US"])),
+        country=draw(st.sampled_from([rules.limits.foreign_country.home] * 6 + ["ID", "US"])),
         created_date=purchase.event_ts.replace(microsecond=0),
         event_ts=purchase.event_ts,
         source=draw(st.sampled_from(_SOURCES)),

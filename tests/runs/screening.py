@@ -40,17 +40,17 @@ def dense_orders(count: int, rules: FraudRules, *, seed: int, start: datetime, s
     choose = random.Random(seed)
     orders = []
     for number in range(count):
-        amount = choose.choice((rules.night_amount.above, rules.night_amount.above + 1, 1_250_000))
+        amount = choose.choice((rules.limits.night_amount.above, rules.limits.night_amount.above + 1, 1_250_000))
         event_ts = start + number * step + choose.choice((timedelta(0), timedelta(0), step, -2 * step))
         orders.append(
             Order(
                 order_id=f"o{seed}-{number}",
                 user_id=choose.randint(1, 30),
                 product_id=choose.randint(1, 12),
-                quantity=choose.choice((1, 2, 3, rules.night_quantity.above + 1)),
+                quantity=choose.choice((1, 2, 3, rules.limits.night_quantity.above + 1)),
                 amount=str(amount),
                 amount_numeric=amount,
-                country=choose.choice((rules.foreign_country.home,) * 9 + ("SG",)),
+                country=choose.choice((rules.limits.foreign_country.home,) * 9 + ("SG",)),
                 created_date=event_ts.replace(microsecond=0),
                 event_ts=event_ts,
                 source=choose.choice(("web", "it's", 'a"b', "toko é 店")),

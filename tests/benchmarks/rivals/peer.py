@@ -87,8 +87,8 @@ def rule_book(rules: FraudRules) -> Rule:
 
 def single_order(rules: FraudRules) -> Rule:
     """`foreign_country`, `night_amount` and `night_quantity`."""
-    home, zone = rules.foreign_country.home, ZoneInfo(rules.time_zone)
-    many, dear = rules.night_quantity.above, rules.night_amount.above
+    home, zone = rules.limits.foreign_country.home, ZoneInfo(rules.time_zone)
+    many, dear = rules.limits.night_quantity.above, rules.limits.night_amount.above
 
     def give(order: Order, at: int) -> Reasons:
         reasons: Reasons = () if order.country == home else ("foreign_country",)
@@ -102,7 +102,7 @@ def single_order(rules: FraudRules) -> Rule:
 
 def repeat_purchase(rules: FraudRules) -> Rule:
     """`repeat_purchase`, from the last purchases of each user and product."""
-    orders, within = rules.repeat_purchase.orders, rules.repeat_purchase.within // MICROSECOND
+    orders, within = rules.limits.repeat_purchase.orders, rules.limits.repeat_purchase.within // MICROSECOND
     recent: dict[int, tuple[int, ...]] = {}
     older: dict[int, tuple[int, ...]] = {}
     turned = 0
@@ -121,8 +121,8 @@ def repeat_purchase(rules: FraudRules) -> Rule:
 
 def neighbours(rules: FraudRules) -> Rule:
     """`coordinated_users` and `sequential_users`, from the recent orders of each product and quantity."""
-    run, run_within = rules.sequential_users.users, rules.sequential_users.within // MICROSECOND
-    crowd, crowd_within = rules.coordinated_users.users, rules.coordinated_users.within // MICROSECOND
+    run, run_within = rules.limits.sequential_users.users, rules.limits.sequential_users.within // MICROSECOND
+    crowd, crowd_within = rules.limits.coordinated_users.users, rules.limits.coordinated_users.within // MICROSECOND
     fewest, widest = min(run, crowd), max(run_within, crowd_within)
     near: dict[int, deque[tuple[int, int]]] = defaultdict(deque)
 

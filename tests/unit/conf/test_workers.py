@@ -8,7 +8,6 @@ _WORKER = """
 import gc
 from datetime import UTC, datetime
 from conf.rules import FraudRules
-from streaming.rules.recorded import RulesInForce, encode_rules
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import Entry
 from streaming.screening.pipeline import Screening, Task, _parse
@@ -18,7 +17,7 @@ from streaming.screening.state import MicroBatch
 imported = len(gc.get_objects())
 screening = Screening(tasks=2, backlog_offsets=None, dsn="", kafka=KafkaSink({}, {}))
 now = datetime.now(UTC)
-rules = encode_rules([RulesInForce(now, FraudRules(version="1"))])
+rules = FraudRules(version="1")
 entry = Entry("", 0, 1, now, now, "1", {}, False)
 list(_parse(Task(screening, entry, MicroBatch("", Division(By.PRODUCT, 2), 0), now, rules), iter([])))
 print(imported, gc.get_freeze_count(), len(gc.get_objects()))

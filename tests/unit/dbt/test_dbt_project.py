@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS
+from conf.former_rules import SIX
 from conf.rules import load_rules
 from conf.settings import CONF_DIR
 from jobs.transform import PROJECT
-from streaming.rules.rules import REASONS
 from tests.oracle.googlesql import GoogleSql, Refused
 
 DAYS = [("2026-11-01", "2026-11-03"), ("2026-11-09", "2026-11-09")]
@@ -142,9 +143,13 @@ def test_every_mart_and_the_fact_have_unit_tests_and_a_contract(
 
 
 def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str, Any]]) -> None:
-    assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(REASONS) :] == REASONS
+    assert tuple(declared(models["mart_fraud_attempt_trends"]))[-len(SIX) :] == SIX
     zone = load_rules(CONF_DIR / "fraud_rules.toml").time_zone
     assert f"date(created_date, '{zone}')" in models["stg_orders"]["compiled_code"]
+
+
+def test_a_condition_of_a_rule_can_be_tried_on_the_orders(models: dict[str, dict[str, Any]]) -> None:
+    assert (ORDER_FIELDS | LOCAL_FIELDS).keys() <= declared(models["stg_orders"]).keys()
 
 
 def test_the_marts_have_a_dataset_of_their_own_in_which_there_is_nothing_to_reach_a_person_by(manifest: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from batch.google_cloud import bigquery_client
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
 from conf.errors import ReportError
-from conf.rules import RULE_NAMES
+from conf.former_rules import SIX
 from conf.settings import Settings
 from jobs.local.platform import Platform
 from jobs.report import write_report
@@ -58,7 +58,7 @@ def figures(table: list[list[Cell]]) -> list[tuple[float | None, ...]]:
             "trend",
             "mart_fraud_attempt_trends",
             "order_date desc",
-            ("total_orders", "fraud_orders", "fraud_rate", "fraud_orders_7d_avg", *RULE_NAMES),
+            ("total_orders", "fraud_orders", "fraud_rate", "fraud_orders_7d_avg", *SIX),
         ),
         (
             "saved",
@@ -112,7 +112,7 @@ def test_totals_are_those_of_the_marts(warehouse: Settings, page: Page) -> None:
     assert page.parts["tile-profit"].values[0] == str(total("profit", "mart_products_revenue_profit"))
     sums = [total(column, "mart_products_revenue_profit") for column in ("revenue", "cost", "profit")]
     assert figures(page.body("categories"))[-1] == tuple(sums)
-    by_reason = {name: total(name, "mart_fraud_attempt_trends") for name in RULE_NAMES}
+    by_reason = {name: total(name, "mart_fraud_attempt_trends") for name in SIX}
     assert {row[0].text.replace(" ", "_"): row[1].number for row in page.body("reasons")} == by_reason
 
 

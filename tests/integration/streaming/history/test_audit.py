@@ -9,7 +9,8 @@ from confluent_kafka.admin import AdminClient
 from pyspark.sql import Row, SparkSession
 
 from batch.postgres import connect
-from conf.rules import CoordinatedUsers, FraudRules, load_rules
+from conf.former_rules import CoordinatedUsers
+from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from jobs.replay import sinks_of
 from streaming.history import causes, differences
@@ -25,7 +26,7 @@ from streaming.rules.recorded import RulesInForce
 from tests.oracle.bad_messages import BAD
 from tests.oracle.brute_force import NO_TIMESTAMP, Judgement, Message
 from tests.oracle.lakes import RECEIVED, START, Lake, in_turn, lake_of, purchase, received
-from tests.oracle.order_sets import spelled
+from tests.oracle.order_sets import six_rules, spelled
 from tests.runs import screening as screening_runs
 from tests.runs.archive import archive_all, committed, raw_orders, rows, wait_until
 from tests.runs.commands import finpro
@@ -150,7 +151,7 @@ def test_only_what_a_late_order_would_have_completed_is_late(spark_session: Spar
 
 def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_side_is_not(spark_session: SparkSession) -> None:
     changed = RECEIVED + timedelta(seconds=3.5)  # between the fourth message and the fifth
-    stricter = RULES.model_copy(update={"version": "2", "coordinated_users": CoordinatedUsers(users=4)})
+    stricter = six_rules("2", coordinated_users=CoordinatedUsers(users=4))
     before = [
         purchase("a", 1, 0),
         purchase("x", 1, 0, product=6),

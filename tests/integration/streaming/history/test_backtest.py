@@ -14,7 +14,8 @@ from rich.console import Console
 
 from batch.reference_data import generate
 from conf.errors import LakehouseError
-from conf.rules import RULE_NAMES, FraudRules, load_rules
+from conf.former_rules import SIX
+from conf.rules import FraudRules, load_rules
 from conf.settings import Settings, variable
 from jobs.backtest import run
 from jobs.local.platform import Platform
@@ -112,7 +113,7 @@ def test_the_rules_in_force_change_nothing(spark_session: SparkSession, history:
     found = backtested(spark_session, history, history.rules)
     assert (found.changed, found.whole.becomes.orders, found.whole.stops.orders) == (0, 0, 0)
     assert found.orders == len(history.in_force) == 3_000
-    by_rule = {rule: sum(rule in verdict.reasons for verdict in history.in_force.values()) for rule in RULE_NAMES}
+    by_rule = {rule: sum(rule in verdict.reasons for verdict in history.in_force.values()) for rule in SIX}
     assert {rule: effect.after.orders for rule, effect in found.rules.items()} == by_rule
     assert all(by_rule.values())
     assert found.versions == {history.rules.version: 3_000}
@@ -139,7 +140,7 @@ def test_a_candidate_has_the_effects_that_the_brute_force_gives(
 
 def test_planted_frauds_are_all_found_by_the_rules_they_were_planted_for(spark_session: SparkSession, history: History) -> None:
     found = backtested(spark_session, history, history.rules)
-    assert [effect.recall(effect.after) for effect in found.rules.values()] == [1.0] * len(RULE_NAMES)
+    assert [effect.recall(effect.after) for effect in found.rules.values()] == [1.0] * len(SIX)
     assert found.whole.labels == len(history.labels)
 
 

@@ -15,11 +15,11 @@ from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
 from conf.errors import LakehouseError, SettingsError
+from conf.former_rules import SIX
 from conf.settings import Settings
 from streaming.kafka import ORDERS, PROCESSED_ORDERS
 from streaming.lakehouse.maintenance import PROPERTIES, maintain, require_retention
 from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, bronze_orders, commit, create_tables, silver_orders
-from streaming.rules.rules import REASONS
 from tests.runs import archive as archive
 from tests.runs import screening as runs
 from tests.runs.archive import Given
@@ -132,7 +132,7 @@ def messages_flow(settings: Settings) -> Iterator[list[Given]]:
     def send() -> None:
         while not stop.wait(0.3):
             number, is_revision = divmod(len(sent), 2)
-            verdict = Given(number, REASONS[:is_revision], second=len(sent) % 60)
+            verdict = Given(number, SIX[:is_revision], second=len(sent) % 60)
             archive.send_messages(settings, PROCESSED_ORDERS, [{"value": verdict.encoded(), "key": f"o{number}"}])
             archive.send_messages(settings, ORDERS, [{"value": b"%d" % len(sent)}])
             sent.append(verdict)

@@ -13,10 +13,10 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from batch.postgres import connect
+from conf.former_rules import SIX
 from conf.rules import load_rules
 from conf.settings import Settings
 from jobs.spark.running_job import find_job
-from streaming.rules.rules import REASONS
 from tests.runs.commands import FINPRO
 from tests.runs.screening import by_product, dense_orders, kill_group, repeated, send, start_screen
 
@@ -80,8 +80,8 @@ def test_metrics_agree_with_what_is_stored_and_status_with_the_job(
     reasons = Counter(reason for _, given in rows for reason in given)
     assert series["finpro_orders_total",] == len(rows) == ORDERS
     assert series["finpro_verdicts_total", "Fraud"] == sum(status == "Fraud" for status, _ in rows)
-    assert {reason: series["finpro_fraud_reasons_total", reason] for reason in REASONS} == {
-        reason: reasons[reason] for reason in REASONS
+    assert {reason: series["finpro_fraud_reasons_total", reason] for reason in SIX} == {
+        reason: reasons[reason] for reason in SIX
     }
     assert series["finpro_query_input_rows_total", "screen_orders"] == messages
     assert series["finpro_duplicates_total",] + series["finpro_dead_letters_total",] == messages - ORDERS

@@ -1,5 +1,6 @@
 """What is stored in `raw_orders` and announced of it, on a real Postgres and Kafka, without Spark."""
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from conf.settings import Settings
 from streaming.contract import DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, librdkafka_config
 from streaming.screening.sinks import Announcer, KafkaSink, Stored, store, stored_orders
-from streaming.screening.verdicts import VERDICT_SCHEMA, reason_bits, reason_lists
+from streaming.screening.verdicts import VERDICT_SCHEMA, reason_lists, reason_text
 from tests.runs.screening import consume
 
 BATCH_TIME = datetime(2026, 11, 1, 12, 0, 0, 123000, tzinfo=UTC)
@@ -25,6 +26,9 @@ RECEIVED = datetime(2026, 11, 1, 11, 59, tzinfo=UTC)
 @pytest.fixture
 def dsn(settings: Settings) -> str:
     return settings.require("postgres_dsn")
+
+
+EVIDENCE = {"order_ids": ["a"], "value": 1, "limit": 1}
 
 
 def verdict(
@@ -45,13 +49,13 @@ def verdict(
             "partition": 0,
             "offset": offset,
             "received_at": RECEIVED + timedelta(milliseconds=offset),
-            "given": reason_bits(reasons),
-            "shadow": reason_bits(shadow),
-            "gained": reason_bits(reasons),
-            "shadow_gained": reason_bits(shadow),
+            "given": reason_text(reasons),
+            "shadow": reason_text(shadow),
+            "gained": reason_text(reasons),
+            "shadow_gained": reason_text(shadow),
             "revision": revision,
         }
-        | {f"evidence_{reason}": '{"order_ids":["a"],"value":1,"limit":1}' for reason in (*reasons, *shadow)}
+        | {"evidence": json.dumps(dict.fromkeys(sorted({*reasons, *shadow}), EVIDENCE)) if (*reasons, *shadow) else None}
         | changes
     )
 
@@ -204,8 +208,7 @@ def test_a_verdict_is_announced_with_its_reasons_and_an_alert_with_evidence(sett
     }
     assert verdicts["a"]["reasons"] == ["foreign_country", "night_amount"]
     assert verdicts["a"]["shadow_reasons"] == ["repeat_purchase"]
-    evidence = {"order_ids": ["a"], "value": 1, "limit": 1}
-    assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": evidence, "night_amount": evidence}}}
+    assert alerts == {"a": verdicts["a"] | {"evidence": {"foreign_country": EVIDENCE, "night_amount": EVIDENCE}}}
 
 
 def dead_letters(*values: bytes | None) -> pl.DataFrame:

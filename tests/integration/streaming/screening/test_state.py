@@ -39,7 +39,7 @@ def orders(products: Iterable[int], batch: int, given: int = 0) -> pl.DataFrame:
     """One order of each product, placed in the second of the micro-batch's number; `given` makes it a revision of the first."""
     empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
     first = 0 if given else batch
-    common = empty | {"given": given, "event_ts": START.replace(second=first)}
+    common = empty | {"given": "a" * given, "event_ts": START.replace(second=first)}
     rows = [common | {"order_id": f"{first}-{product}", "product_id": product} for product in products]
     return pl.DataFrame(rows, RECENT_SCHEMA).with_columns(revision=pl.lit(value=bool(given)))
 
@@ -69,13 +69,15 @@ def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: in
 
 
 def found(dsn: str, batch: MicroBatch) -> dict[str, int]:
-    """Order → bits of its reasons, as the next micro-batch would find them."""
+    """Order → whether it has a reason, as the next micro-batch would find them."""
     buckets = range(batch.division.buckets)
     known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
     tables = {bucket: whole(recent) for bucket, recent in known.recents.items()}
     for bucket, table in tables.items():
         assert set(batch.division.bucket_of(table)) <= {bucket}
-    return {order_id: given for table in tables.values() for order_id, given in table.select("order_id", "given").iter_rows()}
+    return {
+        order_id: len(given) for table in tables.values() for order_id, given in table.select("order_id", "given").iter_rows()
+    }
 
 
 def rows(dsn: str) -> list[tuple[Any, ...]]:

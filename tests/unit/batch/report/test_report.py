@@ -15,7 +15,7 @@ from batch.report.charts import daily_chart
 from batch.report.marts import QUERIES, Marts
 from batch.report.report_page import Expectation, Gate, Surroundings, render_report
 from conf.errors import SettingsError
-from conf.rules import RULE_NAMES
+from conf.former_rules import SIX
 from jobs.transform import PROJECT
 from tests.oracle.googlesql import GoogleSql
 from tests.runs.pages import Page
@@ -34,12 +34,12 @@ MONITORING = {
 def marts(**other: Any) -> Marts:
     """Figures of one day, one user and one product."""
     trend = {"order_date": DAY, "total_orders": 2_000, "fraud_orders": 3, "fraud_rate": 0.0015, "fraud_orders_7d_avg": 1.5}
-    trend |= dict.fromkeys(RULE_NAMES, 1)
+    trend |= dict.fromkeys(SIX, 1)
     saved = {"order_date": DAY, "fraud_orders": 3, "saved_amount": 1_234_567, "cumulative_saved_amount": 1_234_567}
     product = {"product_id": 7, "product_name": "Kopi", "category": "Groceries", "units_sold": 5, "revenue": 9_000_000}
     one = Marts(
         totals={"total_orders": 2_000, "fraud_orders": 3, "first_day": DAY, "last_day": DAY, "saved_amount": 1_234_567},
-        reasons=dict.fromkeys(RULE_NAMES, 1),
+        reasons=dict.fromkeys(SIX, 1),
         trend=[trend],
         saved=[saved],
         active_users=[{"user_rank": 1, "user_id": 4, "name": "Siti", "orders": 9, "amount": 1_000}],

@@ -12,7 +12,6 @@ from jobs.audit import check
 from streaming.contract import ORDER_SCHEMA
 from streaming.history.republish import as_verdicts
 from streaming.history.unarchived import offsets_json
-from streaming.rules.rules import REASONS
 from streaming.screening.sinks import encode_verdicts
 from streaming.screening.verdicts import VERDICT_SCHEMA
 
@@ -24,9 +23,8 @@ def order(order_id: str, reasons: list[str], shadow_reasons: list[str]) -> dict[
     values: dict[str, object] = {
         name: NOW if dtype.is_temporal() else 1 if dtype.is_integer() else "x" for name, dtype in ORDER_SCHEMA.items()
     }
-    evidence: dict[str, object] = {
-        f"evidence_{reason}": EVIDENCE if reason in (*reasons, *shadow_reasons) else None for reason in REASONS
-    }
+    parts = [f'"{reason}":{EVIDENCE}' for reason in sorted({*reasons, *shadow_reasons})]
+    evidence: dict[str, object] = {"evidence": f"{{{','.join(parts)}}}"}
     found: dict[str, object] = {"reasons": reasons, "shadow_reasons": shadow_reasons, "rules_version": "1"}
     return values | evidence | found | {"order_id": order_id}
 

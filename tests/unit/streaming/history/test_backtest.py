@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from conf.rules import RULE_NAMES, FraudRules
+from conf.former_rules import SIX
+from conf.rules import FraudRules
 from streaming.history.backtest import BECOMES, STOPS, Alike, Backtest, Example, Hits, figures
 from streaming.history.backtest_page import render_backtest
 from tests.runs.pages import Page
@@ -33,16 +34,16 @@ HISTORY = [
 
 
 def test_precision_and_recall_are_those_of_a_worked_example() -> None:
-    rule = figures(HISTORY).rules["night_amount"]
+    rule = figures(HISTORY, SIX).rules["night_amount"]
     assert (rule.precision(rule.before), rule.precision(rule.after)) == (5 / 5, 6 / 8)
     assert (rule.recall(rule.before), rule.recall(rule.after)) == (5 / 7, 6 / 7)
-    whole = figures(HISTORY).whole
+    whole = figures(HISTORY, SIX).whole
     assert (whole.precision(whole.before), whole.precision(whole.after)) == (5 / 7, 6 / 8)
     assert (whole.recall(whole.before), whole.recall(whole.after)) == (5 / 7, 6 / 7)
 
 
 def test_an_order_changes_sides_when_it_gets_its_first_reason_or_loses_its_last() -> None:
-    found = figures([*HISTORY, alike(3, before="foreign_country", after="foreign_country night_amount")])
+    found = figures([*HISTORY, alike(3, before="foreign_country", after="foreign_country night_amount")], SIX)
     assert found.rules["night_amount"].becomes == Hits(4, 4_000_000, 2)
     assert found.rules["night_amount"].stops == Hits(1, 1_000_000, 1)
     assert (found.whole.becomes.orders, found.whole.stops.orders) == (4, 3)
@@ -50,19 +51,19 @@ def test_an_order_changes_sides_when_it_gets_its_first_reason_or_loses_its_last(
 
 
 def test_a_rule_in_shadow_has_hits_and_makes_no_fraud() -> None:
-    rule = figures(HISTORY).rules["foreign_country"]
+    rule = figures(HISTORY, SIX).rules["foreign_country"]
     assert (rule.before.orders, rule.after.orders) == (2, 2)
     assert (rule.becomes.orders, rule.stops.orders) == (0, 2)
 
 
 def test_without_labels_there_is_no_precision_and_recall() -> None:
-    found = figures([alike(5, after="night_amount"), alike(7)])
+    found = figures([alike(5, after="night_amount"), alike(7)], SIX)
     for effect in (found.whole, *found.rules.values()):
         assert (effect.labels, effect.precision(effect.after), effect.recall(effect.after)) == (None, None, None)
 
 
 def test_days_are_counted_apart_and_versions_by_orders() -> None:
-    found = figures(HISTORY)
+    found = figures(HISTORY, SIX)
     assert [(row["day"], row["before"], row["after"]) for row in found.days] == [(DAY, 7, 6), (NEXT, 0, 2)]
     assert [(row["night_amount_before"], row["night_amount_after"]) for row in found.days] == [(5, 6), (0, 2)]
     assert found.versions == {"v1": 98, "v2": 2}
@@ -70,7 +71,9 @@ def test_days_are_counted_apart_and_versions_by_orders() -> None:
 
 def test_amounts_beyond_64_bits_are_exact() -> None:
     largest = 2**63 - 1
-    found = figures([alike(1, after="night_amount", amount=largest), alike(1, after="night_amount", day=NEXT, amount=largest)])
+    found = figures(
+        [alike(1, after="night_amount", amount=largest), alike(1, after="night_amount", day=NEXT, amount=largest)], SIX
+    )
     assert found.whole.after.amount == 2 * largest
 
 
@@ -86,7 +89,7 @@ def page(found: Backtest, locale: str = "en", **rules: Any) -> Page:
 
 
 def test_the_pages_tables_hold_the_figures() -> None:
-    shown = page(figures(HISTORY))
+    shown = page(figures(HISTORY, SIX))
     rules = {row[0].text.replace(" ", "_"): [cell.number for cell in row[1:]] for row in shown.body("by-rule")}
     assert rules["night_amount"] == [5, 8, 8_000_000, 4, 4_000_000, 1, 1_000_000]
     assert rules["Fraud_or_not"] == [7, 8, 8_000_000, 4, 4_000_000, 3, 3_000_000]
@@ -97,13 +100,13 @@ def test_the_pages_tables_hold_the_figures() -> None:
 
 
 def test_every_rule_has_a_plot_of_its_hits_a_day() -> None:
-    html = page(figures(HISTORY)).html
-    assert all(f"Hits of {rule.replace('_', ' ')} a day" in html for rule in RULE_NAMES)
-    assert html.count("<svg") == 1 + len(RULE_NAMES)
+    html = page(figures(HISTORY, SIX)).html
+    assert all(f"Hits of {rule.replace('_', ' ')} a day" in html for rule in SIX)
+    assert html.count("<svg") == 1 + len(SIX)
 
 
 def test_an_example_shows_the_order_and_its_evidence_and_money_as_rupiah() -> None:
-    shown = page(figures(HISTORY, [example(), example(STOPS)])).body("examples")
+    shown = page(figures(HISTORY, SIX, [example(), example(STOPS)])).body("examples")
     assert shown[0][4].text == "Rp\xa0150,000,000"
     assert " ".join(shown[0][5].text.split()) == "Rp 150,000,000, limit Rp 100,000,000 o1, o2"
     assert " ".join(shown[0][0].text.split()) == "o1 becomes Fraud: night amount"
@@ -113,23 +116,23 @@ def test_an_example_shows_the_order_and_its_evidence_and_money_as_rupiah() -> No
 
 @pytest.mark.parametrize("order_id", ["<script>alert(1)</script>", "{{ 7 * 7 }}", '"&amp;'])
 def test_an_order_id_is_shown_as_it_is(order_id: str) -> None:
-    shown = page(figures(HISTORY, [example(order_id=order_id)]))
+    shown = page(figures(HISTORY, SIX, [example(order_id=order_id)]))
     assert order_id in shown.body("examples")[0][0].text
     assert "script" not in shown.tags
 
 
 def test_a_page_without_labels_says_so() -> None:
-    shown = page(figures([alike(7)]))
+    shown = page(figures([alike(7)], SIX))
     assert "no order carries a label" in shown.text
     assert "labels" not in shown.tables
 
 
 def test_a_rule_in_shadow_is_marked() -> None:
-    shown = page(figures(HISTORY), foreign_country={"mode": "shadow"})
+    shown = page(figures(HISTORY, SIX), foreign_country={"mode": "shadow"})
     assert [row[0].text for row in shown.body("by-rule") if "shadow" in row[0].text] == ["foreign country in shadow"]
 
 
 def test_the_page_asks_for_nothing_beyond_itself() -> None:
-    shown = page(figures(HISTORY, [example()]))
+    shown = page(figures(HISTORY, SIX, [example()]))
     assert shown.addresses == ["data:,"]
     assert not shown.tags & {"script", "iframe", "object", "embed", "img", "base", "form"}

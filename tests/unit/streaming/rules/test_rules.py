@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.rules import CoordinatedUsers, ForeignCountry, FraudRules, NightAmount, RepeatPurchase, SequentialUsers
+from conf.former_rules import SIX, CoordinatedUsers, ForeignCountry, NightAmount, RepeatPurchase, SequentialUsers
+from conf.rules import FraudRules
 from streaming.contract import ORDER_SCHEMA
-from streaming.rules.rules import EVIDENCE_ORDERS, REASONS, RULES, Finding
+from streaming.rules.patterns import EVIDENCE_ORDERS, Finding
+from streaming.rules.rules import findings
 from tests.oracle import brute_force
 from tests.oracle.brute_force import Order
-from tests.oracle.order_sets import orders, rule_sets, shuffles
+from tests.oracle.order_sets import orders, rule_sets, shuffles, six_rules
 
 DEFAULTS = FraudRules(version="test")
 LARGEST = 2**63 - 1
@@ -51,27 +53,27 @@ def evidence(placed_orders: Sequence[Order], finding: Finding) -> dict[str, tupl
 
 def found(reason: str, placed_orders: Sequence[Order], rules: FraudRules = DEFAULTS) -> set[str]:
     """The ids of the orders that one rule finds."""
-    return ids(placed_orders, RULES[reason](table(placed_orders), rules))
+    return ids(placed_orders, findings(table(placed_orders), rules)[reason])
 
 
 # --- each rule by hand --------------------------------------------------------------------------------------------
 
 
 def test_there_are_six_rules_and_their_reasons_are_sorted() -> None:
-    assert list(REASONS) == sorted(brute_force.RULES)
+    assert list(findings(table([]), DEFAULTS)) == list(SIX)
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", SIX)
 def test_no_orders_have_no_reason(reason: str) -> None:
     assert found(reason, []) == set()
 
 
 def test_an_order_from_abroad_is_foreign() -> None:
     pair = [placed("a"), placed("b", country="SG")]
-    finding = RULES["foreign_country"](table(pair), DEFAULTS)
+    finding = findings(table(pair), DEFAULTS)["foreign_country"]
     assert evidence(pair, finding) == {"b": ({"b"}, "SG")}
     assert finding.limit == "ID"
-    assert found("foreign_country", pair, FraudRules(version="test", foreign_country=ForeignCountry(home="SG"))) == {"a"}
+    assert found("foreign_country", pair, six_rules(version="test", foreign_country=ForeignCountry(home="SG"))) == {"a"}
 
 
 @pytest.mark.parametrize("reason", ["night_quantity", "night_amount"])
@@ -99,15 +101,15 @@ def test_only_what_is_above_the_limits_counts_at_night() -> None:
         placed("b", "01:00:00", quantity=101, amount_numeric=100_000_000),
         placed("c", "01:00:00", quantity=100, amount_numeric=100_000_001),
     ]
-    assert evidence(night, RULES["night_quantity"](table(night), DEFAULTS)) == {"b": ({"b"}, 101)}
-    assert evidence(night, RULES["night_amount"](table(night), DEFAULTS)) == {"c": ({"c"}, 100_000_001)}
-    no_more = FraudRules(version="test", night_amount=NightAmount(above=LARGEST))
+    assert evidence(night, findings(table(night), DEFAULTS)["night_quantity"]) == {"b": ({"b"}, 101)}
+    assert evidence(night, findings(table(night), DEFAULTS)["night_amount"]) == {"c": ({"c"}, 100_000_001)}
+    no_more = six_rules(version="test", night_amount=NightAmount(above=LARGEST))
     assert found("night_amount", [placed("a", "01:00:00", amount_numeric=LARGEST)], no_more) == set()
 
 
 def test_every_order_of_a_repeat_purchase_is_fraud_with_both_ends_of_the_interval() -> None:
     burst = [placed("c", "12:00:10"), placed("a", "12:00:00"), placed("b", "12:00:04", quantity=2)]
-    finding = RULES["repeat_purchase"](table(burst), DEFAULTS)
+    finding = findings(table(burst), DEFAULTS)["repeat_purchase"]
     assert evidence(burst, finding) == {order_id: ({"a", "b", "c"}, 3) for order_id in "abc"}
     assert finding.limit == 3
     assert (
@@ -125,7 +127,7 @@ def test_a_repeat_purchase_is_one_users_of_one_product() -> None:
 
 def test_sequential_users_have_consecutive_ids_in_any_order_of_time() -> None:
     row = [placed("a", user_id=7), placed("b", "12:00:10", user_id=5), placed("c", "12:00:03", user_id=6)]
-    finding = RULES["sequential_users"](table(row), DEFAULTS)
+    finding = findings(table(row), DEFAULTS)["sequential_users"]
     assert evidence(row, finding) == {order_id: ({"a", "b", "c"}, 3) for order_id in "abc"}
     assert found("sequential_users", [replace(row[0], user_id=8), *row[1:]]) == set()
     assert found("sequential_users", [replace(row[0], quantity=2), *row[1:]]) == set()
@@ -154,7 +156,7 @@ def test_consecutive_ids_end_where_the_numbers_end() -> None:
 
 def test_coordinated_users_are_different_users_in_one_interval() -> None:
     three = [placed("a", user_id=5), placed("b", "12:00:05", user_id=50), placed("c", "12:00:10", user_id=500)]
-    finding = RULES["coordinated_users"](table(three), DEFAULTS)
+    finding = findings(table(three), DEFAULTS)["coordinated_users"]
     assert evidence(three, finding) == {order_id: ({"a", "b", "c"}, 3) for order_id in "abc"}
     assert finding.limit == 3
     assert found("coordinated_users", [replace(three[0], user_id=50), *three[1:]]) == set()
@@ -165,7 +167,7 @@ def test_coordinated_users_are_different_users_in_one_interval() -> None:
 
 
 def test_each_pattern_has_an_interval_and_a_size_of_its_own() -> None:
-    rules = FraudRules(
+    rules = six_rules(
         version="test",
         repeat_purchase=RepeatPurchase(orders=2, within=timedelta(0)),
         sequential_users=SequentialUsers(users=2, within=timedelta(seconds=1)),
@@ -187,20 +189,19 @@ def test_each_pattern_has_an_interval_and_a_size_of_its_own() -> None:
 
 def assert_agrees(reason: str, placed_orders: list[Order], rules: FraudRules) -> None:
     """The rule finds what the judge finds, and its evidence alone convinces the judge."""
-    judge = brute_force.RULES[reason]
-    finding = RULES[reason](table(placed_orders), rules)
-    assert ids(placed_orders, finding) == judge(placed_orders, rules)
+    finding = findings(table(placed_orders), rules)[reason]
+    assert ids(placed_orders, finding) == brute_force.hits_of(placed_orders, reason, rules)
     convincing: dict[frozenset[int], set[str]] = {}
     for row, places in zip(finding.rows, finding.members.tolist(), strict=True):
         assert row in places
         assert len(places) == len(set(places))
         pattern = frozenset(places)
         if pattern not in convincing:
-            convincing[pattern] = judge([placed_orders[place] for place in places], rules)
+            convincing[pattern] = brute_force.hits_of([placed_orders[place] for place in places], reason, rules)
         assert placed_orders[row].order_id in convincing[pattern]
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", SIX)
 @given(data=st.data(), rules=rule_sets())
 def test_a_rule_finds_what_the_judge_finds_with_evidence_that_holds(
     reason: str, data: st.DataObject, rules: FraudRules
@@ -212,7 +213,7 @@ def test_a_rule_finds_what_the_judge_finds_with_evidence_that_holds(
 def test_the_order_of_the_rows_changes_nothing(data: st.DataObject, rules: FraudRules) -> None:
     placed_orders = data.draw(orders(rules))
     shuffled = data.draw(shuffles(placed_orders))
-    for reason in REASONS:
+    for reason in SIX:
         assert found(reason, shuffled, rules) == found(reason, placed_orders, rules)
 
 
@@ -222,7 +223,7 @@ def test_a_crowd_around_one_hot_product_is_judged_the_same(reason: str, seed: in
     choose = random.Random(seed)
     size = choose.choice((2, 3, 6))
     within = timedelta(seconds=choose.choice((0, 1, 10)))
-    rules = FraudRules(
+    rules = six_rules(
         version="test",
         repeat_purchase=RepeatPurchase(orders=size, within=within),
         sequential_users=SequentialUsers(users=size, within=within),
@@ -253,7 +254,7 @@ def crowd(choose: random.Random, *, users: int, size: int = 400) -> list[Order]:
 @pytest.mark.parametrize("reason", ["repeat_purchase", "sequential_users", "coordinated_users"])
 def test_evidence_names_at_most_twenty_orders_and_always_the_order_itself(reason: str) -> None:
     size = EVIDENCE_ORDERS + 5
-    rules = FraudRules(
+    rules = six_rules(
         version="test",
         repeat_purchase=RepeatPurchase(orders=size),
         sequential_users=SequentialUsers(users=size),
@@ -261,7 +262,7 @@ def test_evidence_names_at_most_twenty_orders_and_always_the_order_itself(reason
     )
     one_user = reason == "repeat_purchase"
     many = [placed(f"o{number}", user_id=1 if one_user else 1 + number) for number in range(size)]
-    finding = RULES[reason](table(many), rules)
+    finding = findings(table(many), rules)[reason]
     assert ids(many, finding) == {order.order_id for order in many}
     for row, places in zip(finding.rows, finding.members.tolist(), strict=True):
         assert len(set(places)) == EVIDENCE_ORDERS == 20
@@ -270,10 +271,10 @@ def test_evidence_names_at_most_twenty_orders_and_always_the_order_itself(reason
 
 def test_the_value_counts_what_the_interval_holds() -> None:
     burst = [placed(f"o{number}", f"12:00:0{number}") for number in range(6)]
-    finding = RULES["repeat_purchase"](table(burst), DEFAULTS)
+    finding = findings(table(burst), DEFAULTS)["repeat_purchase"]
     assert set(finding.value) == {6}
     cluster = [replace(order, user_id=10 * number + 1) for number, order in enumerate(burst)]
-    finding = RULES["coordinated_users"](table(cluster), DEFAULTS)
+    finding = findings(table(cluster), DEFAULTS)["coordinated_users"]
     assert set(finding.value) == {6}
 
 
@@ -294,6 +295,6 @@ def test_a_product_that_takes_every_order_is_screened_by_every_rule(users: int) 
         country=pl.lit("ID"),
         event_ts=pl.lit(start).cast(ORDER_SCHEMA["event_ts"]) + (number * 1_000).cast(pl.Duration("us")),
     )
-    hits = {reason: len(rule(hot, DEFAULTS).rows) for reason, rule in RULES.items()}
+    hits = {reason: len(finding.rows) for reason, finding in findings(hot, DEFAULTS).items()}
     assert hits["repeat_purchase"] == (0 if users == size else size)
     assert hits["sequential_users"] == hits["coordinated_users"] == (0 if users == 1 else size)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf.rules import CoordinatedUsers, FraudRules, RepeatPurchase, SequentialUsers
+from conf.former_rules import CoordinatedUsers, RepeatPurchase, SequentialUsers
+from conf.rules import FraudRules
 from tests.oracle.bad_messages import BAD, MAX_FUTURE_SKEW, RECEIVED, BadMessage, encoded, good, message, mutations, unusual
 from tests.oracle.brute_force import Order, Unreadable, as_given, judge, read, screen
-from tests.oracle.order_sets import OrderSet, order_sets, orders, rule_sets, shuffles, spelled, to_messages
+from tests.oracle.order_sets import OrderSet, order_sets, orders, rule_sets, shuffles, six_rules, spelled, to_messages
 
 RULES = FraudRules(version="test")
 
@@ -202,7 +203,7 @@ def test_a_repeat_purchase_is_one_users_of_one_product() -> None:
 
 
 def test_orders_at_the_same_moment_are_together_even_when_nothing_may_lie_between() -> None:
-    rules = FraudRules(version="test", repeat_purchase=RepeatPurchase(orders=3, within=timedelta(0)))
+    rules = six_rules(version="test", repeat_purchase=RepeatPurchase(orders=3, within=timedelta(0)))
     tied = [placed("a"), placed("b"), placed("c"), placed("d", "12:00:00.000001")]
     assert reasons(tied, rules) == {order_id: ["repeat_purchase"] for order_id in "abc"}
 
@@ -253,7 +254,7 @@ def test_coordinated_users_are_different_users() -> None:
 
 
 def test_each_rule_has_an_interval_of_its_own() -> None:
-    rules = FraudRules(
+    rules = six_rules(
         version="test",
         sequential_users=SequentialUsers(users=2, within=timedelta(seconds=1)),
         coordinated_users=CoordinatedUsers(users=2, within=timedelta(seconds=5)),

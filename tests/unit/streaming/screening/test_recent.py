@@ -7,7 +7,9 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conf.former_rules import SIX
 from streaming.screening.recent import NOTHING_RECENT, Recent, near, remembered, whole
+from streaming.screening.state import in_todays_form
 from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
 
 
@@ -15,7 +17,8 @@ def orders(reasons: dict[int, int], second_of: dict[int, int]) -> pl.DataFrame:
     """Orders of these numbers with the reasons given, and their event times in seconds."""
     empty: dict[str, Any] = dict.fromkeys(RECENT_SCHEMA.names())
     rows = [
-        empty | {"order_id": str(number), "product_id": number % 3, "given": given, "event_ts": second_of[number] * 1_000_000}
+        empty
+        | {"order_id": str(number), "product_id": number % 3, "given": str(given), "event_ts": second_of[number] * 1_000_000}
         for number, given in reasons.items()
     ]
     times = pl.Schema({**RECENT_SCHEMA, "event_ts": pl.Int64()})
@@ -23,7 +26,7 @@ def orders(reasons: dict[int, int], second_of: dict[int, int]) -> pl.DataFrame:
 
 
 def as_dictionary(recent: Recent) -> dict[int, int]:
-    return {int(order_id): given for order_id, given in whole(recent).select("order_id", "given").iter_rows()}
+    return {int(order_id): int(given) for order_id, given in whole(recent).select("order_id", "given").iter_rows()}
 
 
 @given(st.data())
@@ -36,7 +39,7 @@ def test_it_holds_each_order_once_as_it_was_last_and_none_that_is_too_old(data: 
         revised = data.draw(st.sets(st.sampled_from(sorted(model))) if model else st.just(set()), label="revised")
         changes = dict.fromkeys(arrivals, 0) | {number: model[number] + 1 for number in revised}
         known = model | changes
-        changed = orders(changes, second_of).with_columns(revision=pl.col("given") > 0)
+        changed = orders(changes, second_of).with_columns(revision=pl.col("given") != "0")
         recent = remembered(recent, Watermark(), oldest * 1_000_000, changed, batch)
         model = {number: given for number, given in known.items() if second_of[number] >= oldest}
         assert as_dictionary(recent) == model
@@ -73,3 +76,25 @@ def test_nothing_new_writes_nothing() -> None:
     changed = orders({1: 0}, {1: 1}).with_columns(revision=pl.lit(value=False))
     recent = remembered(NOTHING_RECENT, Watermark(), 0, changed, batch=0)
     assert [segment.batch for segment in remembered(recent, Watermark(), 0, changed.clear(), batch=1).segments] == [0]
+
+
+def test_a_segment_of_format_1_has_its_reasons_by_name_and_its_evidence_in_one() -> None:
+    """There each of the six rules was a bit, and had a column of evidence."""
+    found = '{"order_ids":["a"],"value":"SG","limit":"ID"}'
+    former = orders({1: 0, 2: 0}, {1: 1, 2: 1}).drop("given", "shadow", "evidence")
+    former = former.with_columns(
+        given=pl.Series([0b100010, 0], dtype=pl.UInt8),
+        shadow=pl.Series([0b000100, 0], dtype=pl.UInt8),
+        **{f"evidence_{name}": pl.lit(None, pl.String) for name in SIX},
+    ).with_columns(
+        evidence_foreign_country=pl.Series([found, None]),
+        evidence_night_amount=pl.Series([found, None]),
+        evidence_sequential_users=pl.Series([found, None]),
+    )
+    today = in_todays_form(former)
+    assert today.schema == RECENT_SCHEMA
+    assert today.select("given", "shadow").rows() == [("foreign_country,sequential_users", "night_amount"), ("", "")]
+    assert today["evidence"].to_list() == [
+        f'{{"foreign_country":{found},"night_amount":{found},"sequential_users":{found}}}',
+        None,
+    ]

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import TopicNotKeyed
+from conf.former_rules import SIX
 from conf.rules import FraudRules
 from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_dead_letters, clashes_among, read_messages
-from streaming.rules.rules import REASONS
 from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
 from streaming.screening.division import By, Division
 from streaming.screening.pipeline import divided, read_arrivals, screen_arrivals
@@ -252,7 +252,8 @@ def plain_order(number: int, stamp: datetime, *, user_id: int) -> Message:
 
 def in_mode(rules: FraudRules, names: Iterable[str], mode: str) -> FraudRules:
     """The same thresholds, these rules in this mode."""
-    return rules.model_copy(update={name: getattr(rules, name).model_copy(update={"mode": mode}) for name in names})
+    entries = {name: rule.model_dump() | ({"mode": mode} if name in set(names) else {}) for name, rule in rules.rules.items()}
+    return FraudRules.model_validate(rules.model_dump() | {"rules": entries})
 
 
 def split(case: OrderSet, shadowed: Iterable[str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
@@ -265,7 +266,7 @@ def split(case: OrderSet, shadowed: Iterable[str]) -> tuple[dict[str, set[str]],
 
 
 @settings(max_examples=60)
-@given(st.data(), st.sets(st.sampled_from(REASONS)))
+@given(st.data(), st.sets(st.sampled_from(SIX)))
 def test_reasons_are_those_of_the_rules_without_the_shadowed_ones_and_shadow_reasons_what_those_would_give(
     data: st.DataObject, shadowed: set[str]
 ) -> None:
@@ -297,7 +298,7 @@ def test_a_pattern_that_a_later_batch_completes_in_shadow_sends_its_earlier_orde
 
 
 @settings(max_examples=40)
-@given(st.data(), st.sets(st.sampled_from(REASONS), min_size=1), st.booleans())
+@given(st.data(), st.sets(st.sampled_from(SIX), min_size=1), st.booleans())
 def test_a_rule_that_enters_or_leaves_the_shadow_takes_nothing_back_and_misses_nothing(
     data: st.DataObject, moving: set[str], leaves: bool
 ) -> None:
@@ -320,7 +321,7 @@ def test_a_rule_that_enters_or_leaves_the_shadow_takes_nothing_back_and_misses_n
 @given(st.data())
 def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
     case = data.draw(order_sets())
-    shadowed = data.draw(st.sets(st.sampled_from(REASONS)))
+    shadowed = data.draw(st.sets(st.sampled_from(SIX)))
     messages = data.draw(
         micro_batches([m for m in case.messages if m.place not in judge(case.messages, case.rules).dead_letters])
     )
@@ -328,7 +329,7 @@ def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
     for batch in messages:
         stream.feed(batch)
     verdicts = list(stream.announced.values())
-    assert sum(receipt.genuine for receipt in stream.receipts) == sum(not (first[0] & set(REASONS)) for first in verdicts)
+    assert sum(receipt.genuine for receipt in stream.receipts) == sum(not (first[0] & set(SIX)) for first in verdicts)
     assert sum(receipt.revisions for receipt in stream.receipts) == sum(len(announced) - 1 for announced in verdicts)
     assert sum(receipt.frauds for receipt in stream.receipts) == sum(bool(reasons) for reasons in stream.reasons.values())
     for name, found in (("by_reason", stream.reasons), ("shadow_by_reason", stream.shadow_reasons)):

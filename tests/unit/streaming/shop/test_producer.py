@@ -12,26 +12,20 @@ import pytest
 
 from batch.reference_data import products
 from conf.errors import PostgresError, RulesError, SettingsError
-from conf.rules import (
-    CoordinatedUsers,
-    ForeignCountry,
-    FraudRules,
-    NightAmount,
-    NightQuantity,
-    RepeatPurchase,
-    SequentialUsers,
-)
+from conf.former_rules import CoordinatedUsers, ForeignCountry, NightAmount, NightQuantity, RepeatPurchase, SequentialUsers
+from conf.rules import FraudRules
 from streaming.shop.messages import BREAKS, DUPLICATE, ORDER, USED_ORDER_ID, Message, messages
 from streaming.shop.orders import Shop, order_batches
 from streaming.shop.producer import ProduceReport, Progress, start_of_run
 from tests.oracle import brute_force
+from tests.oracle.order_sets import six_rules
 
 RULES = FraudRules(version="test")
 USERS = pl.Series("user_id", range(1, 20_001))
 PRODUCTS = next(products(1_000, seed=1)).select("product_id", "price")
 AFTERNOON = datetime(2026, 11, 22, 7, 30, tzinfo=UTC)  # 14:30 in Jakarta
 NIGHT = datetime(2026, 11, 21, 18, 30, tzinfo=UTC)  # 01:30 in Jakarta
-STRICT = FraudRules(
+STRICT = six_rules(
     version="strict",
     time_zone="America/New_York",
     foreign_country=ForeignCountry(home="SG"),
@@ -41,7 +35,7 @@ STRICT = FraudRules(
     sequential_users=SequentialUsers(users=4, within=timedelta(seconds=60)),
     coordinated_users=CoordinatedUsers(users=5, within=timedelta(seconds=1)),
 )
-PAIRS = FraudRules(version="pairs", sequential_users=SequentialUsers(users=2), coordinated_users=CoordinatedUsers(users=4))
+PAIRS = six_rules(version="pairs", sequential_users=SequentialUsers(users=2), coordinated_users=CoordinatedUsers(users=4))
 
 
 def planned(orders: int = 12_000, rules: FraudRules = RULES, start: datetime = AFTERNOON, **changes: Any) -> pl.DataFrame:
@@ -102,7 +96,7 @@ def test_every_label_is_a_reason_that_the_rules_in_force_give(run: dict[str, Any
 @pytest.mark.parametrize("rules", [RULES, STRICT], ids=["default", "strict"])
 def test_all_six_kinds_are_planted(rules: FraudRules) -> None:
     counts = Counter(reason for label in labels(planned(rules=rules)).values() for reason in label)
-    assert set(counts) == set(brute_force.RULES)
+    assert set(counts) == set(rules.rules)
     assert min(counts.values()) >= 15
 
 
@@ -231,7 +225,7 @@ def test_without_users_or_products_the_message_names_the_command_that_makes_them
 
 
 def test_a_limit_that_no_order_can_exceed_is_an_error() -> None:
-    out_of_reach = RULES.model_copy(update={"night_amount": NightAmount(above=2**63 - 1)})
+    out_of_reach = six_rules(night_amount=NightAmount(above=2**63 - 1))
     with pytest.raises(RulesError, match="higher than any order"):
         planned(rules=out_of_reach)
 
