@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import jobs.transform
 from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.bigquery import load
@@ -70,6 +71,19 @@ def build(settings: Settings, *select: str, full_refresh: bool = False, run_id: 
     return "\n".join(said)
 
 
+def build_alone(settings: Settings, *select: str, full_refresh: bool = False, run_id: str | None = None) -> str:
+    """Build without data tests and documentation, which take most of the time: for what is not about them."""
+    run: Any = jobs.transform._run_dbt
+
+    def untested(arguments: list[str], home: Path, say: Callable[[str], None]) -> Any:
+        return run([*arguments, "--exclude-resource-type", "test"], home, say)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.transform, "_run_dbt", untested)
+        patch.setattr(jobs.transform, "_write_docs", lambda *_: None)
+        return build(settings, *select, full_refresh=full_refresh, run_id=run_id)
+
+
 def test_every_mart_equals_its_computation_in_postgres(built: Settings) -> None:
     expected = in_postgres(built)
     assert all(expected.values())
@@ -91,7 +105,7 @@ def test_the_status_knows_from_which_run_the_marts_were_built_and_when(built: Se
 def test_the_same_again_changes_nothing(built: Settings) -> None:
     tables = (*MARTS, "fct_orders", "dim_users", "dim_products", "users_history", "products_history")
     before = {table: in_bigquery(built, table) for table in tables}
-    build(built)
+    build_alone(built)
     assert {table: in_bigquery(built, table) for table in tables} == before
 
 
@@ -115,7 +129,7 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
     insert_order(built, "before the new cost", str(repriced_at - timedelta(microseconds=1)))
     insert_order(built, "at the new cost", str(repriced_at))
     publish(built)
-    build(built)
+    build_alone(built)
     assert "late" in orders_in_the_fact(built)
     assert "Fraud" in orders_in_the_fact(built)["first of a day"]
     COST_CHANGES.append((1, cost, repriced_at))
@@ -137,7 +151,7 @@ def test_only_the_days_that_have_changed_are_checked_and_built_and_all_of_them_i
     tamper(built, "update {}.raw_orders set country = 'Id' where order_id = 'last of a day'")
     assert not [outcome for outcome in validate(built, None, say=lambda _: None).outcomes if outcome.stops]
     tamper(built, "update {}.raw_orders set country = 'ID' where order_id = 'last of a day'")
-    build(built)
+    build_alone(built)
     fact = orders_in_the_fact(built)
     assert "the only one of its day" not in fact
     assert "XX" in fact["last of a day"]
@@ -172,7 +186,7 @@ def test_an_inconsistent_run_builds_nothing(built: Settings) -> None:
     assert {table: in_bigquery(built, table) for table in before} == before
     tamper(built, "update {}.raw_orders set amount_numeric = 70000 where order_id = 'last of a day'")
     reconcile(built, run_id, whole=True)
-    build(built, run_id=run_id)
+    build_alone(built, run_id=run_id)
     assert marts(built) == in_postgres(built, COST_CHANGES)
 
 
@@ -188,7 +202,7 @@ def test_the_history_has_each_state_that_a_transform_saw_once_and_without_gaps(b
 
     def see() -> None:
         publish(built)
-        build(built, "+users_history")
+        build_alone(built, "+users_history")
 
     (first,) = history_of_users(built, 7)
     change("a")
@@ -199,7 +213,7 @@ def test_the_history_has_each_state_that_a_transform_saw_once_and_without_gaps(b
     see()
     ((touched_at,),) = execute(built, f"update raw_users set name = 'd', {TOUCHED} where user_id = 7 returning ingested_at")
     see()
-    build(built, "+users_history", full_refresh=True)
+    build_alone(built, "+users_history", full_refresh=True)
     states = history_of_users(built, 7)
     assert [state["name"] for state in states] == [first["name"], "b", "c", "d"]
     assert [state["dbt_valid_to"] for state in states] == [*(state["dbt_valid_from"] for state in states[1:]), None]
@@ -304,7 +318,7 @@ def test_a_failed_test_names_its_rows_keeps_them_and_lets_nothing_be_built_on_th
     tamper(built, "delete from {}.raw_orders where order_id = 'doubled'")
     execute(built, "delete from raw_orders where order_id = 'doubled'")
     publish(built)
-    build(built)
+    build_alone(built)
     assert "doubled" not in orders_in_the_fact(built)
     assert marts(built) == in_postgres(built, COST_CHANGES)
 
