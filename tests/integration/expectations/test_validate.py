@@ -39,7 +39,11 @@ TAMPERED = [
     ("raw_orders", "set country = 'Id' where order_id = 'last of a day'", "every country is two capital letters"),
     ("raw_orders", "set event_ts = '2126-01-01 00:00:00+00' where order_id = 'last of a day'", "no order is from the future"),
     ("raw_orders", "set status = 'Pending' where order_id = 'last of a day'", "every order is Genuine or Fraud"),
-    ("raw_orders", "set reasons = ['a'] where order_id = 'after days without any'", "every reason is one of the six rules"),
+    (
+        "raw_orders",
+        "set reasons = ['A b'] where order_id = 'after days without any'",
+        "every reason is a name that a rule can have",
+    ),
     ("raw_orders", "set status = 'Fraud' where order_id = 'worth nothing'", "an order is Fraud exactly when it has a reason"),
     ("raw_orders", "set screened_at = null where order_id = 'worth nothing'", "screened_at is never null"),
 ]
