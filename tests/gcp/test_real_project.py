@@ -139,9 +139,14 @@ def google_cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         yield settings
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `finpro`."""
+    return subprocess.run([str(FINPRO), *arguments], capture_output=True, text=True)
+
+
 def finpro(*arguments: str) -> None:
     """Run `finpro`, which must succeed."""
-    done = subprocess.run([str(FINPRO), *arguments], capture_output=True, text=True)
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
 
 
@@ -173,6 +178,35 @@ def test_the_marts_of_a_real_project_equal_postgres_after_a_full_and_an_incremen
     page = tmp_path / "report.html"
     finpro("report", "--output", str(page))
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_what_is_deleted_changed_by_hand_or_forgotten_is_so_in_a_real_project(google_cloud: Settings) -> None:
+    raw, client = f"{google_cloud.bigquery_dataset}.raw_orders", bigquery_client(google_cloud, "test")
+    fill(google_cloud)
+    publish("first")
+    execute(google_cloud, "delete from raw_orders where order_id = 'first of a day'")
+    huge = "amount = '4611686018427387904', amount_numeric = 4611686018427387904"
+    execute(google_cloud, f"update raw_orders set {huge} where order_id = 'last of a day'")
+    publish("second")
+    before = marts(google_cloud)
+    assert before == in_postgres(google_cloud)
+
+    client.query(f"update {raw} set amount_numeric = 1 where order_id = 'last of a day'").result()
+    assert run("reconcile", "--whole", "--run-id", "second").returncode != 0
+    assert "the marts stay as they are" in run("transform", "--run-id", "second").stderr
+    assert marts(google_cloud) == before
+    finpro("export", "--full", "--run-id", "third")
+    for step in ("load", "reconcile", "validate", "transform"):
+        finpro(step, "--run-id", "third")
+    assert marts(google_cloud) == before
+
+    finpro("forget", "--user", "1")
+    core = google_cloud.bigquery_core_dataset
+    for table in (f"{google_cloud.bigquery_dataset}.raw_users", f"{core}.dim_users", f"{core}.users_history"):
+        names = client.query(f"select distinct name from {table} where user_id = 1").result()
+        assert [row.name for row in names] == ["forgotten-1"]
+    with_whom = client.query(f"select count(*) as orders from {raw} where user_id = 1").result()
+    assert next(iter(with_whom)).orders > 0  # verdicts and sums stay
 
 
 def refused(settings: Settings, *statements: str) -> GoogleAPICallError:
