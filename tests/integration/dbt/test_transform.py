@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 import jobs.transform
@@ -18,14 +19,17 @@ from batch.postgres import connect
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
 from batch.warehouse.tables import Warehouse
+from conf.conditions import ORDER_FIELDS, parse_condition
 from conf.errors import DataTestsFailed, Overtaken, ReconciliationError, TransformError
-from conf.settings import Settings, finpro_home, variable
+from conf.rules import load_rules
+from conf.settings import CONF_DIR, Settings, finpro_home, variable
 from jobs.health.checks import CHECKS
 from jobs.health.findings import State
 from jobs.local.platform import Platform
 from jobs.report import write_report
 from jobs.transform import PROJECT, docs_page, transform
 from jobs.validate import validate
+from streaming.rules.conditions import holds, with_local_fields
 from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import BYTES_BILLED
 from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
@@ -92,6 +96,28 @@ def test_every_mart_equals_its_computation_in_postgres(built: Settings) -> None:
 
 def test_an_order_of_an_unknown_user_or_product_is_in_the_fact(built: Settings) -> None:
     assert {"unknown user", "unknown product", "unknown both"} <= orders_in_the_fact(built).keys()
+
+
+CONDITIONS = [
+    *(rule.when for rule in load_rules(CONF_DIR / "fraud_rules.toml").rules.values() if rule.when),
+    "mod(quantity, 2) = 1 and upper(source) = 'WEB'",
+    "local_weekday in (6, 7) or country is null",
+    "local_date between date '2026-10-24' and date '2026-10-25' and not starts_with(amount, '7')",
+    "length(order_id) < 20 or coalesce(source, '') <> 'web'",
+    "amount_numeric / quantity > 100000.5 and event_ts >= timestamp '2026-10-25 00:00:00+07:00'",
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_condition_selects_the_same_orders_in_the_warehouse_as_in_the_stream(built: Settings, condition: str) -> None:
+    rows = execute(built, f"select {', '.join(ORDER_FIELDS)} from raw_orders")
+    types = {"string": pl.String, "int": pl.Int64, "timestamp": pl.Datetime("us", "UTC")}
+    orders = pl.DataFrame(rows, {name: types[kind] for name, kind in ORDER_FIELDS.items()}, orient="row")
+    local = with_local_fields(orders, load_rules(built.rules).time_zone)
+    in_the_stream = local.filter(holds(parse_condition(condition, {}).term))["order_id"]
+    query = f"select order_id from {built.bigquery_core_dataset}.stg_orders where {condition}"
+    assert {row.order_id for row in bigquery_client(built).query(query).result()} == set(in_the_stream)
+    assert 0 < len(in_the_stream) < len(orders)
 
 
 def test_the_status_knows_from_which_run_the_marts_were_built_and_when(built: Settings, platform: Platform) -> None:
