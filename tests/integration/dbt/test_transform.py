@@ -111,7 +111,7 @@ CONDITIONS = [
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_condition_selects_the_same_orders_in_the_warehouse_as_in_the_stream(built: Settings, condition: str) -> None:
     rows = execute(built, f"select {', '.join(ORDER_FIELDS)} from raw_orders")
-    types = {"string": pl.String, "int": pl.Int64, "timestamp": pl.Datetime("us", "UTC")}
+    types: dict[str, pl.DataType] = {"string": pl.String(), "int": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
     orders = pl.DataFrame(rows, {name: types[kind] for name, kind in ORDER_FIELDS.items()}, orient="row")
     local = with_local_fields(orders, load_rules(built.rules).time_zone)
     in_the_stream = local.filter(holds(parse_condition(condition, {}).term))["order_id"]
