@@ -30,7 +30,7 @@ ORDER_FIELDS: dict[str, Kind] = {
     "source": "string",
 }
 LOCAL_FIELDS: dict[str, Kind] = {"local_hour": "int", "local_weekday": "int", "local_date": "date"}
-FUNCTIONS = ("coalesce", "length", "listed", "lower", "mod", "starts_with", "upper")
+FUNCTIONS = ("coalesce", "length", "lower", "mod", "starts_with", "upper")
 
 _LONGEST = 4_000  # characters
 _INT_BITS, _MOST_BITS = 63, 126  # of a field, and of what is worked out from fields: exact in 128 bits with a sign
@@ -59,7 +59,7 @@ class Term:
         op: `field`, `constant`, or what is done with `parts`: an operator of SQL or a function.
         kind: of its value.
         parts: its own parts.
-        value: of a constant; the name of a field; the name of the list of `listed`.
+        value: of a constant; the name of a field.
         bits: how large an integer can be, without its sign.
     """
 
@@ -101,11 +101,6 @@ class Condition:
         return tuple(sorted({str(term.value) for term in self.term.walk() if term.op == "field"}))
 
     @property
-    def lists(self) -> tuple[str, ...]:
-        """The lists that it looks up, sorted."""
-        return tuple(sorted({str(term.value) for term in self.term.walk() if term.op == "listed"}))
-
-    @property
     def measured(self) -> tuple[Term, Constant] | None:
         """The value that an alert shows against its limit: of the last comparison with a constant that has to hold.
 
@@ -134,13 +129,12 @@ def _compared(term: Term) -> tuple[Term, Constant] | None:
     return value, cast(Constant, limit.value)
 
 
-def parse_condition(text: str, declared: Mapping[str, Kind], lists: frozenset[str] = frozenset()) -> Condition:
+def parse_condition(text: str, declared: Mapping[str, Kind]) -> Condition:
     """The condition in a text.
 
     Args:
         text: GoogleSQL.
         declared: kinds of the fields that it may use beside those of every order.
-        lists: the names of the lists that it may look up.
 
     Raises:
         ConditionError: it is no SQL, or says what it may not: with line, column and what was expected.
@@ -149,7 +143,7 @@ def parse_condition(text: str, declared: Mapping[str, Kind], lists: frozenset[st
         raise ConditionError(f"is longer than {_LONGEST:,} characters: split it into several rules")
     try:
         node = _parsed(text)
-        term = _Typing(text, ORDER_FIELDS | LOCAL_FIELDS | dict(declared), lists).term(node)
+        term = _Typing(text, ORDER_FIELDS | LOCAL_FIELDS | dict(declared)).term(node)
     except RecursionError:
         raise ConditionError("is nested too deeply: split it into several rules") from None
     if term.kind != "bool":
@@ -177,8 +171,8 @@ def _parsed(text: str) -> Any:
 class _Typing:
     """Goes through the tree that sqlglot made of a text: nothing passes that is not named here."""
 
-    def __init__(self, text: str, fields: Mapping[str, Kind], lists: frozenset[str]) -> None:
-        self._text, self._fields, self._lists = text, fields, lists
+    def __init__(self, text: str, fields: Mapping[str, Kind]) -> None:
+        self._text, self._fields = text, fields
 
     def term(self, node: Any) -> Term:
         """What a node says."""
@@ -292,18 +286,8 @@ class _Typing:
         if len(given) != count:
             raise self._error(node, f"expected {count} value{'s' * (count > 1)} in {function}(…), found {len(given)}")
 
-    def _listed(self, node: Any) -> Term:
-        if str(node.this).lower() != "listed":
-            raise self._error(node, f"expected one of the functions {', '.join(FUNCTIONS)}, found {node.this}")
-        self._require_count(node, "listed", node.expressions, 2)
-        value, name = node.expressions
-        term = self.term(value)
-        if term.kind not in ("string", "int"):
-            raise self._error(value, f"expected a string or an integer in listed, found {_a(term.kind)}")
-        if type(name).__name__ != "Literal" or not name.is_string or name.this not in self._lists:
-            known = ", ".join(f"'{one}'" for one in sorted(self._lists)) or "none is declared: [lists.NAME] does"
-            raise self._error(name, f"expected the name of a list, found {self._shown(name)}; known: {known}")
-        return Term("listed", "bool", (term,), value=name.this)
+    def _unknown_function(self, node: Any) -> Term:
+        raise self._error(node, f"expected one of the functions {', '.join(FUNCTIONS)}, found {node.this}")
 
     def _field(self, node: Any) -> Term:
         if node.args.get("table") or type(node.this).__name__ != "Identifier":
@@ -383,7 +367,7 @@ class _Typing:
 
     _readers: ClassVar[dict[str, Callable[["_Typing", Any], Term]]] = {
         "And": _connective,
-        "Anonymous": _listed,
+        "Anonymous": _unknown_function,
         "Between": _between,
         "Boolean": _boolean,
         "Cast": _moment,

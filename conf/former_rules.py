@@ -5,9 +5,10 @@ module: how its sections become entries of today's form, and back where an entry
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,14 +18,18 @@ Limit = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Members = Annotated[int, Field(ge=2, le=1_000)]
 
 
-class _Section(BaseModel):
+class _Section(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     mode: Literal["enforce", "shadow"] = "enforce"
 
+    @abstractmethod
+    def _says(self) -> dict[str, Any]:
+        """Condition or pattern, as in an entry of today's form."""
+
     def entry(self) -> dict[str, Any]:
         """As an entry of today's form."""
-        raise NotImplementedError
+        return self._says() | {"mode": self.mode}
 
 
 class ForeignCountry(_Section):
@@ -32,9 +37,8 @@ class ForeignCountry(_Section):
 
     home: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "ID"
 
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        return {"when": f"country <> '{self.home}'", "mode": self.mode}
+    def _says(self) -> dict[str, Any]:
+        return {"when": f"country <> '{self.home}'"}
 
 
 class NightQuantity(_Section):
@@ -42,9 +46,8 @@ class NightQuantity(_Section):
 
     above: Limit = 100
 
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        return {"when": f"local_hour < 4 and quantity > {self.above}", "mode": self.mode}
+    def _says(self) -> dict[str, Any]:
+        return {"when": f"local_hour < 4 and quantity > {self.above}"}
 
 
 class NightAmount(_Section):
@@ -52,9 +55,8 @@ class NightAmount(_Section):
 
     above: Limit = 100_000_000
 
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        return {"when": f"local_hour < 4 and amount_numeric > {self.above}", "mode": self.mode}
+    def _says(self) -> dict[str, Any]:
+        return {"when": f"local_hour < 4 and amount_numeric > {self.above}"}
 
 
 class RepeatPurchase(_Section):
@@ -63,34 +65,33 @@ class RepeatPurchase(_Section):
     orders: Members = 3
     within: Duration = timedelta(seconds=10)
 
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        count = {"at_least": self.orders, "within": self.within}
-        return {"by": ["user_id", "product_id"], "count": count, "mode": self.mode}
+    def _says(self) -> dict[str, Any]:
+        return {"by": ["user_id", "product_id"], "count": {"at_least": self.orders, "within": self.within}}
 
 
-class SequentialUsers(_Section):
+class _Users(_Section):
+    """Orders of so many users for one product and quantity, in a pattern of this form."""
+
+    form: ClassVar[str]
+
+    users: Members = 3
+    within: Duration = timedelta(seconds=10)
+
+    def _says(self) -> dict[str, Any]:
+        pattern = {"of": "user_id", "at_least": self.users, "within": self.within}
+        return {"by": ["product_id", "quantity"], self.form: pattern}
+
+
+class SequentialUsers(_Users):
     """Orders of so many users with consecutive ids for one product and quantity."""
 
-    users: Members = 3
-    within: Duration = timedelta(seconds=10)
-
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        consecutive = {"of": "user_id", "at_least": self.users, "within": self.within}
-        return {"by": ["product_id", "quantity"], "consecutive": consecutive, "mode": self.mode}
+    form = "consecutive"
 
 
-class CoordinatedUsers(_Section):
+class CoordinatedUsers(_Users):
     """Orders of so many different users for one product and quantity."""
 
-    users: Members = 3
-    within: Duration = timedelta(seconds=10)
-
-    def entry(self) -> dict[str, Any]:
-        """As an entry of today's form."""
-        distinct = {"of": "user_id", "at_least": self.users, "within": self.within}
-        return {"by": ["product_id", "quantity"], "distinct": distinct, "mode": self.mode}
+    form = "distinct"
 
 
 class Thresholds(BaseModel):

@@ -128,10 +128,7 @@ class FraudRules(_Table):
             if not re.fullmatch(NAME, name):
                 yield f"rules.{name}: a name has small letters, digits and _, a letter first, and at most 63 characters"
             yield from (f"rules.{name}{place}" for place in self._problems_of(rule))
-            try:
-                if rule.when is not None:
-                    parse_condition(rule.when, self.declared)
-            except ConditionError as error:
+            if isinstance(error := self._parsed.get(name), ConditionError):
                 yield f"rules.{name}.when: {error} (in {_short(rule.when or '')})"
 
     def _problems_of(self, rule: Rule) -> Iterator[str]:
@@ -173,8 +170,20 @@ class FraudRules(_Table):
     @cached_property
     def conditions(self) -> dict[str, Condition]:
         """The conditions of the rules that have one and are not off, parsed."""
-        wanted = {name: rule.when for name, rule in self.evaluated.items() if rule.when is not None}
-        return {name: parse_condition(text, self.declared) for name, text in wanted.items()}
+        parsed = {name: self._parsed.get(name) for name in self.evaluated}
+        return {name: condition for name, condition in parsed.items() if isinstance(condition, Condition)}
+
+    @cached_property
+    def _parsed(self) -> dict[str, Condition | ConditionError]:
+        """What each `when` says, or why it says nothing."""
+
+        def parse(text: str) -> Condition | ConditionError:
+            try:
+                return parse_condition(text, self.declared)
+            except ConditionError as error:
+                return error
+
+        return {name: parse(rule.when) for name, rule in self.rules.items() if rule.when is not None}
 
     @property
     def evaluated(self) -> dict[str, Rule]:

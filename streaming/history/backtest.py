@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from typing import Any, NamedTuple
 
-import msgspec
 import polars as pl
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
@@ -18,6 +17,7 @@ from pyspark.sql import functions as F
 from conf.rules import FraudRules
 from streaming.contract import LABEL_HEADER
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
+from streaming.screening.verdicts import decode_evidence
 
 # What makes orders alike. Reasons and labels are sorted text, joined by commas: those in force, and the candidate's.
 ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label")
@@ -243,7 +243,7 @@ def _example(rule: str, kind: str, order: dict[str, Any]) -> Example:
 
 def _evidence(evidence: str | None, rule: str) -> str | None:
     """The part of evidence (JSON, an object by reason) that is for one rule."""
-    part = msgspec.json.decode(evidence, type=dict[str, msgspec.Raw]).get(rule) if evidence else None
+    part = decode_evidence(evidence).get(rule) if evidence else None
     return bytes(part).decode() if part is not None else None
 
 

@@ -226,7 +226,8 @@ def evidence_of(order_ids: pl.Series, found: Mapping[str, Finding], wanted: Ints
     return nothing.scatter(whole["place"], "{" + whole["part"] + "}")
 
 
-_decode_evidence = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# Evidence (JSON) as its parts by reason, each as it is written.
+decode_evidence = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _renewed(before: pl.Series, now: pl.Series) -> pl.Series:
@@ -240,14 +241,14 @@ def _renewed(before: pl.Series, now: pl.Series) -> pl.Series:
 
 
 def _united_evidence(before: str, now: str) -> str:
-    evidence = _decode_evidence(before) | _decode_evidence(now)
+    evidence = decode_evidence(before) | decode_evidence(now)
     return msgspec.json.encode(dict(sorted(evidence.items()))).decode()
 
 
 def evidence_for(reasons: str, evidence: str) -> str:
     """Those parts of evidence (JSON) that are for these reasons (the text of a `given` column)."""
     wanted = reasons.split(",")
-    return msgspec.json.encode({name: part for name, part in _decode_evidence(evidence).items() if name in wanted}).decode()
+    return msgspec.json.encode({name: part for name, part in decode_evidence(evidence).items() if name in wanted}).decode()
 
 
 def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
