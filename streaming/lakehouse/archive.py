@@ -33,6 +33,7 @@ from streaming.lakehouse.tables import (
     Table,
     commit,
     is_among,
+    same,
 )
 
 SinkFunction = Callable[[DataFrame, int], None]
@@ -121,7 +122,7 @@ def _merged_verdicts(silver: DeltaTable, rows: DataFrame, days: list[date]) -> D
     of_order: _Values = {name: F.col(f"new.{name}") for name in _ORDER}
     return (
         silver.alias("stored")
-        .merge(orders.alias("new"), _same("order_id", "event_date") & is_among("stored.event_date", days))
+        .merge(orders.alias("new"), same("order_id", "event_date") & is_among("stored.event_date", days))
         .whenMatchedUpdate(_accumulated(stored) != stored, _in_force(_accumulated(stored)))
         .whenNotMatchedInsert(values=of_order | _in_force(_accumulated(first)))
     )
@@ -193,7 +194,7 @@ def merge_into_quarantine(lakehouse: str) -> SinkFunction:
 def _merged_dead_letters(quarantine: DeltaTable, rows: DataFrame, days: list[date]) -> DeltaMergeBuilder:
     first = F.min_by(F.struct(*QUARANTINE.names), "dead_letter").alias("first")
     dead_letters = rows.groupBy(*_POSITION).agg(first).select("first.*")
-    is_here = _same(*_POSITION, "received_date") & is_among("stored.received_date", days)
+    is_here = same(*_POSITION, "received_date") & is_among("stored.received_date", days)
     return quarantine.alias("stored").merge(dead_letters.alias("new"), is_here).whenNotMatchedInsertAll()
 
 
@@ -209,10 +210,6 @@ def _place() -> Column:
 
 def _all_there(columns: dict[str, Column]) -> Column:
     return reduce(and_, (F.col(name).isNotNull() for name in columns))
-
-
-def _same(*names: str) -> Column:
-    return reduce(and_, (F.col(f"stored.{name}") == F.col(f"new.{name}") for name in names))
 
 
 @contextmanager

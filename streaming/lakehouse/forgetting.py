@@ -19,7 +19,7 @@ from pyspark.sql.types import BooleanType, StructField, StructType
 from conf.errors import LakehouseError
 from streaming.lakehouse.erased_messages import left_of
 from streaming.lakehouse.maintenance import deleted_by_vacuum
-from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, Table, commit, is_among
+from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, Table, commit, is_among, same
 from streaming.small_files import Folder
 
 _POSITION = ("topic", "partition", "offset", "received_date")
@@ -127,9 +127,7 @@ def _replace(spark: SparkSession, lakehouse: str, table: Table, rows: DataFrame,
     days: list[date] = [row[table.day] for row in rows.select(table.day).distinct().collect()]
     if not days:
         return
-    is_there = is_among(f"stored.{table.day}", days)
-    for name in _POSITION:
-        is_there &= F.col(f"stored.{name}") == F.col(f"new.{name}")
+    is_there = same(*_POSITION) & is_among(f"stored.{table.day}", days)
 
     def write() -> None:
         stored = DeltaTable.forPath(spark, table.path(lakehouse)).alias("stored")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,11 @@ def is_among(day: str, days: Sequence[date]) -> Column:
     """Whether a column is one of these days: a condition by which a merge looks at those partitions only."""
     # As text: Python writes the year 1 as `1`, which Java takes for no date.
     return F.col(day).isin([F.expr(f"date'{one.isoformat()}'") for one in days])
+
+
+def same(*names: str) -> Column:
+    """Whether a merge's `stored` and `new` rows are the same in these columns."""
+    return reduce(and_, (F.col(f"stored.{name}") == F.col(f"new.{name}") for name in names))
 
 
 def commit(lakehouse: str, table: Table, write: Callable[[], Any]) -> None:
