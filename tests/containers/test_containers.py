@@ -274,8 +274,9 @@ def test_memory_stayed_below_the_limits(containers: Containers) -> None:
     killed = [name for name, shown in containers.containers().items() if shown["State"]["OOMKilled"]]
 
     assert killed == []
-    assert containers.peaks
-    assert {name: share for name, share in containers.peaks.items() if share > 0.95} == {}
+    assert {"kafka", "postgres", "screen", "archive", "airflow-scheduler", "bigquery"} <= set(containers.peaks)
+    # An engine that cannot account for memory says 0% of everything: that is nothing to be content with.
+    assert {name: share for name, share in containers.peaks.items() if not 0 < share <= 0.95} == {}
 
 
 def test_every_volume_has_a_name_and_goes_when_it_is_asked_to(containers: Containers) -> None:

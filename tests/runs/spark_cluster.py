@@ -85,7 +85,9 @@ class SparkCluster:
 
     def _alive(self) -> list[Any]:
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self.ports['spark_master_ui']}/json/", timeout=10) as answer:
-            workers = json.load(answer)["workers"]
+            said = answer.read()
+        # The port is open before the page is there: until then the master answers with another one, or with nothing.
+        workers = json.loads(said)["workers"] if said.startswith(b"{") else []
         return [worker for worker in workers if worker["state"] == "ALIVE"]
 
 
