@@ -14,7 +14,7 @@ from google.cloud.bigquery import ScalarQueryParameter
 from batch.bigquery import Usage
 from batch.google_cloud import bigquery_client, explained, open_dataset
 from batch.refusals import advice_on
-from batch.report.builds import Builds, DataTest
+from batch.report.builds import REPLACED_BY_DAY, Builds, DataTest
 from batch.warehouse.days import ranges
 from batch.warehouse.manifest import TABLES, check_run_id
 from batch.warehouse.reconcile import MONITORING
@@ -31,7 +31,7 @@ _PROFILE_SETTINGS = (
     *("gcp_project", *DATASETS),
     *("bigquery_location", "bigquery_max_bytes_billed", "bigquery_emulator_host"),
 )
-_UP_TO_THE_DAYS = "+orders_by_day"  # what is replaced by day, and all that it is made of
+_UP_TO_THE_DAYS = tuple(f"+{model}" for model in REPLACED_BY_DAY)  # and all that these are made of
 MOST_DAYS = 2_000  # of a build: a job of BigQuery changes 4,000 partitions at most
 _MOST_SHOWN = 20  # failures in a message
 _MOST_EXAMPLES = 5  # rows of a failure
@@ -112,7 +112,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         for part in parts:
             chosen = select if part.last else ()
             if len(parts) > 1 and (select or not part.last):  # each part is of the days that no other brings
-                chosen = (*chosen, _UP_TO_THE_DAYS)
+                chosen = (*chosen, *_UP_TO_THE_DAYS)
             results = _build(part, chosen, more, home, say)
             record(settings, run.run_id, "transform", _usage(results))
             with explained(settings):

@@ -10,11 +10,12 @@ from typing import Any
 from google.api_core.exceptions import NotFound
 from google.cloud.bigquery import LoadJobConfig, ScalarQueryParameter, SchemaField, Table, TimePartitioning
 
-from batch.warehouse.tables import LoadedRun, Warehouse
+from batch.warehouse.tables import LOADED_DAYS, LOADED_RUNS, LoadedRun, Warehouse
 
 BUILDS = "builds"
 TEST_RESULTS = "test_results"
-REPLACED_BY_DAY = frozenset({"fct_orders", "orders_by_day"})
+REPLACED_BY_DAY = ("fct_orders", "orders_by_day", "orders_by_product", "orders_by_user", "reasons_by_user")
+_KEPT = frozenset({*REPLACED_BY_DAY, "products_history"})  # what a build goes on from
 _BUILDS_SCHEMA = [
     SchemaField("run_id", "STRING", description="The export run whose load was built on."),
     SchemaField("run_number", "INT64", description="Its number: later runs are not in the fact yet."),
@@ -73,10 +74,10 @@ class Builds:
         return builds
 
     def changed_days(self, run: LoadedRun, time_zone: str) -> list[date] | None:
-        """The UTC days of raw_orders that may have changed between the last build and a run; None where it may be any.
+        """The UTC days whose orders, or what these cost, may have changed between the last build and a run; None for any day.
 
         That is so before the first build, after one of all days that did not come to its end, in another time zone, after the
-        raw tables were started over, when one of the tables that are replaced by day is gone, and after a full run.
+        raw tables were started over, when one of the tables that a build goes on from is gone, and after a full run.
         """
         last = self._last()
         if last is None or not last["complete"] or last["time_zone"] != time_zone or last["run_number"] > run.number:
@@ -84,11 +85,31 @@ class Builds:
         if self._lack_a_table():
             return None
         found = self.warehouse.rows(
-            f"select distinct day from `{self.warehouse.table('loaded_days')}` where run_number > @last and run_number <= @run",
+            f"select distinct day from `{self.warehouse.table(LOADED_DAYS)}` where run_number > @last and run_number <= @run",
             [ScalarQueryParameter("last", "INT64", last["run_number"]), ScalarQueryParameter("run", "INT64", run.number)],
         )
-        days = [row["day"] for row in found]
-        return None if None in days else sorted(days)
+        days = {row["day"] for row in found}
+        return None if None in days else sorted(days | self._days_of_new_costs(last["run_number"]))
+
+    def _days_of_new_costs(self, last: int) -> set[date]:
+        """The built days from the first on which a product that came after the run `last` may have got another cost.
+
+        Such a cost holds from when Postgres took it, or, where it does not say so, from when the product's history saw it:
+        after its run was exported, perhaps by a build that failed.
+        """
+        products, runs = self.warehouse.table("raw_products"), self.warehouse.table(LOADED_RUNS)
+        found = self.warehouse.rows(
+            f"""
+            select distinct created_day as day from `{self.core}.orders_by_day`
+            where created_day >= (
+                select least(
+                    min(date(ingested_at)), (select min(date(exported_at)) from `{runs}` where coalesce(number, 0) > @last)
+                )
+                from `{products}` where coalesce(loaded_run, 0) > @last
+            )""",
+            [ScalarQueryParameter("last", "INT64", last)],
+        )
+        return {row["day"] for row in found}
 
     def last_complete(self) -> Build | None:
         """The last build of everything that came to its end."""
@@ -122,7 +143,7 @@ class Builds:
             return None
 
     def _lack_a_table(self) -> bool:
-        return not {table.table_id for table in self.warehouse.client.list_tables(self.core)} >= REPLACED_BY_DAY
+        return not {table.table_id for table in self.warehouse.client.list_tables(self.core)} >= _KEPT
 
     def _note(self, run: LoadedRun, time_zone: str, *, complete: bool) -> None:
         row = {"run_id": run.run_id, "run_number": run.number, "time_zone": time_zone, "complete": complete}

@@ -17,12 +17,14 @@
 {%- endmacro -%}
 
 {#- `insert_overwrite` takes a model's config, or a script, for the partitions to replace. Here they are the changed days:
-    what the model gives takes their place in one statement, and a day that gives nothing any more is emptied. -#}
+    what the model gives takes their place in one statement, and a day that gives nothing any more is emptied. Rows without a
+    day, which are of all days together (and_of_all_days), are always replaced. -#}
 {%- macro bq_insert_overwrite_sql(
     tmp_relation, target_relation, sql, unique_key, partition_by, partitions, dest_columns, tmp_relation_exists, copy_partitions
 ) -%}
     {%- set source = 'select * from ' ~ tmp_relation if tmp_relation_exists else sql -%}
-    {%- set replaced = is_of_a_changed_day('DBT_INTERNAL_DEST.' ~ partition_by.field, partition_by.data_type) -%}
+    {%- set day = 'DBT_INTERNAL_DEST.' ~ partition_by.field -%}
+    {%- set replaced = '(' ~ day ~ ' is null or ' ~ is_of_a_changed_day(day, partition_by.data_type) ~ ')' -%}
     {{ get_insert_overwrite_merge_sql(target_relation, '(' ~ source ~ ')', dest_columns, [replaced]) }}
 {%- endmacro -%}
 

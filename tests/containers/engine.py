@@ -161,6 +161,8 @@ class Containers:
             while not ended.wait(5):
                 for line in _docker("stats", "--no-stream", "--format", "{{json .}}").splitlines():
                     one = json.loads(line)
+                    if not one["Name"].startswith(f"{PROJECT}-"):
+                        continue  # of somebody else, or one that has just ended and has no name any more
                     service = one["Name"].removeprefix(f"{PROJECT}-").rpartition("-")[0]
                     self.peaks[service] = max(self.peaks[service], float(one["MemPerc"].rstrip("%")) / 100)
 

@@ -80,6 +80,16 @@ def settle(containers: Containers) -> None:
         until(lambda job=job: ", 0 messages wait" in parts(containers)[job]["text"], seconds=300)  # type: ignore[misc]
 
 
+def audited(containers: Containers) -> str:
+    """What the audit says; nothing of it is unexplained (that is its exit code), and at most that a reason came too late.
+
+    The shop back-dates planted night orders to the last night: where two of them make a pattern, it is hours behind.
+    """
+    said = containers.finpro("audit")
+    assert set(re.findall(r"^ +\d+  (.*)$", said, re.MULTILINE)) <= {"reasons missing: late"}, said
+    return said
+
+
 def acknowledged(containers: Containers) -> int:
     """How many orders the shop has sent, as it says itself."""
     said = containers.compose("logs", "--no-log-prefix", "shop")
@@ -155,9 +165,7 @@ def test_nothing_is_lost_when_parts_are_killed_while_orders_flow(containers: Con
     settle(containers)
     sent = acknowledged(containers)
     assert containers.query("select count(*) from raw_orders") == str(sent)
-    said = containers.finpro("audit")
-    assert f"audited {sent:,} orders, 0 duplicates and 0 dead letters: {sent:,} messages" in said
-    assert "every verdict and every dead letter is what it has to be" in said
+    assert f"audited {sent:,} orders, 0 duplicates and 0 dead letters: {sent:,} messages" in audited(containers)
 
 
 def test_commands_run_beside_the_services(containers: Containers) -> None:
@@ -267,7 +275,7 @@ def test_on_the_cluster_jobs_share_the_workers_and_commands_need_none(containers
     until(lambda: int(containers.query("select count(*) from raw_orders")) > before, seconds=180)
     assert unwell(containers) == {}
     settle(containers)
-    assert "every verdict and every dead letter is what it has to be" in containers.finpro("audit")
+    audited(containers)
 
 
 def test_memory_stayed_below_the_limits(containers: Containers) -> None:

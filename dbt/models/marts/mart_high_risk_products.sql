@@ -2,7 +2,8 @@ with
 
 orders as (
 
-    select * from {{ ref('fct_orders') }}
+    select * from {{ ref('orders_by_product') }}
+    where created_day is null
 
 ),
 
@@ -16,9 +17,9 @@ by_product as (
 
     select
         product_id,
-        count(*) as total_orders,
-        countif(is_fraud) as fraud_orders,
-        sum(if(is_fraud, {{ wide('amount_numeric') }}, 0)) as fraud_amount
+        sum(total_orders) as total_orders,
+        sum(fraud_orders) as fraud_orders,
+        sum(fraud_amount) as fraud_amount
     from orders
     group by product_id
 
@@ -28,8 +29,8 @@ at_risk as (
 
     select
         *,
-        fraud_orders / total_orders as fraud_rate,
-        {{ wilson_lower_bound('fraud_orders', 'total_orders') }} as fraud_rate_at_least
+        cast(fraud_orders as float64) / total_orders as fraud_rate,
+        {{ wilson_lower_bound('cast(fraud_orders as float64)', 'total_orders') }} as fraud_rate_at_least
     from by_product
     where fraud_orders > 0
 

@@ -1,9 +1,9 @@
 with
 
-genuine_orders as (
+orders as (
 
-    select * from {{ ref('fct_orders') }}
-    where not is_fraud
+    select * from {{ ref('orders_by_product') }}
+    where created_day is null
 
 ),
 
@@ -15,34 +15,24 @@ products as (
 
 costs as (
 
-    select
-        product_id,
-        cost,
-        -- Before the first state that was seen, its cost is the best that is known; while a product was gone, its last one.
-        if(
-            row_number() over (partition by product_id order by dbt_valid_from) = 1,
-            timestamp '0001-01-01',
-            dbt_valid_from
-        ) as known_from,
-        lead(dbt_valid_from) over (partition by product_id order by dbt_valid_from) as known_to
-    from {{ ref('products_history') }}
+    select * from {{ ref('product_costs') }}
 
 ),
 
 sales as (
 
     select
-        genuine_orders.product_id,
-        sum({{ wide('genuine_orders.quantity') }}) as units_sold,
-        sum({{ wide('genuine_orders.amount_numeric') }}) as revenue,
-        sum({{ wide('genuine_orders.quantity') }} * costs.cost) as cost
-    from genuine_orders
+        orders.product_id,
+        sum(orders.units_sold) as units_sold,
+        sum(orders.revenue) as revenue,
+        sum(orders.units_sold * costs.cost) as cost
+    from orders
     left join costs
         on
-            genuine_orders.product_id = costs.product_id
-            and genuine_orders.created_date >= costs.known_from
-            and (genuine_orders.created_date < costs.known_to or costs.known_to is null)
-    group by genuine_orders.product_id
+            orders.product_id = costs.product_id
+            and orders.cost_from = costs.known_from
+    where orders.total_orders > orders.fraud_orders
+    group by orders.product_id
 
 ),
 

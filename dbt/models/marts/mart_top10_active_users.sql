@@ -1,9 +1,9 @@
 with
 
-genuine_orders as (
+all_orders as (
 
-    select * from {{ ref('fct_orders') }}
-    where not is_fraud
+    select * from {{ ref('orders_by_user') }}
+    where created_day is null
 
 ),
 
@@ -17,10 +17,10 @@ by_user as (
 
     select
         user_id,
-        count(*) as orders,
-        sum({{ wide('amount_numeric') }}) as amount
-    from genuine_orders
-    group by user_id
+        total_orders - fraud_orders as orders,
+        genuine_amount as amount
+    from all_orders
+    where total_orders > fraud_orders
 
 ),
 

@@ -1,26 +1,19 @@
 with
 
-fraud_orders as (
+by_user as (
 
-    select * from {{ ref('fct_orders') }}
-    where is_fraud
+    select
+        user_id,
+        fraud_orders,
+        fraud_amount
+    from {{ ref('orders_by_user') }}
+    where created_day is null and fraud_orders > 0
 
 ),
 
 users as (
 
     select * from {{ ref('dim_users') }}
-
-),
-
-by_user as (
-
-    select
-        user_id,
-        count(*) as fraud_orders,
-        sum({{ wide('amount_numeric') }}) as fraud_amount
-    from fraud_orders
-    group by user_id
 
 ),
 
@@ -34,25 +27,14 @@ top_10 as (
 
 ),
 
-reasons_by_user as (
-
-    select
-        fraud_orders.user_id,
-        reason,
-        count(*) as orders
-    from fraud_orders
-    cross join unnest(fraud_orders.reasons) as reason
-    group by fraud_orders.user_id, reason
-
-),
-
 main_reasons as (
 
     select
         user_id,
         reason as main_reason
-    from reasons_by_user
-    qualify row_number() over (partition by user_id order by orders desc, reason) = 1
+    from {{ ref('reasons_by_user') }}
+    where created_day is null
+    qualify row_number() over (partition by user_id order by fraud_orders desc, reason) = 1
 
 ),
 

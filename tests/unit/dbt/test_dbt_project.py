@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from batch.report.builds import REPLACED_BY_DAY
 from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS
 from conf.former_rules import SIX
 from conf.rules import load_rules
@@ -70,7 +71,7 @@ def test_what_is_replaced_by_day_and_its_tests_read_the_changed_days_as_constant
         for node in manifest["nodes"].values()
         if IN_THESE_DAYS in node["compiled_code"] and node["resource_type"] in ("model", "test")
     }
-    assert {"fct_orders", "orders_by_day", "unique_fct_orders_order_id", "not_null_fct_orders_order_id"} <= reading
+    assert {*REPLACED_BY_DAY, "unique_fct_orders_order_id", "not_null_fct_orders_order_id"} <= reading
     assert {"the_fact_holds_every_order_as_it_was_loaded", "the_days_hold_every_order_of_the_fact"} <= reading
     assert "every_order_was_created_about_when_it_happened" in reading
 
@@ -138,8 +139,13 @@ def test_every_mart_and_the_fact_have_unit_tests_and_a_contract(
     promised = {name for name, model in models.items() if model["config"]["contract"]["enforced"]}
     marts = {name for name in models if name.startswith("mart_")}
     assert len(marts) == 7
-    assert marts | {"fct_orders", "orders_by_day"} <= tested
-    assert promised == marts | {"fct_orders", "orders_by_day", "dim_users", "dim_products"}
+    assert marts | {*REPLACED_BY_DAY, "product_costs"} <= tested
+    assert promised == marts | {*REPLACED_BY_DAY, "product_costs", "dim_users", "dim_products"}
+
+
+def test_no_mart_reads_single_orders(models: dict[str, dict[str, Any]]) -> None:
+    for mart in (model for name, model in models.items() if name.startswith("mart_")):
+        assert not {"model.finpro.fct_orders", "model.finpro.stg_orders"} & set(mart["depends_on"]["nodes"]), mart["name"]
 
 
 def test_reasons_and_time_zone_are_those_of_the_rules(models: dict[str, dict[str, Any]]) -> None:
