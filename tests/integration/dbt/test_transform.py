@@ -45,6 +45,7 @@ def settings(platform: Platform) -> Iterator[Settings]:
     """A database, a bucket and a dataset of this module's own, loaded and transformed once."""
     with own_warehouse(platform) as settings:
         fill(settings)
+        insert_order(settings, "of tomorrow", str(datetime.now(UTC) + timedelta(days=1)))
         publish(settings)
         yield settings
 
@@ -139,7 +140,6 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
     with connect(built.require("postgres_dsn")) as late, late.cursor() as cursor:
         cursor.execute(*order_row("late", "2026-10-30 10:00:00+00", user=2, product=2, amount=5))
         insert_order(built, "newer than the late one", "2026-11-02 10:00:00+00")
-        insert_order(built, "of tomorrow", str(datetime.now(UTC) + timedelta(days=1)))
         publish(built)
         killed_after_the_fact(built)
         assert {"newer than the late one"} == {"newer than the late one", "late"} & orders_in_the_fact(built).keys()
