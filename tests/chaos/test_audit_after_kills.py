@@ -1,4 +1,4 @@
-"""Screening and archiving killed at random, orders bad, shuffled, late: all is kept once, each difference has its cause."""
+"""Screening and archiving killed at random, orders bad, shuffled, late: all is right and kept once, differences have causes."""
 
 import random
 import time
@@ -64,6 +64,7 @@ def test_after_kills_shuffles_and_late_orders_all_is_archived_once_and_every_dif
                 if process.poll() is None:
                     runs.kill_group(process)
     assert runs.run_screen("--available-now").returncode == 0
+    runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
     runs.send(settings, runs.by_product(late))
     assert runs.run_screen("--available-now").returncode == 0
     archive.archive_all()

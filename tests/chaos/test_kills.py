@@ -15,7 +15,7 @@ from jobs.local.platform import Platform, up
 from tests.runs import screening as runs
 
 pytestmark = pytest.mark.usefixtures("spark_session")
-KILLS = {"keyed": 10, "shuffled": 5}
+KILLS = {"keyed": 5, "shuffled": 5}
 
 
 @pytest.fixture

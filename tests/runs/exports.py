@@ -1,12 +1,15 @@
-"""Exports for tests of what follows them: finpro's own, on the real Postgres and bucket, without the JVM's start."""
+"""Exports and builds for tests of what follows them: finpro's own, without what takes longest: a JVM, dbt's data tests."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from google.cloud.bigquery import QueryJobConfig
 from pyspark import SparkContext
 
+import jobs.transform
 from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.export import export
@@ -49,6 +52,21 @@ class _OneProcess:
 
 # Makes an export run of the raw tables as they are: `export` without its Spark.
 export_run = partial(export, lambda: cast("SparkContext", _OneProcess()))
+
+
+def build_alone(settings: Settings, *select: str, full_refresh: bool = False, run_id: str | None = None) -> str:
+    """`finpro transform` without data tests and documentation: for what is not about them. Returns what it said."""
+    run: Any = jobs.transform._run_dbt
+    said: list[str] = []
+
+    def untested(arguments: list[str], home: Path, say: Callable[[str], None]) -> Any:
+        return run([*arguments, "--exclude-resource-type", "test"], home, say)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.transform, "_run_dbt", untested)
+        patch.setattr(jobs.transform, "_write_docs", lambda *_: None)
+        jobs.transform.transform(settings, run_id=run_id, full_refresh=full_refresh, select=select, say=said.append)
+    return "\n".join(said)
 
 
 def execute(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-import jobs.transform
 from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.bigquery import load
@@ -34,7 +33,7 @@ from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import BYTES_BILLED
 from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
 from tests.oracle.strict_bigquery import StrictBigQuery
-from tests.runs.exports import execute, export_run, tamper
+from tests.runs.exports import build_alone, execute, export_run, tamper
 
 COST_CHANGES: list[tuple[int, int, datetime]] = []  # of these tests, in their order
 TOUCHED = "ingested_at = default, change_xid = default"  # as every writer of finpro does
@@ -74,19 +73,6 @@ def build(settings: Settings, *select: str, full_refresh: bool = False, run_id: 
     said: list[str] = []
     transform(settings, run_id=run_id, full_refresh=full_refresh, select=select, say=said.append)
     return "\n".join(said)
-
-
-def build_alone(settings: Settings, *select: str, full_refresh: bool = False, run_id: str | None = None) -> str:
-    """Build without data tests and documentation, which take most of the time: for what is not about them."""
-    run: Any = jobs.transform._run_dbt
-
-    def untested(arguments: list[str], home: Path, say: Callable[[str], None]) -> Any:
-        return run([*arguments, "--exclude-resource-type", "test"], home, say)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.transform, "_run_dbt", untested)
-        patch.setattr(jobs.transform, "_write_docs", lambda *_: None)
-        return build(settings, *select, full_refresh=full_refresh, run_id=run_id)
 
 
 def test_every_mart_equals_its_computation_in_postgres(built: Settings) -> None:

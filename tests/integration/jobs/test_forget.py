@@ -20,13 +20,12 @@ from batch.warehouse.reconcile import reconcile
 from conf.errors import ExportError
 from conf.rules import load_rules
 from conf.settings import Settings
-from jobs.transform import transform
 from streaming.kafka import ORDERS
 from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import spelled
 from tests.runs import archive, screening
 from tests.runs.commands import finpro
-from tests.runs.exports import execute, export_run, tamper
+from tests.runs.exports import build_alone, execute, export_run, tamper
 
 WHO, OTHER = 7, 8
 SECRET = "xanthippe"  # in whatever is only theirs, and nowhere else
@@ -81,7 +80,7 @@ def fill(settings: Settings) -> None:
     export_run(settings, "first")
     load(settings, "first")
     reconcile(settings, "first")
-    transform(settings, run_id=None, full_refresh=False, select=(), say=lambda _: None)
+    build_alone(settings)
     core = settings.bigquery_core_dataset
     before = "'before' as dbt_scd_id, timestamp '2020-01-01' as dbt_valid_from, dbt_valid_from as dbt_valid_to"
     history = f"{core}.users_history"
@@ -160,7 +159,7 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
 
     load_users(settings)
     assert execute(settings, f"select name from raw_users where user_id = {WHO}") == [(PERSONAL["name"].of(WHO),)]
-    transform(settings, run_id=None, full_refresh=False, select=("+users_history",), say=lambda _: None)
+    build_alone(settings, "+users_history")
     again = finpro("forget")
     assert again.returncode == 0, again.stderr
     assert counted(again.stdout) == set()
