@@ -30,6 +30,9 @@ ORDER_FIELDS: dict[str, Kind] = {
     "source": "string",
 }
 LOCAL_FIELDS: dict[str, Kind] = {"local_hour": "int", "local_weekday": "int", "local_date": "date"}
+# What a rules file may declare beside them, in `[fields]`: a field of the message that an order may have.
+DeclaredKind = Literal["string", "int", "number", "bool"]
+Declared = Mapping[str, DeclaredKind]
 FUNCTIONS = ("coalesce", "length", "lower", "mod", "starts_with", "upper")
 
 _LONGEST = 4_000  # characters
@@ -143,7 +146,7 @@ def parse_condition(text: str, declared: Mapping[str, Kind]) -> Condition:
         raise ConditionError(f"is longer than {_LONGEST:,} characters: split it into several rules")
     try:
         node = _parsed(text)
-        term = _Typing(text, ORDER_FIELDS | LOCAL_FIELDS | dict(declared)).term(node)
+        term = _Typing(text, {**ORDER_FIELDS, **LOCAL_FIELDS, **declared}).term(node)
     except RecursionError:
         raise ConditionError("is nested too deeply: split it into several rules") from None
     if term.kind != "bool":
