@@ -19,9 +19,11 @@ from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionErro
 from conf.durations import Duration
 from conf.errors import RulesError
 from conf.former_rules import SIX, Members, Thresholds, is_former, thresholds_of, translated
+from conf.lists import ListError, packed, read_list
 
 MOST_RULES = 64
 MOST_FIELDS = 32
+MOST_LISTS = 16
 # Of a rule: a reason is one for ever, so a reason of which no rule is left is none that could not have been given.
 NAME = "[a-z][a-z0-9_]{0,62}"
 _A_NAME = "a name has small letters, digits and _, a letter first, and at most 63 characters"
@@ -107,10 +109,23 @@ class Rule(_Table):
         return self.pattern.within if self.pattern else timedelta(0)
 
 
+class ListFile(_Table):
+    """A list that conditions can look things up in.
+
+    `file` is the CSV's name, seen from the rules file. `content` are its entries as one text (`conf.lists`), which `load_rules`
+    reads: a list is a part of the rules that are recorded.
+    """
+
+    file: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    content: str = ""
+
+
 class FraudRules(_Table):
     """The rules in force. `version` goes into every verdict given with them.
 
-    `fields` are those that an order may have beside those of every order, and their kinds.
+    `fields` are those that an order may have beside those of every order, and their kinds; `lists` are looked up in by
+    conditions.
     """
 
     version: Annotated[str, Field(min_length=1, max_length=64)]
@@ -118,6 +133,7 @@ class FraudRules(_Table):
     lateness: Duration = timedelta(seconds=30)
     max_future_skew: Duration = timedelta(seconds=60)
     fields: dict[str, DeclaredKind] = {}
+    lists: dict[str, ListFile] = {}
     rules: dict[str, Rule] = {}
 
     @model_validator(mode="before")
@@ -142,6 +158,11 @@ class FraudRules(_Table):
             yield f"rules: there are {len(self.rules)}, at most {MOST_RULES} can be in force"
         if len(self.fields) > MOST_FIELDS:
             yield f"fields: there are {len(self.fields)}, at most {MOST_FIELDS} can be declared"
+        if len(self.lists) > MOST_LISTS:
+            yield f"lists: there are {len(self.lists)}, at most {MOST_LISTS} can be declared"
+        for name in self.lists:
+            if not re.fullmatch(NAME, name):
+                yield f"lists.{name}: {_A_NAME}"
         for name in self.fields:
             if not re.fullmatch(NAME, name):
                 yield f"fields.{name}: {_A_NAME}"
@@ -197,7 +218,7 @@ class FraudRules(_Table):
 
         def parse(text: str) -> Condition | ConditionError:
             try:
-                return parse_condition(text, self.fields)
+                return parse_condition(text, self.fields, sorted(self.lists))
             except ConditionError as error:
                 return error
 
@@ -263,10 +284,10 @@ def _short(text: str) -> str:
 
 
 def load_rules(path: Path) -> FraudRules:
-    """Read and validate a rules file.
+    """Read and validate a rules file, and the files of its lists.
 
     Raises:
-        RulesError: the file cannot be read, is not TOML, or breaks the schema; names every offending key.
+        RulesError: a file cannot be read, is not TOML, or breaks the schema; names every offending key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -283,6 +304,8 @@ def load_rules(path: Path) -> FraudRules:
         except ValidationError as error:
             problems += error.errors()
             table = {name: value for name, value in table.items() if name not in SIX} | {"rules": {}}
+    table, unusable = _with_contents(table, path.parent)
+    problems += unusable
     try:
         rules = FraudRules.model_validate(table)
     except ValidationError as error:
@@ -291,6 +314,34 @@ def load_rules(path: Path) -> FraudRules:
         lines = "\n".join(f"  {_explain(problem)}" for problem in problems)
         raise RulesError(f"The fraud rules {path} are not usable:\n{lines}\nconf/fraud_rules.toml shows the form of each key.")
     return rules
+
+
+def _with_contents(table: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """A rules file's table with what its lists hold, and what is wrong with their files."""
+    lists, problems = table.get("lists"), list[Any]()
+    if not isinstance(lists, dict):
+        return table, problems
+    entries = dict(lists)
+    for name, entry in lists.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            continue
+        if "content" in entry:
+            problems.append({"type": "extra_forbidden", "loc": ("lists", name, "content")})
+        try:
+            entries[name] = entry | {"content": packed(read_list(folder / entry["file"]))}
+        except ListError as error:
+            problems.append({"type": "rules", "msg": f"lists.{name}.file: {error}"})
+    return table | {"lists": entries}, problems
+
+
+def files_of(path: Path) -> list[Path]:
+    """The rules file and the files of its lists, as far as it can be read: what a change of the rules can be seen by."""
+    try:
+        lists = tomllib.loads(path.read_text(encoding="utf-8")).get("lists", {}).values()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, AttributeError):
+        return [path]
+    names = [entry.get("file") for entry in lists if isinstance(entry, dict)]
+    return [path, *(path.parent / name for name in names if isinstance(name, str))]
 
 
 def _explain(error: Any) -> str:

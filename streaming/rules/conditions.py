@@ -11,6 +11,7 @@ from operator import and_, or_
 import polars as pl
 
 from conf.conditions import LOCAL_FIELDS, Declared, DeclaredKind, Kind, Term
+from streaming.rules.lists import listed
 
 _DTYPES: dict[Kind, pl.DataType] = {
     "string": pl.String(),
@@ -138,6 +139,7 @@ _FUNCTIONS: dict[str, Callable[[Term], pl.Expr]] = {
     "is false": lambda term: (~expression(term.parts[0])).fill_null(value=False),
     "is null": lambda term: expression(term.parts[0]).is_null(),
     "is true": lambda term: expression(term.parts[0]).fill_null(value=False),
+    "listed": lambda term: pl.col(listed(str(term.parts[0].value), str(term.value))),
     "length": lambda term: expression(term.parts[0]).str.len_chars().cast(pl.Int64),
     "lower": lambda term: expression(term.parts[0]).str.to_lowercase(),
     "mod": _remainder,
