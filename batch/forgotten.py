@@ -40,6 +40,10 @@ PERSONAL = {
 }
 
 
+# The column of an order that holds the declared fields that came with it; of somebody who is forgotten it holds nothing.
+ATTRIBUTES = "attributes"
+
+
 class Forgotten(msgspec.Struct, frozen=True):
     """A person who is forgotten; `completed_at` is when that was done everywhere, as far as Postgres knows."""
 
@@ -60,6 +64,8 @@ _UNKNOWN = """
       and not exists (select from raw_orders where raw_orders.user_id = wanted.user_id)
     order by user_id
 """
+# What came with their orders beside the fields of an order: devices, addresses, whatever rules have declared.
+_HAS_ATTRIBUTES = f"user_id = any(%s) and {ATTRIBUTES} is not null"
 _IS_HELD = f"""
     user_id = any(%s) and not ({" and ".join(f"{column} = %s || user_id || %s" for column in PERSONAL)})
 """
@@ -75,8 +81,15 @@ def recorded(dsn: str) -> list[Forgotten]:
         return _recorded(cursor)
 
 
-def held_in_postgres(dsn: str, users: Collection[int]) -> int:
-    """How many of these users raw_users still holds by name.
+class Held(NamedTuple):
+    """Rows of raw_users that hold somebody by name, and of raw_orders that have declared fields of theirs."""
+
+    raw_users: int
+    raw_orders: int
+
+
+def held_in_postgres(dsn: str, users: Collection[int]) -> Held:
+    """How many rows still hold something of these users.
 
     Raises:
         ForgetError: nothing is known of one of them.
@@ -87,10 +100,11 @@ def held_in_postgres(dsn: str, users: Collection[int]) -> int:
         return _held(cursor, users)
 
 
-def forget_in_postgres(dsn: str, persons: Collection[Forgotten]) -> int:
+def forget_in_postgres(dsn: str, persons: Collection[Forgotten]) -> Held:
     """Record these persons, and so let a trigger put pseudonyms in the place of what raw_users holds of them.
 
-    Those who are recorded already stay as they are. Returns how many rows of raw_users held somebody.
+    Those who are recorded already stay as they are. Their orders lose their declared fields. Returns how many rows held
+    something.
 
     Raises:
         ForgetError: nothing is known of one of them; nobody was recorded.
@@ -108,6 +122,7 @@ def forget_in_postgres(dsn: str, persons: Collection[Forgotten]) -> int:
         )
         # Those who were recorded before, and were brought back while triggers were off. The trigger does the rest.
         cursor.execute(f"update raw_users set name = name where {_IS_HELD}", _held_by(users))
+        cursor.execute(f"update raw_orders set {ATTRIBUTES} = null, change_xid = default where {_HAS_ATTRIBUTES}", [users])
         return held
 
 
@@ -124,10 +139,12 @@ def _recorded(cursor: Cursor) -> list[Forgotten]:
     return [Forgotten(*row) for row in cursor.fetchall()]
 
 
-def _held(cursor: Cursor, users: Collection[int]) -> int:
+def _held(cursor: Cursor, users: Collection[int]) -> Held:
     cursor.execute(f"select count(*) from raw_users where {_IS_HELD}", _held_by(users))
-    (held,) = cursor.fetchone() or (0,)
-    return int(held)
+    (named,) = cursor.fetchone() or (0,)
+    cursor.execute(f"select count(*) from raw_orders where {_HAS_ATTRIBUTES}", [list(users)])
+    (orders,) = cursor.fetchone() or (0,)
+    return Held(int(named), int(orders))
 
 
 def _held_by(users: Collection[int]) -> list[object]:

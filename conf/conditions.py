@@ -8,7 +8,7 @@ processor time: workers are given what was parsed.
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar, Literal, cast
@@ -30,7 +30,10 @@ ORDER_FIELDS: dict[str, Kind] = {
     "source": "string",
 }
 LOCAL_FIELDS: dict[str, Kind] = {"local_hour": "int", "local_weekday": "int", "local_date": "date"}
-FUNCTIONS = ("coalesce", "length", "lower", "mod", "starts_with", "upper")
+# What a rules file may declare beside them, in `[fields]`: a field of the message that an order may have.
+DeclaredKind = Literal["string", "int", "number", "bool"]
+Declared = Mapping[str, DeclaredKind]
+FUNCTIONS = ("coalesce", "length", "listed", "lower", "mod", "starts_with", "upper")
 
 _LONGEST = 4_000  # characters
 _INT_BITS, _MOST_BITS = 63, 126  # of a field, and of what is worked out from fields: exact in 128 bits with a sign
@@ -56,10 +59,10 @@ class Term:
     """A part of a condition, of which the kind is known.
 
     Attributes:
-        op: `field`, `constant`, or what is done with `parts`: an operator of SQL or a function.
+        op: `field`, `constant`, or what is done with `parts`: an operator of SQL or a function. Of `listed` it is a field.
         kind: of its value.
         parts: its own parts.
-        value: of a constant; the name of a field.
+        value: of a constant; the name of a field, or of the list that `listed` looks in.
         bits: how large an integer can be, without its sign.
     """
 
@@ -101,11 +104,20 @@ class Condition:
         return tuple(sorted({str(term.value) for term in self.term.walk() if term.op == "field"}))
 
     @property
+    def lookups(self) -> tuple[tuple[str, str], ...]:
+        """The fields that it looks up in lists, each with the list's name, sorted."""
+        found = {(str(term.parts[0].value), str(term.value)) for term in self.term.walk() if term.op == "listed"}
+        return tuple(sorted(found))
+
+    @property
     def measured(self) -> tuple[Term, Constant] | None:
         """The value that an alert shows against its limit: of the last comparison with a constant that has to hold.
 
-        One with the local time is taken only where there is no other: what is dear at night is shown by its amount.
+        One with the local time is taken only where there is no other: what is dear at night is shown by its amount. Where
+        something is looked up in a list there is none: what is shown is why it is there.
         """
+        if self.lookups:
+            return None
         found = [pair for term in _conjuncts(self.term) if (pair := _compared(term))]
         others = [pair for pair in found if not any(part.value in LOCAL_FIELDS for part in pair[0].walk())]
         return next(iter([*reversed(others), *reversed(found)]), None)
@@ -129,12 +141,13 @@ def _compared(term: Term) -> tuple[Term, Constant] | None:
     return value, cast(Constant, limit.value)
 
 
-def parse_condition(text: str, declared: Mapping[str, Kind]) -> Condition:
+def parse_condition(text: str, declared: Mapping[str, Kind], lists: Collection[str] = ()) -> Condition:
     """The condition in a text.
 
     Args:
         text: GoogleSQL.
         declared: kinds of the fields that it may use beside those of every order.
+        lists: the names of the lists that it may look in.
 
     Raises:
         ConditionError: it is no SQL, or says what it may not: with line, column and what was expected.
@@ -143,7 +156,7 @@ def parse_condition(text: str, declared: Mapping[str, Kind]) -> Condition:
         raise ConditionError(f"is longer than {_LONGEST:,} characters: split it into several rules")
     try:
         node = _parsed(text)
-        term = _Typing(text, ORDER_FIELDS | LOCAL_FIELDS | dict(declared)).term(node)
+        term = _Typing(text, {**ORDER_FIELDS, **LOCAL_FIELDS, **declared}, lists).term(node)
     except RecursionError:
         raise ConditionError("is nested too deeply: split it into several rules") from None
     if term.kind != "bool":
@@ -171,8 +184,8 @@ def _parsed(text: str) -> Any:
 class _Typing:
     """Goes through the tree that sqlglot made of a text: nothing passes that is not named here."""
 
-    def __init__(self, text: str, fields: Mapping[str, Kind]) -> None:
-        self._text, self._fields = text, fields
+    def __init__(self, text: str, fields: Mapping[str, Kind], lists: Collection[str]) -> None:
+        self._text, self._fields, self._lists = text, fields, lists
 
     def term(self, node: Any) -> Term:
         """What a node says."""
@@ -286,8 +299,24 @@ class _Typing:
         if len(given) != count:
             raise self._error(node, f"expected {count} value{'s' * (count > 1)} in {function}(…), found {len(given)}")
 
-    def _unknown_function(self, node: Any) -> Term:
+    def _named(self, node: Any) -> Term:
+        """A function that sqlglot does not know: `listed(field, 'list')` is one."""
+        if str(node.this) == "listed":
+            return self._listed(node)
         raise self._error(node, f"expected one of the functions {', '.join(FUNCTIONS)}, found {node.this}")
+
+    def _listed(self, node: Any) -> Term:
+        given = node.args.get("expressions", [])
+        self._require_count(node, "listed", given, 2)
+        field, name = self.term(given[0]), self.term(given[1])
+        if field.op != "field" or field.kind not in ("string", "int"):
+            raise self._error(given[0], "expected a field of strings or integers first in listed(…)")
+        if name.op != "constant" or name.kind != "string":
+            raise self._error(given[1], "expected the name of a list in quotes, such as listed(device_id, 'blocked_devices')")
+        if name.value not in self._lists:
+            known = f"the lists are {', '.join(self._lists)}" if self._lists else "no list is declared in [lists]"
+            raise self._error(given[1], f"expected a list, found {name.value!r}; {known}")
+        return Term("listed", "bool", (field,), value=name.value)
 
     def _field(self, node: Any) -> Term:
         if node.args.get("table") or type(node.this).__name__ != "Identifier":
@@ -367,7 +396,7 @@ class _Typing:
 
     _readers: ClassVar[dict[str, Callable[["_Typing", Any], Term]]] = {
         "And": _connective,
-        "Anonymous": _unknown_function,
+        "Anonymous": _named,
         "Between": _between,
         "Boolean": _boolean,
         "Cast": _moment,

@@ -15,15 +15,23 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionError, Kind, parse_condition
+from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionError, DeclaredKind, Kind, parse_condition
 from conf.durations import Duration
 from conf.errors import RulesError
 from conf.former_rules import SIX, Members, Thresholds, is_former, thresholds_of, translated
+from conf.lists import ListError, packed, read_list
 
 MOST_RULES = 64
+MOST_FIELDS = 32
+MOST_LISTS = 16
 # Of a rule: a reason is one for ever, so a reason of which no rule is left is none that could not have been given.
 NAME = "[a-z][a-z0-9_]{0,62}"
+_A_NAME = "a name has small letters, digits and _, a letter first, and at most 63 characters"
 PATTERNS = ("count", "distinct", "consecutive", "sum")
+# What a message has beside the fields of an order, or a verdict: no declared field can be called so.
+_TAKEN = frozenset(
+    {"status", "attributes", "reasons", "shadow_reasons", "suppressed_reasons", "rules_version", "screened_at", "evidence"}
+)
 
 
 def _zone(value: str) -> str:
@@ -90,18 +98,42 @@ class Rule(_Table):
         return next((form for name in PATTERNS if (form := getattr(self, name)) is not None), None)
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that its pattern looks at."""
+        of = getattr(self.pattern, "of", None)
+        return (*(self.by or ()), *([of] if of else []))
+
+    @property
     def within(self) -> timedelta:
         """The longest that its orders can be apart."""
         return self.pattern.within if self.pattern else timedelta(0)
 
 
+class ListFile(_Table):
+    """A list that conditions can look things up in.
+
+    `file` is the CSV's name, seen from the rules file. `content` are its entries as one text (`conf.lists`), which `load_rules`
+    reads: a list is a part of the rules that are recorded.
+    """
+
+    file: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    content: str = ""
+
+
 class FraudRules(_Table):
-    """The rules in force. `version` goes into every verdict given with them."""
+    """The rules in force. `version` goes into every verdict given with them.
+
+    `fields` are those that an order may have beside those of every order, and their kinds; `lists` are looked up in by
+    conditions.
+    """
 
     version: Annotated[str, Field(min_length=1, max_length=64)]
     time_zone: Annotated[str, AfterValidator(_zone)] = "Asia/Jakarta"
     lateness: Duration = timedelta(seconds=30)
     max_future_skew: Duration = timedelta(seconds=60)
+    fields: dict[str, DeclaredKind] = {}
+    lists: dict[str, ListFile] = {}
     rules: dict[str, Rule] = {}
 
     @model_validator(mode="before")
@@ -124,9 +156,21 @@ class FraudRules(_Table):
         """What is wrong with the rules as a whole, each with its place."""
         if len(self.rules) > MOST_RULES:
             yield f"rules: there are {len(self.rules)}, at most {MOST_RULES} can be in force"
+        if len(self.fields) > MOST_FIELDS:
+            yield f"fields: there are {len(self.fields)}, at most {MOST_FIELDS} can be declared"
+        if len(self.lists) > MOST_LISTS:
+            yield f"lists: there are {len(self.lists)}, at most {MOST_LISTS} can be declared"
+        for name in self.lists:
+            if not re.fullmatch(NAME, name):
+                yield f"lists.{name}: {_A_NAME}"
+        for name in self.fields:
+            if not re.fullmatch(NAME, name):
+                yield f"fields.{name}: {_A_NAME}"
+            elif name in ORDER_FIELDS or name in LOCAL_FIELDS or name in _TAKEN:
+                yield f"fields.{name}: every order or verdict has this field: expected one of another name"
         for name, rule in self.rules.items():
             if not re.fullmatch(NAME, name):
-                yield f"rules.{name}: a name has small letters, digits and _, a letter first, and at most 63 characters"
+                yield f"rules.{name}: {_A_NAME}"
             yield from (f"rules.{name}{place}" for place in self._problems_of(rule))
             if isinstance(error := self._parsed.get(name), ConditionError):
                 yield f"rules.{name}.when: {error} (in {_short(rule.when or '')})"
@@ -158,14 +202,9 @@ class FraudRules(_Table):
                 yield f".{form}.of: expected a field of integers, {of} is one of {self.kinds[of]}"
 
     @property
-    def declared(self) -> Mapping[str, Kind]:
-        """The fields beside those of every order, and their kinds."""
-        return {}
-
-    @property
     def kinds(self) -> Mapping[str, Kind]:
         """All fields that a rule can look at, and their kinds."""
-        return ORDER_FIELDS | LOCAL_FIELDS | dict(self.declared)
+        return {**ORDER_FIELDS, **LOCAL_FIELDS, **self.fields}
 
     @cached_property
     def conditions(self) -> dict[str, Condition]:
@@ -179,7 +218,7 @@ class FraudRules(_Table):
 
         def parse(text: str) -> Condition | ConditionError:
             try:
-                return parse_condition(text, self.declared)
+                return parse_condition(text, self.fields, sorted(self.lists))
             except ConditionError as error:
                 return error
 
@@ -189,6 +228,15 @@ class FraudRules(_Table):
     def evaluated(self) -> dict[str, Rule]:
         """The rules that are not off, by name, sorted."""
         return {name: rule for name, rule in sorted(self.rules.items()) if rule.mode != "off"}
+
+    @property
+    def looked_at(self) -> dict[str, frozenset[str]]:
+        """The fields that each rule looks at which is not off."""
+        conditions = self.conditions
+        return {
+            name: frozenset(rule.fields) | frozenset(conditions[name].fields if name in conditions else ())
+            for name, rule in self.evaluated.items()
+        }
 
     @property
     def widest_window(self) -> timedelta:
@@ -236,10 +284,10 @@ def _short(text: str) -> str:
 
 
 def load_rules(path: Path) -> FraudRules:
-    """Read and validate a rules file.
+    """Read and validate a rules file, and the files of its lists.
 
     Raises:
-        RulesError: the file cannot be read, is not TOML, or breaks the schema; names every offending key.
+        RulesError: a file cannot be read, is not TOML, or breaks the schema; names every offending key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -256,6 +304,8 @@ def load_rules(path: Path) -> FraudRules:
         except ValidationError as error:
             problems += error.errors()
             table = {name: value for name, value in table.items() if name not in SIX} | {"rules": {}}
+    table, unusable = _with_contents(table, path.parent)
+    problems += unusable
     try:
         rules = FraudRules.model_validate(table)
     except ValidationError as error:
@@ -264,6 +314,34 @@ def load_rules(path: Path) -> FraudRules:
         lines = "\n".join(f"  {_explain(problem)}" for problem in problems)
         raise RulesError(f"The fraud rules {path} are not usable:\n{lines}\nconf/fraud_rules.toml shows the form of each key.")
     return rules
+
+
+def _with_contents(table: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Any]]:
+    """A rules file's table with what its lists hold, and what is wrong with their files."""
+    lists, problems = table.get("lists"), list[Any]()
+    if not isinstance(lists, dict):
+        return table, problems
+    entries = dict(lists)
+    for name, entry in lists.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            continue
+        if "content" in entry:
+            problems.append({"type": "extra_forbidden", "loc": ("lists", name, "content")})
+        try:
+            entries[name] = entry | {"content": packed(read_list(folder / entry["file"]))}
+        except ListError as error:
+            problems.append({"type": "rules", "msg": f"lists.{name}.file: {error}"})
+    return table | {"lists": entries}, problems
+
+
+def files_of(path: Path) -> list[Path]:
+    """The rules file and the files of its lists, as far as it can be read: what a change of the rules can be seen by."""
+    try:
+        lists = tomllib.loads(path.read_text(encoding="utf-8")).get("lists", {}).values()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, AttributeError):
+        return [path]
+    names = [entry.get("file") for entry in lists if isinstance(entry, dict)]
+    return [path, *(path.parent / name for name in names if isinstance(name, str))]
 
 
 def _explain(error: Any) -> str:

@@ -35,6 +35,7 @@ from jobs.spark.session import job_session, run_as_program
 from streaming.kafka import kept_for
 from streaming.lakehouse.forgetting import forget_in_lakehouse
 from streaming.lakehouse.maintenance import PROPERTIES
+from streaming.rules.recorded import rules_in_force
 
 _TIME_TRAVEL = timedelta(days=7)  # of BigQuery, at most; its fail-safe is as long
 _NOT_CONFIGURED, _NOTHING = "not configured", "nothing left"
@@ -87,7 +88,7 @@ def in_postgres(settings: Settings, persons: Sequence[Forgotten], *, dry_run: bo
     dsn = settings.require("postgres_dsn")
     held = held_in_postgres(dsn, _ids(persons)) if dry_run else forget_in_postgres(dsn, persons)
     remains = "old versions of rows until Postgres vacuums; its WAL and backups, as long as you keep them"
-    return Place("Postgres", _counted({"raw_users": held}), remains)
+    return Place("Postgres", _counted(held._asdict()), remains)
 
 
 def by_a_run(settings: Settings, persons: Sequence[Forgotten], spark: SparkSession) -> Place:
@@ -128,12 +129,13 @@ def in_the_bucket(settings: Settings, persons: Sequence[Forgotten], *, dry_run: 
 def in_the_lakehouse(settings: Settings, persons: Sequence[Forgotten], spark: SparkSession, *, dry_run: bool) -> Place:
     """Erase what came with their orders."""
     try:
-        found = forget_in_lakehouse(spark, settings.lakehouse, _ids(persons), datetime.now(UTC), dry_run=dry_run)
+        declared = [(entry.since, entry.rules.fields) for entry in rules_in_force(spark, settings.lakehouse)]
+        found = forget_in_lakehouse(spark, settings.lakehouse, _ids(persons), datetime.now(UTC), declared, dry_run=dry_run)
     except PySparkException as error:
         raise LakehouseError(f"{settings.lakehouse} could not be worked through: {str(error).splitlines()[0]}") from error
     if found is None:
         return Place("lakehouse", f"nothing is archived in {settings.lakehouse}")
-    counted = _counted({"messages of bronze": found.messages, "dead letters": found.dead_letters, "files deleted": found.files})
+    counted = _counted({name.replace("_", " "): count for name, count in found._asdict().items()})
     remains = "what is not archived yet comes as it is: `finpro forget` once it is; in Cloud Storage replaced objects as above"
     return Place("lakehouse", counted, remains)
 

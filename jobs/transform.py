@@ -54,7 +54,7 @@ class Part(NamedTuple):
     anew: bool
     last: bool
 
-    def variables(self, more: Mapping[str, str]) -> list[str]:
+    def variables(self, more: Mapping[str, Any]) -> list[str]:
         """The arguments that tell dbt's project of it, and what is the same for all parts."""
         days = None if self.days is None else [(str(first), str(last)) for first, last in ranges(self.days, most=None)]
         return ["--vars", json.dumps({**more, "changed_days": days})]
@@ -97,7 +97,8 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
     """
     _require_project()
     _require_datasets(settings)
-    time_zone = load_rules(settings.rules).time_zone
+    rules = load_rules(settings.rules)
+    time_zone = rules.time_zone
     home = private_directory(finpro_home() / "dbt")
     with exclusive_lock(home / "lock", on_wait=lambda: say("another transform is at work: waiting …")), _environment(settings):
         with explained(settings):
@@ -108,7 +109,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
             parts = in_parts(builds.every_day() if days is None else days, every_day=days is None)
             if parts[0].anew:
                 builds.begin(run, time_zone)
-        more = {"run_id": run.run_id, "time_zone": time_zone}
+        more = {"run_id": run.run_id, "time_zone": time_zone, "declared_fields": rules.fields}
         for part in parts:
             chosen = select if part.last else ()
             if len(parts) > 1 and (select or not part.last):  # each part is of the days that no other brings
@@ -191,7 +192,7 @@ def _set_variables(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _build(part: Part, select: tuple[str, ...], more: Mapping[str, str], home: Path, say: Say) -> list[Any]:
+def _build(part: Part, select: tuple[str, ...], more: Mapping[str, Any], home: Path, say: Say) -> list[Any]:
     command = ["build", "--exclude-resource-type", "unit_test", *part.variables(more)]
     command += ["--full-refresh"] if part.anew else []
     command += [] if part.last else ["--indirect-selection", "cautious"]  # tests of other tables come with the last part

@@ -7,13 +7,16 @@ many at once lets malformed neighbours cancel each other out; every further chec
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
+
+from conf.conditions import Declared, DeclaredKind
 
 BIGINT_MAX = 2**63 - 1
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
@@ -39,7 +42,8 @@ MOST_LEVELS = 100
 # How the reason for an order from the future names the time of reading, where it is that which bounds it.
 TIME_OF_READING = r"lies in the future of (\S+), when it was read"
 
-# An order as it travels: its own fields, and where and when Kafka received it.
+# An order as it travels: its own fields, those of the declared ones that it has (`attributes`: a JSON object by name, in the
+# order of the names; null where it has none), and where and when Kafka received it.
 ORDER_SCHEMA = pl.Schema(
     {
         "order_id": pl.String(),
@@ -52,6 +56,7 @@ ORDER_SCHEMA = pl.Schema(
         "created_date": UTC_MICROSECONDS,
         "event_ts": UTC_MICROSECONDS,
         "source": pl.String(),
+        "attributes": pl.String(),
         "partition": pl.Int32(),
         "offset": pl.Int64(),
         "received_at": UTC_MICROSECONDS,
@@ -60,7 +65,8 @@ ORDER_SCHEMA = pl.Schema(
 
 NO_ORDERS = pl.DataFrame(schema=ORDER_SCHEMA)
 
-# What makes two messages with one order_id the same order. The text of the amount is presentation, its value is not.
+# What makes two messages with one order_id the same order. The text of the amount is presentation, its value is not. Declared
+# fields are not content: which are declared changes, and an order that is read once more has to stay the same.
 CONTENT = (
     "user_id",
     "product_id",
@@ -94,7 +100,7 @@ _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
 class _Message(msgspec.Struct, gc=False):
-    """The JSON of one message: names, types and bounds. Fields that the contract does not name are ignored."""
+    """The JSON of one message: names, types and bounds. Fields that neither the contract nor the rules name are ignored."""
 
     order_id: _Text
     user_id: _Id
@@ -109,8 +115,22 @@ class _Message(msgspec.Struct, gc=False):
     amount_numeric: Annotated[int, msgspec.Meta(ge=0, le=BIGINT_MAX)] | None = None
 
 
+_DECLARED_TYPES: dict[DeclaredKind, Any] = {
+    "string": Annotated[str, msgspec.Meta(max_length=1_024)],
+    "int": Annotated[int, msgspec.Meta(ge=-BIGINT_MAX - 1, le=BIGINT_MAX)],
+    "number": float,
+    "bool": bool,
+}
+DECLARED_DTYPES: dict[DeclaredKind, pl.DataType] = {
+    "string": pl.String(),
+    "int": pl.Int64(),
+    "number": pl.Float64(),
+    "bool": pl.Boolean(),
+}
+NOTHING_DECLARED: Declared = {}
+
 _RUN = 100  # messages that are decoded in one go, or one by one where one of them does not decode
-_decode = msgspec.json.Decoder(_Message).decode
+_Decode = Callable[[bytes], _Message]
 _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 FIELDS = _Message.__struct_fields__
 
@@ -135,7 +155,9 @@ class Contents(NamedTuple):
     dead_letters: pl.DataFrame
 
 
-def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta, read_at: datetime) -> Contents:
+def read_messages(
+    messages: pa.RecordBatch, max_future_skew: timedelta, read_at: datetime, declared: Declared = NOTHING_DECLARED
+) -> Contents:
     """Read a run of Kafka messages (MESSAGE_COLUMNS, as Spark's Kafka source gives them).
 
     Each message is in exactly one of the two results. Never raises for what a message holds.
@@ -145,11 +167,13 @@ def read_messages(messages: pa.RecordBatch, max_future_skew: timedelta, read_at:
         max_future_skew: how far the times of an order may lie ahead of its Kafka timestamp, and of `read_at`: a timestamp
             that a producer gave may itself lie in the future. A message without one is judged by `read_at` alone.
         read_at: when it is read. Of a micro-batch its own time, which is the same on a replay.
+        declared: fields that an order may have beside the contract's, and their kinds.
     """
     values = messages.column("value").to_pylist()
-    decoded, broken = _decode_each(values, _texts(messages.column("value")))
-    orders = _orders(messages, decoded)
-    checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew, read_at)))
+    decode = _decoder(tuple(sorted(declared.items())))
+    decoded, broken = _decode_each(values, _texts(messages.column("value")), decode)
+    orders = _orders(messages, decoded, declared)
+    checked = orders.with_columns(reason=pl.coalesce(*_checks(max_future_skew, read_at, declared)))
     if checked["reason"].null_count() < len(checked):
         failed = checked.filter(pl.col("reason").is_not_null()).select("row", "reason")
         broken |= dict(failed.iter_rows())
@@ -229,7 +253,15 @@ class _Decoded(NamedTuple):
     messages: list[_Message]
 
 
-def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[_Decoded, dict[int, str]]:
+@lru_cache(maxsize=16)
+def _decoder(declared: tuple[tuple[str, DeclaredKind], ...]) -> _Decode:
+    """What decodes a message that may have these fields, too: one that is missing or null is none."""
+    fields = [(name, _DECLARED_TYPES[kind] | None, None) for name, kind in declared]
+    form: type[Any] = msgspec.defstruct("_Message", fields, bases=(_Message,), gc=False) if fields else _Message
+    return msgspec.json.Decoder(form).decode
+
+
+def _decode_each(values: list[bytes | None], texts: pl.Series | None, decode: _Decode) -> tuple[_Decoded, dict[int, str]]:
     """What decodes, and row → reason for what does not."""
     decoded = _Decoded([], [])
     broken: dict[int, str] = {}
@@ -237,7 +269,7 @@ def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[_
     looked_at = texts is not None and not maybe_deep
     for first in range(0, len(values), _RUN):
         run = values[first : first + _RUN]
-        if looked_at and (messages := _decode_all(run)):
+        if looked_at and (messages := _decode_all(run, decode)):
             decoded.rows.extend(range(first, first + len(run)))
             decoded.messages.extend(messages)
             continue
@@ -247,7 +279,7 @@ def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[_
                     value.decode()  # the decoder does not look inside fields that it skips
                 if row in maybe_deep:
                     _require_levels(value)  # type: ignore[arg-type]
-                message = _decode_last(value)  # type: ignore[arg-type]
+                message = _decode_last(value, decode)  # type: ignore[arg-type]
             except (msgspec.MsgspecError, ValueError, TypeError) as error:
                 broken[row] = _why(value, error)
             else:
@@ -256,10 +288,10 @@ def _decode_each(values: list[bytes | None], texts: pl.Series | None) -> tuple[_
     return decoded, broken
 
 
-def _decode_all(values: Sequence[bytes | None]) -> list[_Message] | None:
+def _decode_all(values: Sequence[bytes | None], decode: _Decode) -> list[_Message] | None:
     """The messages in all of these; None where one does not decode at once."""
     try:
-        return list(map(_decode, values))  # type: ignore[arg-type]
+        return list(map(decode, values))  # type: ignore[arg-type]
     except (msgspec.MsgspecError, ValueError, TypeError):
         return None
 
@@ -273,15 +305,15 @@ def _with_many_openings(values: list[bytes | None], texts: pl.Series | None) -> 
     }
 
 
-def _decode_last(value: bytes) -> _Message:
+def _decode_last(value: bytes, decode: _Decode) -> _Message:
     """The message in a JSON object; of a name that is given more than once, the last value counts.
 
     The decoder refuses the first wrong value that it meets. Whether a later one takes its place is looked up then only.
     """
     try:
-        return _decode(value)
+        return decode(value)
     except msgspec.ValidationError:
-        return _decode(msgspec.json.encode(_decode_names(value)))
+        return decode(msgspec.json.encode(_decode_names(value)))
 
 
 class _TooDeep(ValueError):
@@ -309,11 +341,15 @@ def _why(value: bytes | None, error: Exception) -> str:
     return f"not JSON: {error}"
 
 
-def _orders(messages: pa.RecordBatch, decoded: _Decoded) -> pl.DataFrame:
-    """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be)."""
+def _orders(messages: pa.RecordBatch, decoded: _Decoded, declared: Declared) -> pl.DataFrame:
+    """Decoded messages as columns: ids as integers, amounts and times parsed (null where they cannot be).
+
+    Declared fields are in `attributes`, and texts among them also as they are (see `_own`).
+    """
     parsed = decoded.messages
     texts = {name: list(map(attrgetter(name), parsed)) for name in FIELDS if name not in ("user_id", "product_id")}
     fields = pl.DataFrame(texts, schema=_FIELD_SCHEMA, orient="col").with_columns(
+        *_declared_columns(parsed, declared),
         user_id=_ids("user_id", [message.user_id for message in parsed]),
         product_id=_ids("product_id", [message.product_id for message in parsed]),
         row=pl.Series(decoded.rows, dtype=pl.Int64),
@@ -333,6 +369,35 @@ def _orders(messages: pa.RecordBatch, decoded: _Decoded) -> pl.DataFrame:
         offset=pl.Series(messages.column("offset")).cast(pl.Int64),
         received_at=_received_at(messages),
     ).with_columns(declared_amount="amount_numeric", amount_numeric="amount_value")
+
+
+def _declared_columns(parsed: Sequence[_Message], declared: Declared) -> list[pl.Series]:
+    columns = {
+        name: pl.Series(name, list(map(attrgetter(name), parsed)), dtype=DECLARED_DTYPES[declared[name]])
+        for name in sorted(declared)
+    }
+    texts = [column.alias(_own(name)) for name, column in columns.items() if declared[name] == "string"]
+    return [attributes_of(list(columns.values()), len(parsed)), *texts]
+
+
+def _own(name: str) -> str:
+    """The column of a declared field, which may be called as another column is."""
+    return f"attributes.{name}"
+
+
+def attributes_of(fields: Sequence[pl.Series], orders: int) -> pl.Series:
+    """The column `attributes` of so many orders, of declared fields in the order of their names."""
+    if not fields:
+        return pl.repeat(None, orders, dtype=pl.String, eager=True).alias("attributes")
+    # A field that is null is left out: so each is encoded by itself, and stands without its braces.
+    parts = [
+        pl.when(pl.col(field.name).is_not_null()).then(
+            pl.struct(field.name).struct.json_encode().str.strip_prefix("{").str.head(-1)
+        )
+        for field in fields
+    ]
+    members = pl.concat_str(parts, separator=",", ignore_nulls=True)
+    return pl.DataFrame(fields).select(attributes=pl.when(members != "").then("{" + members + "}")).to_series()
 
 
 _FIELD_SCHEMA = {
@@ -388,7 +453,7 @@ def _second_fraction(time: str, fraction: str | None) -> str:
     return f".{fraction[:6].ljust(6, '0')}"
 
 
-def _checks(max_future_skew: timedelta, read_at: datetime) -> list[pl.Expr]:
+def _checks(max_future_skew: timedelta, read_at: datetime, declared: Declared) -> list[pl.Expr]:
     """Each check is null where an order passes, and says what is wrong where it does not; the first one speaks."""
     reading = pl.lit(read_at).cast(UTC_MICROSECONDS)
     has_timestamp = pl.col("received_at") != NO_TIMESTAMP
@@ -440,6 +505,11 @@ def _checks(max_future_skew: timedelta, read_at: datetime) -> list[pl.Expr]:
             "event_ts is not an ISO 8601 timestamp with offset",
         ),
         *(pl.when(pl.col(name) > latest).then(pl.lit(name) + ahead) for name in ("created_date", "event_ts")),
+        *(
+            _fails(pl.col(_own(name)).str.contains("\0", literal=True), f"{name} holds a NUL character")
+            for name, kind in sorted(declared.items())
+            if kind == "string"
+        ),
     ]
 
 

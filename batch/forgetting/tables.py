@@ -1,5 +1,7 @@
 """BigQuery: pseudonyms in every table of the three datasets that says who a user is, the history of users among them.
 
+Of their orders the declared fields go.
+
 Which tables these are is asked, not known: dimensions, marts, history in all its states, rows that broke a test, staging.
 """
 
@@ -9,7 +11,7 @@ from google.api_core.exceptions import NotFound
 from google.cloud.bigquery import ArrayQueryParameter, QueryJobConfig, ScalarQueryParameter, Table
 
 from batch.bigquery import Client
-from batch.forgotten import PERSONAL
+from batch.forgotten import ATTRIBUTES, PERSONAL
 from batch.google_cloud import bigquery_client, explained, open_dataset
 from conf.settings import DATASETS, Settings
 
@@ -41,14 +43,16 @@ def _tables(settings: Settings, client: Client) -> Iterator[tuple[Table, list[st
             except NotFound:  # staging that was dropped meanwhile
                 continue
             names = {field.name for field in table.schema}
-            if "user_id" in names and (personal := [column for column in PERSONAL if column in names]):
+            if "user_id" in names and (personal := [column for column in (*PERSONAL, ATTRIBUTES) if column in names]):
                 yield table, personal
 
 
 def _forget_in(client: Client, table: str, columns: list[str], users: Collection[int], *, dry_run: bool) -> int:
     """The number of rows of a table that held somebody."""
-    texts = {column: f"concat(@{column}_before, cast(user_id as string), @{column}_after)" for column in columns}
-    is_held = " or ".join(f"`{column}` != {text}" for column, text in texts.items())  # what is null says nothing
+    named = [column for column in columns if column != ATTRIBUTES]
+    texts = {column: f"concat(@{column}_before, cast(user_id as string), @{column}_after)" for column in named}
+    held_by = [f"`{column}` != {text}" for column, text in texts.items()]  # what is null says nothing
+    is_held = " or ".join([*held_by, *(f"`{column}` is not null" for column in columns if column == ATTRIBUTES)])
     where = f"user_id in unnest(@users) and ({is_held})"
     config = QueryJobConfig(
         use_query_cache=False,
@@ -56,7 +60,7 @@ def _forget_in(client: Client, table: str, columns: list[str], users: Collection
             ArrayQueryParameter("users", "INT64", sorted(users)),
             *(
                 ScalarQueryParameter(f"{column}_{side}", "STRING", getattr(PERSONAL[column], side))
-                for column in columns
+                for column in named
                 for side in ("before", "after")
             ),
         ],
@@ -64,6 +68,7 @@ def _forget_in(client: Client, table: str, columns: list[str], users: Collection
     (row,) = client.query(f"select count(*) as held from `{table}` where {where}", job_config=config).result()
     held = int(row["held"])
     if held and not dry_run:
-        changes = ", ".join(f"`{column}` = if(`{column}` is null, null, {text})" for column, text in texts.items())
-        client.query(f"update `{table}` set {changes} where {where}", job_config=config).result()
+        changes = [f"`{column}` = if(`{column}` is null, null, {text})" for column, text in texts.items()]
+        changes += [f"`{column}` = null" for column in columns if column == ATTRIBUTES]
+        client.query(f"update `{table}` set {', '.join(changes)} where {where}", job_config=config).result()
     return held

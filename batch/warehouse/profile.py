@@ -96,7 +96,7 @@ _POSTGRES = _Dialect(
         "DATE": "{} - date '1970-01-01'",
     },
     text={
-        "STRING": "coalesce({}, chr(30))",
+        "STRING": "coalesce({}::text, chr(30))",
         "BOOL": "coalesce({}::text, chr(30))",
         # Most arrays are empty, and that is seen in a third of the time that it takes to join one.
         "ARRAY<STRING>": "case when cardinality({0}) > 0 then array_to_string({0}, ',') else '' end",

@@ -48,6 +48,7 @@ _TYPES = {
     "boolean": _Type("BOOL", "{}", pa.bool_()),
     "text": _Type("STRING", "{}", pa.string()),
     "character varying": _Type("STRING", "{}", pa.string()),
+    "jsonb": _Type("STRING", "{}::text", pa.string()),  # its text, which the reconciliation can compare: see decision 31
     "date": _Type("DATE", "{}", pa.date32()),
     "timestamp with time zone": _Type("TIMESTAMP", "{}", pa.timestamp("us", "UTC")),
     "text[]": _Type("ARRAY<STRING>", "{}", pa.list_(pa.string())),

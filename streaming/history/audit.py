@@ -25,6 +25,7 @@ from streaming.history.differences import (
     unknown_orders,
 )
 from streaming.history.rescreening import Period
+from streaming.lakehouse.erased_messages import ERASED_HEADER
 
 # One row a difference. `streamed` and `expected` are reasons, those of shadow rules so named; null where there are none.
 FINDING = (
@@ -105,7 +106,9 @@ def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
     unknown = unknown_orders(messages, lakehouse.silver, period)
     findings = _findings(orders, dead_letters, unknown)
     if not (orders.isEmpty() and dead_letters.isEmpty()):
-        explained = causes(orders, dead_letters, messages, lakehouse.history, reached)
+        is_erased = F.exists("headers", lambda header: header["key"] == ERASED_HEADER)
+        erased = lakehouse.bronze.where(is_erased).select("partition", "offset")
+        explained = causes(orders, dead_letters, messages, lakehouse.history, reached, erased)
         findings = findings.drop("cause", "why").join(explained, ["partition", "offset", "wrong"], "left")
     findings = _with_default_causes(findings).persist()
     found = {(row["wrong"], row["cause"]): row["count"] for row in findings.groupBy("wrong", "cause").count().collect()}

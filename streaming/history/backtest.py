@@ -14,6 +14,7 @@ import polars as pl
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
+from conf.conditions import ORDER_FIELDS
 from conf.rules import FraudRules
 from streaming.contract import LABEL_HEADER
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
@@ -21,8 +22,8 @@ from streaming.screening.verdicts import decode_evidence
 
 # What makes orders alike. Reasons and labels are sorted text, joined by commas: those in force, and the candidate's.
 ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label")
-_LOOKED_AT = ("event_ts", "order_id", "user_id", "product_id", "quantity", "amount_numeric", "country")
-_EXAMPLE = (*_LOOKED_AT, "evidence")
+_SHOWN = ("event_ts", "order_id", "user_id", "product_id", "quantity", "amount_numeric", "country")
+_EXAMPLE = (*_SHOWN, "evidence")
 GROUPS = """
     day date, rules_version string, before string, shadow_before string, after string, shadow_after string, label string,
     orders bigint, amount decimal(38,0), examples array<struct<
@@ -134,8 +135,13 @@ def orders_in_force(silver: DataFrame, labels: DataFrame | None, period: Period,
         rules: the candidate, whose widest window says how far neighbours are.
     """
     around = period.widened(rules.widest_window)
+    looked_at = set[str]().union(*rules.looked_at.values())
+    # A lakehouse of an earlier version has them once the archive has started.
+    attributes = F.col("attributes") if "attributes" in silver.columns else F.lit(None).cast("string")
     orders = silver.where(around.touches(F.col("event_date")) & around.holds(F.col("event_ts"))).select(
-        *_LOOKED_AT,
+        *_SHOWN,
+        *sorted(looked_at & (ORDER_FIELDS.keys() - set(_SHOWN))),
+        *([attributes.alias("attributes")] if looked_at & rules.fields.keys() else []),
         F.array_join(F.array_sort("reasons"), ",").alias("before"),
         F.array_join(F.array_sort("shadow_reasons"), ",").alias("shadow_before"),
         "rules_version",
@@ -236,7 +242,7 @@ def _shown_for(alike: Alike) -> list[tuple[str, str]]:
 
 
 def _example(rule: str, kind: str, order: dict[str, Any]) -> Example:
-    shown = {name: order[name] for name in _LOOKED_AT}
+    shown = {name: order[name] for name in _SHOWN}
     shown["event_ts"] = order["event_ts"].astimezone(UTC)  # Spark gives local time without saying so
     return Example(rule, kind, shown, _evidence(order["evidence"], rule))
 

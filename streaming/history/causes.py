@@ -37,6 +37,7 @@ RULES_CHANGED = "rules changed"
 NOT_SCREENED = "not screened yet"
 NOT_ARCHIVED = "not archived yet"
 STORED_FIRST = "stored first"
+FORGOTTEN = "forgotten"
 UNEXPLAINED = "unexplained"
 
 _KEY = ("partition", "offset", "wrong")
@@ -58,7 +59,12 @@ class Reached(NamedTuple):
 
 
 def causes(
-    orders: DataFrame, dead_letters: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], reached: Reached
+    orders: DataFrame,
+    dead_letters: DataFrame,
+    messages: DataFrame,
+    history: Sequence[RulesInForce],
+    reached: Reached,
+    erased: DataFrame,
 ) -> DataFrame:
     """What explains differences: `partition`, `offset`, `wrong`, `cause` and `why`; nothing for one that is unexplained.
 
@@ -68,6 +74,7 @@ def causes(
         messages: of `differences.judged`.
         history: which rules were in force when.
         reached: how far the streams had come.
+        erased: `partition` and `offset` of the messages of people who are forgotten, which lack the fields that rules declared.
     """
     kinds = {row["kind"] for row in orders.select(F.explode("wrong").alias("kind")).distinct().collect()}
     found = [
@@ -79,6 +86,15 @@ def causes(
         found.append(_pattern_causes(_of_kind(orders, REASONS_MISSING), messages, history, reached.screened))
     if REASONS_SURPLUS in kinds:
         found.append(_other_rules(_of_kind(orders, REASONS_SURPLUS), messages, history))
+    looking = {
+        name for entry in history for name, fields in entry.rules.looked_at.items() if fields & entry.rules.fields.keys()
+    }
+    if looking:
+        found += [
+            _forgotten(_of_kind(orders, kind), kind, sorted(looking), messages, history, erased)
+            for kind in (REASONS_MISSING, REASONS_SURPLUS)
+            if kind in kinds
+        ]
     if reached.verdicts is not None:
         found += [_announced(_of_kind(orders, kind), kind, reached.verdicts) for kind in (ORDER_MISSING, REASONS_MISSING)]
     if reached.dead_letters is not None:
@@ -130,6 +146,38 @@ def _stored_first(orders: DataFrame) -> DataFrame:
     )
     is_behind = (F.col("earlier.partition") == F.col("partition")) & (F.col("earlier.offset") < F.col("offset"))
     return _caused(orders.where(~is_behind), NOT_THE_FIRST, STORED_FIRST, why)
+
+
+# --- what is forgotten -----------------------------------------------------------------------------------------------
+
+
+def _forgotten(
+    orders: DataFrame,
+    wrong: str,
+    looking: Sequence[str],
+    messages: DataFrame,
+    history: Sequence[RulesInForce],
+    erased: DataFrame,
+) -> DataFrame:
+    """Orders whose every missing or surplus reason is of a rule that looks at declared fields, which an order near has lost.
+
+    Args:
+        orders: that have such a difference.
+        wrong: which.
+        looking: the rules that look at declared fields.
+        messages: of `differences.judged`.
+        history: which rules were in force when.
+        erased: of `causes`.
+    """
+    reasons = F.col("missing" if wrong == REASONS_MISSING else "surplus")
+    ours = F.array(*(F.lit(name + kind) for name in looking for kind in ("", SHADOW)))
+    theirs = messages.where(F.col("role") == STANDING).join(erased, ["partition", "offset"], "left_semi")
+    theirs = theirs.select(F.col("product_id").alias("of_product"), F.unix_micros("event_ts").alias("moment"))
+    distance = 2 * widest_window(history) // timedelta(microseconds=1)
+    is_near = (F.col("of_product") == F.col("product_id")) & (F.abs(F.unix_micros("event_ts") - F.col("moment")) <= distance)
+    rows = orders.where(F.size(F.array_except(reasons, ours)) == 0).join(theirs, is_near, "left_semi")
+    why = F.lit("it, or an order near it, is of somebody who is forgotten: what the rule looked at is erased")
+    return _caused(rows, wrong, FORGOTTEN, why)
 
 
 # --- missing reasons -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructField, StructType
 
+from conf.conditions import Declared
 from conf.errors import LakehouseError
 from conf.rules import FraudRules
 from streaming.contract import CONTENT, FRAUD, NO_TIMESTAMP, TIME_OF_READING
@@ -139,6 +140,9 @@ def read_messages_of(lakehouse: Snapshot, since: datetime | None, dead_letters: 
     """Messages read by the contract (`history.ORDERS`): all that can matter to orders of `since` or later.
 
     Nobody receives an order before it happens, but for the skew that the rules allow; a late one may come at any time.
+    A message is read by the rules that were in force at its Kafka timestamp; where its dead letter says that a field is of
+    another kind than was declared later, before the stream read it, by those.
+
     When the stream read a message is known where its dead letter says that this was too early, in quarantine or among the
     `dead_letters` that are not there yet (`partition`, `offset`, `reason`). All others are read now: later, so that what is
     ahead of its reading now was so then.
@@ -151,20 +155,36 @@ def read_messages_of(lakehouse: Snapshot, since: datetime | None, dead_letters: 
         days, moment = F.col("received_date"), F.col("timestamp")
         is_undated = (days == F.lit(NO_TIMESTAMP.date())) & (moment == F.lit(NO_TIMESTAMP))
         bronze = bronze.where((Period(earliest, None).touches(days) & (moment >= F.lit(earliest))) | is_undated)
-    skew_then = at(F.col("timestamp"), history, _skew_us)
-    skews = sorted({entry.rules.max_future_skew for entry in history})
+    ever_declared = {name: kind for entry in history for name, kind in entry.rules.fields.items()}
+    ways: list[tuple[timedelta, Declared]] = []
+    for entry in history:
+        if _way(entry.rules) not in ways:
+            ways.append(_way(entry.rules))
+    way_then = at(F.col("timestamp"), history, lambda rules: ways.index(_way(rules)))
     parts = [
         orders_of(
-            bronze if len(skews) == 1 else bronze.where(skew_then == skew // timedelta(microseconds=1)),
-            skew,
-            lakehouse.looked_at,
+            bronze if len(ways) == 1 else bronze.where(way_then == number), skew, lakehouse.looked_at, declared, ever_declared
         )
-        for skew in skews
+        for number, (skew, declared) in enumerate(ways)
     ]
     read, told = reduce(DataFrame.unionByName, parts), _told(lakehouse.quarantine)
+    if any(entry.rules.fields != ever_declared for entry in history):
+        read = _read_as_declared_later(read, bronze, lakehouse, max(skew for skew, _ in ways), ever_declared)
     if dead_letters is not None:
         told = told.unionByName(_told(dead_letters))
     return read if told.isEmpty() else _read_as_told(read, told, history)
+
+
+def _read_as_declared_later(
+    read: DataFrame, bronze: DataFrame, lakehouse: Snapshot, skew: timedelta, ever_declared: Declared
+) -> DataFrame:
+    """Messages (`history.ORDERS`), with a `reason` for those that quarantine has, and that break a declaration of any rules."""
+    given = lakehouse.quarantine.select(*_POSITION).distinct()
+    disputed = read.where(F.col("reason").isNull()).join(given, list(_POSITION), "left_semi").select(*_POSITION)
+    again = orders_of(bronze.join(disputed, list(_POSITION), "left_semi"), skew, lakehouse.looked_at, ever_declared)
+    refused = again.where(F.col("reason").isNotNull()).select(*_POSITION, F.col("reason").alias("refused"))
+    both = read.join(refused, list(_POSITION), "left")
+    return both.withColumn("reason", F.coalesce("reason", "refused")).select(*read.columns)
 
 
 def _told(dead_letters: DataFrame) -> DataFrame:
@@ -181,6 +201,11 @@ def _read_as_told(read: DataFrame, told: DataFrame, history: Sequence[RulesInFor
     was_ahead = newest_us > F.unix_micros("told_at") + at(F.col("received_at"), history, _skew_us)
     reason = F.coalesce("reason", F.when(was_ahead, F.col("told")))
     return read.join(first, list(_POSITION), "left").withColumn("reason", reason).select(*read.columns)
+
+
+def _way(rules: FraudRules) -> tuple[timedelta, Declared]:
+    """All by which rules decide how a message is read."""
+    return rules.max_future_skew, rules.fields
 
 
 def _skew_us(rules: FraudRules) -> int:

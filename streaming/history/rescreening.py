@@ -21,16 +21,17 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
+from conf.conditions import Declared
 from conf.errors import SettingsError
 from conf.rules import FraudRules
-from streaming.contract import MESSAGE_COLUMNS, read_messages
+from streaming.contract import MESSAGE_COLUMNS, NOTHING_DECLARED, Contents, read_messages
 from streaming.rules.rules import findings
 from streaming.screening.verdicts import bits_of, evidence_of, names_of, reason_lists
 
 ORDERS = """
     order_id string, user_id bigint, product_id bigint, quantity bigint, amount string, amount_numeric bigint, country string,
-    created_date timestamp, event_ts timestamp, source string, partition int, offset bigint, received_at timestamp,
-    reason string
+    created_date timestamp, event_ts timestamp, source string, attributes string, partition int, offset bigint,
+    received_at timestamp, reason string
 """
 # What re-screening adds to an order; evidence is a JSON object by reason, null where the order has none.
 FOUND = StructType(
@@ -93,16 +94,38 @@ def _moment(option: str, text: str | None, time_zone: str) -> datetime | None:
         raise SettingsError(message) from error
 
 
-def orders_of(bronze: DataFrame, max_future_skew: timedelta, read_at: datetime) -> DataFrame:
+def orders_of(
+    bronze: DataFrame,
+    max_future_skew: timedelta,
+    read_at: datetime,
+    declared: Declared = NOTHING_DECLARED,
+    ever_declared: Declared = NOTHING_DECLARED,
+) -> DataFrame:
     """Archived messages (`contract.MESSAGE_COLUMNS`) read by the contract at `read_at`: ORDERS, one row a message.
 
     `reason` says why a message is a dead letter, which has no other columns than its position and `received_at`; it is
     null for an order. What only several messages together show (an order_id used twice) is not looked at.
+
+    Args:
+        bronze: messages.
+        max_future_skew: as for `read_messages`.
+        read_at: as for `read_messages`.
+        declared: the fields that decide what is a dead letter.
+        ever_declared: the fields that are among an order's attributes where it has them: other rules may look at them.
     """
+
+    def contents_of(batch: pa.RecordBatch) -> Contents:
+        contents = read_messages(batch, max_future_skew, read_at, declared)
+        if not ever_declared or ever_declared == declared:
+            return contents
+        position = ["partition", "offset"]
+        more = read_messages(batch, max_future_skew, read_at, ever_declared).orders
+        more = more.join(contents.dead_letters, on=position, how="anti")
+        return contents._replace(orders=pl.concat([more, contents.orders.join(more, on=position, how="anti")]))
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            contents = read_messages(batch, max_future_skew, read_at)
+            contents = contents_of(batch)
             dead_letters = contents.dead_letters.select("partition", "offset", "received_at", "reason")
             yield from _to_spark(pl.concat([contents.orders, dead_letters], how="diagonal"), schema)
 
@@ -115,7 +138,8 @@ def rescreened(orders: DataFrame, rules: FraudRules) -> DataFrame:
 
     Args:
         orders: one row an order; at least the columns that the rules look at: order_id, user_id, product_id, quantity,
-            amount_numeric, country, event_ts. To judge a period, hand over the orders of the widest window around it too.
+            amount_numeric, country, event_ts, and attributes where they look at declared fields. To judge a period, hand over
+            the orders of the widest window around it too.
         rules: to screen by.
     """
     return rescreen(orders, rules, _as_found, StructType([*orders.schema, *FOUND]))

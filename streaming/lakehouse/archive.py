@@ -93,8 +93,9 @@ def verdicts(messages: DataFrame) -> DataFrame:
     fields = F.from_json(F.col("value").cast("string"), _JSON)
     typed = {field.name: fields[field.name].try_cast(field.dataType) for field in _VERDICT}
     typed["shadow_reasons"] = F.coalesce(typed["shadow_reasons"], F.array().cast("array<string>"))
+    required = {field.name: typed[field.name] for field in _VERDICT if not field.nullable}
     columns = messages.select(_place(), "partition", "offset", *(column.alias(name) for name, column in typed.items()))
-    return columns.withColumns({"event_date": F.to_date("event_ts"), "is_readable": _all_there(typed)})
+    return columns.withColumns({"event_date": F.to_date("event_ts"), "is_readable": _all_there(required)})
 
 
 def merge_into_silver(lakehouse: str) -> SinkFunction:

@@ -1,7 +1,8 @@
 """What is left of a message of somebody who is forgotten: as much as verdicts, and the proof of them, are made of.
 
-Of an order that is what the contract names; other fields, values that a later one of the same name has replaced, headers and
-a key of its own go. Of a message that breaks the contract nothing is left but whose it was: it still breaks it.
+Of an order that is what the contract names; other fields, declared or not, values that a later one of the same name has
+replaced, headers and a key of its own go. Of a message that breaks the contract nothing is left but whose it was: it still
+breaks it.
 """
 
 import json
@@ -15,7 +16,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from streaming.contract import FIELDS, LABEL_HEADER, LATEST, NO_TIMESTAMP, read_messages
+from conf.conditions import Declared
+from streaming.contract import FIELDS, LABEL_HEADER, LATEST, NO_TIMESTAMP, NOTHING_DECLARED, read_messages
 
 # The header of a message that is not as it was received any more; its value says since when.
 ERASED_HEADER = "forgotten"
@@ -46,17 +48,20 @@ class Left(NamedTuple):
     is_new: bool
 
 
-def left_of(messages: pa.RecordBatch, users: Set[int], erased_at: str) -> dict[int, Left]:
+def left_of(
+    messages: pa.RecordBatch, users: Set[int], erased_at: str, declared: Declared = NOTHING_DECLARED
+) -> dict[int, Left]:
     """Row → what is left of that message: of those of these users that hold more, and of all of theirs that break the contract.
 
     Args:
         messages: columns `value`, `key` and `headers`, as bronze has them.
         users: who is forgotten.
         erased_at: the time that marks what is erased now, as text.
+        declared: the fields that were declared when they were received.
     """
     values, keys, headers = (messages.column(name) for name in ("value", "key", "headers"))
     left = {}
-    for row, user_id, is_dead_letter in _messages_of(values, users):
+    for row, user_id, is_dead_letter in _messages_of(values, users, declared):
         value, key, given = values[row].as_py(), keys[row].as_py(), headers[row].as_py()
         kept = dead_letter_of(user_id) if is_dead_letter else _order_alone(value)
         kept_key = None if is_dead_letter else _key_alone(key, kept)
@@ -74,7 +79,7 @@ def dead_letter_of(user_id: int) -> bytes:
     return b'forgotten, of "user_id": %d' % user_id
 
 
-def _messages_of(values: pa.Array, users: Set[int]) -> list[tuple[int, int, bool]]:
+def _messages_of(values: pa.Array, users: Set[int], declared: Declared) -> list[tuple[int, int, bool]]:
     """The messages of these users: row, user, and whether it breaks the contract; no time does, as all have long been read."""
     count = len(values)
     read = read_messages(
@@ -89,6 +94,7 @@ def _messages_of(values: pa.Array, users: Set[int]) -> list[tuple[int, int, bool
         ),
         timedelta(0),
         LATEST,
+        declared,
     )
     orders = read.orders.filter(pl.col("user_id").is_in(list(users))).select("offset", "user_id").iter_rows()
     found = [(row, user_id, False) for row, user_id in orders]

@@ -1,12 +1,13 @@
 """Somebody is forgotten in the lakehouse: their messages in bronze and dead letters in quarantine say only what they have to.
 
-What was replaced is deleted at once, and with it the way back to versions of before. Silver holds an order's fields and
-nothing else: of these the user's number is the only one that tells of a person.
+What was replaced is deleted at once, and with it the way back to versions of before. In silver their orders lose the declared
+fields: of the others the user's number is the only one that tells of a person.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime
-from functools import partial
+from functools import partial, reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import BooleanType, StructField, StructType
 
+from conf.conditions import Declared
 from conf.errors import LakehouseError
+from streaming.contract import NOTHING_DECLARED
 from streaming.lakehouse.erased_messages import left_of
 from streaming.lakehouse.maintenance import deleted_by_vacuum
-from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, Table, commit, is_among, same
+from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, commit, is_among, same
 from streaming.small_files import Folder
 
 _POSITION = ("topic", "partition", "offset", "received_date")
@@ -37,17 +40,24 @@ _ORPHANS_HOURS = 24
 
 
 class Forgot(NamedTuple):
-    """What was erased: messages of bronze, dead letters of quarantine, and how many replaced files were deleted."""
+    """What was erased: messages of bronze, verdicts of silver, dead letters of quarantine, and replaced files."""
 
-    messages: int
+    messages_of_bronze: int
+    verdicts: int
     dead_letters: int
-    files: int
+    files_deleted: int
 
 
 def forget_in_lakehouse(
-    spark: SparkSession, lakehouse: str, users: Collection[int], erased_at: datetime, *, dry_run: bool
+    spark: SparkSession,
+    lakehouse: str,
+    users: Collection[int],
+    erased_at: datetime,
+    declared: Sequence[tuple[datetime, Declared]],
+    *,
+    dry_run: bool,
 ) -> Forgot | None:
-    """Erase what bronze and quarantine hold of these users beyond the contract, and the files that held it.
+    """Erase what bronze, silver and quarantine hold of these users beyond the contract, and the files that held it.
 
     All of bronze is read. Beside the archive this is safe: see `tables.commit`. Who reads a table meanwhile may miss a file.
 
@@ -56,6 +66,7 @@ def forget_in_lakehouse(
         lakehouse: a path, or gs://bucket/folder.
         users: who is forgotten.
         erased_at: marks the messages that are changed.
+        declared: which fields the rules declared since when, the oldest first.
         dry_run: count only.
 
     Returns:
@@ -68,20 +79,30 @@ def forget_in_lakehouse(
     if not DeltaTable.isDeltaTable(spark, bronze):
         return None
     _require_no_draft(spark, lakehouse)
-    left = _left(spark.read.format("delta").load(bronze), frozenset(users), erased_at).persist()
-    dead_letters = _dead_letters(spark.read.format("delta").load(quarantine), left, frozenset(users), erased_at).persist()
+    ever = {name: kind for _, fields in declared for name, kind in fields.items()}
+    messages = _as_declared(spark.read.format("delta").load(bronze), declared)
+    left = reduce(DataFrame.unionByName, (_left(part, frozenset(users), erased_at, then) for part, then in messages)).persist()
+    dead_letters = _dead_letters(spark.read.format("delta").load(quarantine), left, frozenset(users), erased_at, ever).persist()
+    has_attributes = F.col("user_id").isin(list(users)) & F.col("attributes").isNotNull()
+    silver = DeltaTable.forPath(spark, SILVER_ORDERS.path(lakehouse))
     try:
         new = left.where("is_new")
-        messages, dead_letter_count = new.count(), dead_letters.count()
-        files = 0
+        changed, dead_letter_count, files = new.count(), dead_letters.count(), 0
+        verdicts = silver.toDF().where(has_attributes).count() if "attributes" in silver.toDF().columns else 0
         if not dry_run:
             _replace(spark, lakehouse, BRONZE_ORDERS, new, ("value", "key", "headers"))
             _replace(spark, lakehouse, QUARANTINE_ORDERS, dead_letters, ("value",))
-            files = sum(_delete_replaced(spark, lakehouse, table) for table in (BRONZE_ORDERS, QUARANTINE_ORDERS))
+            tables = [BRONZE_ORDERS, QUARANTINE_ORDERS]
+            if verdicts:
+                commit(lakehouse, SILVER_ORDERS, lambda: silver.update(has_attributes, {"attributes": F.lit(None)}))
+            if ever:
+                _purge(spark, lakehouse, SILVER_ORDERS)
+                tables.append(SILVER_ORDERS)
+            files = sum(_delete_replaced(spark, lakehouse, table) for table in tables)
     finally:
         left.unpersist()
         dead_letters.unpersist()
-    return Forgot(messages, dead_letter_count, files)
+    return Forgot(changed, verdicts, dead_letter_count, files)
 
 
 def _require_no_draft(spark: SparkSession, lakehouse: str) -> None:
@@ -92,13 +113,25 @@ def _require_no_draft(spark: SparkSession, lakehouse: str) -> None:
         )
 
 
-def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
+def _as_declared(messages: DataFrame, declared: Sequence[tuple[datetime, Declared]]) -> list[tuple[DataFrame, Declared]]:
+    """Messages (of bronze) divided by the fields that were declared when they were received."""
+    if not declared:
+        return [(messages, NOTHING_DECLARED)]
+    changes = [(since, fields) for (_, before), (since, fields) in pairwise(declared) if fields != before]
+    parts, until_now = [], F.lit(True)
+    for since, fields in reversed(changes):
+        parts.append((messages.where(until_now & (F.col("timestamp") >= F.lit(since))), fields))
+        until_now = F.col("timestamp") < F.lit(since)
+    return [*parts, (messages.where(until_now), declared[0][1])]
+
+
+def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime, declared: Declared) -> DataFrame:
     """What is left of these users' messages (of bronze): _LEFT, of those alone that hold more or break the contract."""
     schema, at = to_arrow_schema(_LEFT, timezone="UTC"), erased_at.isoformat(timespec="seconds")
 
     def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            found = left_of(batch, users, at)
+            found = left_of(batch, users, at, declared)
             places = batch.select(_POSITION).take(pa.array(found.keys(), pa.int64())).to_pylist()
             rows = [place | one._asdict() for place, one in zip(places, found.values(), strict=True)]
             if rows:
@@ -107,7 +140,9 @@ def _left(messages: DataFrame, users: frozenset[int], erased_at: datetime) -> Da
     return messages.select(*_POSITION, "value", "key", "headers").mapInArrow(find, _LEFT)
 
 
-def _dead_letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime) -> DataFrame:
+def _dead_letters(
+    quarantine: DataFrame, left: DataFrame, users: frozenset[int], erased_at: datetime, ever_declared: Declared
+) -> DataFrame:
     """What is left of these users' dead letters: a position and a value, of those alone that hold more.
 
     Whose a dead letter is says its own message in bronze, of which a large one has the beginning only; or, where the archive
@@ -115,7 +150,7 @@ def _dead_letters(quarantine: DataFrame, left: DataFrame, users: frozenset[int],
     """
     own = quarantine.select("*", F.lit(None).cast("binary").alias("key"))
     own = own.withColumn("headers", F.lit(None).cast(_TYPES["headers"].dataType))
-    of_themselves = _left(own, users, erased_at).where("is_new").select(*_POSITION, "value")
+    of_themselves = _left(own, users, erased_at, ever_declared).where("is_new").select(*_POSITION, "value")
     of_bronze = left.where("is_dead_letter").select(*_POSITION, F.col("value").alias("left"))
     of_bronze = quarantine.join(of_bronze, list(_POSITION)).where(F.col("value") != F.col("left"))
     of_bronze = of_bronze.select(*_POSITION, F.col("left").alias("value"))
@@ -134,6 +169,12 @@ def _replace(spark: SparkSession, lakehouse: str, table: Table, rows: DataFrame,
         stored.merge(rows.alias("new"), is_there).whenMatchedUpdate(set={name: f"new.{name}" for name in columns}).execute()
 
     commit(lakehouse, table, write)
+
+
+def _purge(spark: SparkSession, lakehouse: str, table: Table) -> None:
+    """Write those files anew that hold rows which are only marked as deleted."""
+    path = table.path(lakehouse).replace("`", "``")
+    commit(lakehouse, table, lambda: spark.sql(f"reorg table delta.`{path}` apply (purge)"))
 
 
 def _delete_replaced(spark: SparkSession, lakehouse: str, table: Table) -> int:

@@ -87,7 +87,10 @@ SILVER = _columns(
         "rules_version": StringType(),  # these two are of the verdict that last added something
         "screened_at": TimestampType(),
     },
-    optional={"event_date": DateType()},  # day of `event_ts`, UTC
+    optional={
+        "event_date": DateType(),  # day of `event_ts`, UTC
+        "attributes": StringType(),  # the declared fields that the order has: a JSON object by name
+    },
 )
 
 # A dead letter: one row a message of `orders` that could not be read, by its position there.
@@ -152,7 +155,7 @@ def quarantine_orders(lakehouse: str) -> str:
 
 
 def create_tables(spark: SparkSession, lakehouse: str) -> None:
-    """Create those of the tables that do not exist.
+    """Create those of the tables that do not exist, and add the columns that a table of an earlier version lacks.
 
     Raises:
         LakehouseError: the lakehouse cannot be written.
@@ -163,11 +166,21 @@ def create_tables(spark: SparkSession, lakehouse: str) -> None:
             for key, value in table.properties.items():
                 builder = builder.property(key, value)
             commit(lakehouse, table, builder.partitionedBy(table.day).execute)
+            _add_columns(spark, lakehouse, table)
     except (OSError, Py4JError, PySparkException) as error:
         why = str(error).strip().splitlines()[0]
         raise LakehouseError(
             f"{lakehouse} cannot be written: is FINPRO_LAKEHOUSE right, and is this user allowed there?\n({why})"
         ) from error
+
+
+def _add_columns(spark: SparkSession, lakehouse: str, table: Table) -> None:
+    """Add the optional columns that the table lacks."""
+    there = set(DeltaTable.forPath(spark, table.path(lakehouse)).toDF().columns)
+    missing = [f"{field.name} {field.dataType.simpleString()}" for field in table.schema if field.name not in there]
+    if missing:
+        path = table.path(lakehouse).replace("`", "``")
+        commit(lakehouse, table, lambda: spark.sql(f"alter table delta.`{path}` add columns ({', '.join(missing)})"))
 
 
 def bronze_ends(spark: SparkSession, lakehouse: str, topic: str) -> dict[int, int]:

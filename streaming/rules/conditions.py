@@ -10,7 +10,8 @@ from operator import and_, or_
 
 import polars as pl
 
-from conf.conditions import LOCAL_FIELDS, Kind, Term
+from conf.conditions import LOCAL_FIELDS, Declared, DeclaredKind, Kind, Term
+from streaming.rules.lists import listed
 
 _DTYPES: dict[Kind, pl.DataType] = {
     "string": pl.String(),
@@ -47,6 +48,18 @@ def with_local_fields(orders: pl.DataFrame, time_zone: str, wanted: Sequence[str
         "local_date": local.date(),
     }
     return orders.with_columns(**{name: expression for name, expression in fields.items() if name in wanted})
+
+
+def with_declared_fields(orders: pl.DataFrame, declared: Declared) -> pl.DataFrame:
+    """Orders and, out of their `attributes`, these declared fields: null where an order has none, or one of another kind."""
+    return orders.with_columns(**{name: _declared(name, kind) for name, kind in declared.items()})
+
+
+def _declared(name: str, kind: DeclaredKind) -> pl.Expr:
+    text = pl.col("attributes").str.json_path_match(f"$.{name}")
+    if kind == "bool":
+        return text.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+    return text.cast(_DTYPES[kind], strict=False)
 
 
 @lru_cache(maxsize=1_024)
@@ -113,7 +126,8 @@ def _remainder(term: Term) -> pl.Expr:
 def _first(term: Term) -> pl.Expr:
     wide = term.kind == "int" and term.bits > _WIDE_BITS
     parts = [expression(part).cast(pl.Int128) if wide else _as_number(part, term) for part in term.parts]
-    return pl.coalesce(parts)
+    # Polars' own coalesce makes one value, and no column, of a constant and a column that is all null.
+    return reduce(lambda first, second: pl.when(first.is_not_null()).then(first).otherwise(second), parts)
 
 
 _FUNCTIONS: dict[str, Callable[[Term], pl.Expr]] = {
@@ -125,6 +139,7 @@ _FUNCTIONS: dict[str, Callable[[Term], pl.Expr]] = {
     "is false": lambda term: (~expression(term.parts[0])).fill_null(value=False),
     "is null": lambda term: expression(term.parts[0]).is_null(),
     "is true": lambda term: expression(term.parts[0]).fill_null(value=False),
+    "listed": lambda term: pl.col(listed(str(term.parts[0].value), str(term.value))),
     "length": lambda term: expression(term.parts[0]).str.len_chars().cast(pl.Int64),
     "lower": lambda term: expression(term.parts[0]).str.to_lowercase(),
     "mod": _remainder,

@@ -14,10 +14,10 @@ from zoneinfo import ZoneInfo
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from conf.conditions import ORDER_FIELDS
+from conf.conditions import ORDER_FIELDS, Declared
 from conf.errors import RulesError
 from conf.rules import FraudRules, load_rules
-from streaming.contract import ORDER_SCHEMA
+from streaming.contract import DECLARED_DTYPES, ORDER_SCHEMA, attributes_of
 from streaming.rules.rules import findings
 
 _DAY = date(2026, 11, 2)  # a Monday: of an example that gives a time of day only
@@ -86,7 +86,7 @@ def _tried(rules: FraudRules, name: str, number: int, example: _Example) -> Outc
     rule = rules.rules[name].model_copy(update={"mode": "enforce"})
     alone = FraudRules.model_validate(rules.model_dump() | {"rules": {name: rule}})
     try:
-        orders = _table(example.orders, ZoneInfo(rules.time_zone))
+        orders = _table(example.orders, ZoneInfo(rules.time_zone), rules.fields)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         raise RulesError(f"rules.{name}.examples, number {number}: {error}.") from error
     hit = set(findings(orders, alone)[name].rows.tolist())
@@ -94,11 +94,12 @@ def _tried(rules: FraudRules, name: str, number: int, example: _Example) -> Outc
     return Outcome(name, number, wrong, example.hit, example.note)
 
 
-def _table(said: Sequence[dict[str, Any]], zone: ZoneInfo) -> pl.DataFrame:
+def _table(said: Sequence[dict[str, Any]], zone: ZoneInfo, declared: Declared) -> pl.DataFrame:
     """The orders of an example (columns of ORDER_SCHEMA that rules look at)."""
-    unknown = {name for order in said for name in order} - ORDER_FIELDS.keys()
+    fields = [*ORDER_FIELDS, *sorted(declared)]
+    unknown = {name for order in said for name in order}.difference(fields)
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no field of an order; the fields are {', '.join(ORDER_FIELDS)}")
+        raise ValueError(f"{', '.join(sorted(unknown))}: no field of an order; the fields are {', '.join(fields)}")
     whole = []
     for number, order in enumerate(said, 1):
         full = _ORDINARY | {"order_id": f"o{number}"} | order
@@ -106,7 +107,9 @@ def _table(said: Sequence[dict[str, Any]], zone: ZoneInfo) -> pl.DataFrame:
         full["created_date"] = _moment(order["created_date"], zone) if "created_date" in order else full["event_ts"]
         full.setdefault("amount", str(full["amount_numeric"]))
         whole.append(full)
-    return pl.DataFrame(whole, schema={name: ORDER_SCHEMA[name] for name in ORDER_FIELDS}, strict=True)
+    schema = {name: ORDER_SCHEMA[name] for name in ORDER_FIELDS} | {name: DECLARED_DTYPES[declared[name]] for name in declared}
+    orders = pl.DataFrame(whole, schema=schema, strict=True)
+    return orders.select(*ORDER_FIELDS, attributes_of([orders[name] for name in sorted(declared)], len(orders)))
 
 
 def _moment(said: Any, zone: ZoneInfo) -> datetime:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from conf.errors import FinproError, RulesError
-from conf.rules import FraudRules, load_rules
+from conf.rules import FraudRules, files_of, load_rules
 from streaming.rules.recorded import RulesInForce
 
 Record = Callable[[FraudRules, datetime], list[RulesInForce]]
-_Signature = tuple[int, int, int] | None
+_Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class RulesReport(Protocol):
@@ -30,7 +30,7 @@ class RulesReport(Protocol):
 
 
 class LiveRules:
-    """The rules in force, and the file they come from.
+    """The rules in force, and the file they come from, with those of its lists.
 
     Attributes:
         start: what was in force when the query started.
@@ -52,14 +52,18 @@ class LiveRules:
         self.start = load_rules(path)
         self._history = record(self.start, datetime.now(UTC))
         self._changing = threading.Lock()
-        self._seen = self._tried = _signature(path)
+        self._files = files_of(path)
+        self._seen = self._tried = _signature(self._files)
         self._is_refused = False
 
     def look(self) -> None:
         """Take up a changed file, or say why not, once. To be called every now and then, by one thread."""
-        before, self._seen = self._seen, _signature(self._path)
+        before, self._seen = self._seen, _signature(self._files)
         is_being_written = self._seen != before
         if is_being_written or self._seen == self._tried:
+            return
+        if (files := files_of(self._path)) != self._files:  # whether a further one is being written, the next look tells
+            self._files, self._seen = files, _signature(files)
             return
         self._tried = self._seen
         in_force = self._history[-1].rules
@@ -99,8 +103,12 @@ class LiveRules:
         return known.rules
 
 
-def _signature(path: Path) -> _Signature:
-    """Differs when the file does; None where there is none."""
+def _signature(paths: Sequence[Path]) -> _Signature:
+    """Differs when one of the files does; None stands for one that is not there."""
+    return tuple(map(_signature_of, paths))
+
+
+def _signature_of(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:

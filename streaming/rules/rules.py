@@ -14,7 +14,8 @@ import polars as pl
 from conf.conditions import LOCAL_FIELDS, Condition
 from conf.rules import Consecutive, Distinct, FraudRules, Rule, Sum
 from streaming.rules import patterns
-from streaming.rules.conditions import expression, holds, with_local_fields
+from streaming.rules.conditions import expression, holds, with_declared_fields, with_local_fields
+from streaming.rules.lists import listed, why_listed, with_lists
 from streaming.rules.patterns import Equals, Finding
 from streaming.rules.windows import Bools, Ints, ints
 
@@ -26,11 +27,12 @@ def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
         orders: to be judged, with all that may be neighbours of theirs.
         rules: in force.
     """
-    conditions = rules.conditions
-    looked_at = {name for condition in conditions.values() for name in condition.fields}
-    looked_at |= {name for rule in rules.evaluated.values() for name in _fields_of(rule)}
+    conditions, looked_at = rules.conditions, set[str]().union(*rules.looked_at.values())
     local = [name for name in LOCAL_FIELDS if name in looked_at]
-    table = _Orders(with_local_fields(orders, rules.time_zone, local) if local else orders)
+    orders = with_local_fields(orders, rules.time_zone, local) if local else orders
+    declared = {name: kind for name, kind in rules.fields.items() if name in looked_at}
+    orders = with_declared_fields(orders, declared) if declared else orders
+    table = _Orders(with_lists(orders, rules) if rules.lists else orders)
     # Beside a field, so that a condition on none has a row an order too; a number is no name of a field.
     held = table.orders.select("order_id", *(holds(one.term).alias(str(n)) for n, one in enumerate(conditions.values())))
     held = held.drop("order_id").rename(dict(zip(map(str, range(len(conditions))), conditions, strict=True)))
@@ -42,11 +44,6 @@ def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
     }
 
 
-def _fields_of(rule: Rule) -> tuple[str, ...]:
-    of = getattr(rule.pattern, "of", None)
-    return (*(rule.by or ()), *([of] if of else []))
-
-
 def _of_condition(table: "_Orders", condition: Condition, held: pl.Series) -> Finding:
     """A rule that looks at one order: the order itself is all the evidence."""
     rows = np.flatnonzero(held.to_numpy())
@@ -55,7 +52,8 @@ def _of_condition(table: "_Orders", condition: Condition, held: pl.Series) -> Fi
         value = found.select(expression(measured[0])).to_series()
         limit = measured[1].isoformat() if isinstance(measured[1], date) else measured[1]
         return Finding(rows, rows[:, None], _as_json(value), limit)
-    shown = found.select(_as_json(found[name]) for name in condition.fields)
+    reasons = [found[why_listed(*lookup)].alias(listed(*lookup)) for lookup in condition.lookups]
+    shown = found.select(*(_as_json(found[name]) for name in condition.fields), *reasons)
     return Finding(rows, rows[:, None], shown.to_struct() if condition.fields else held.gather(rows), condition.text)
 
 
@@ -107,6 +105,7 @@ class _Orders:
         """A field as integers; other values are numbered. What is null has any number: it takes no part."""
         if name not in self._values:
             column = self.orders[name]
+            column = column.cast(pl.Int64) if column.dtype == pl.Boolean else column
             if column.dtype.is_integer() or column.dtype.is_temporal():
                 self._values[name] = ints(column.to_physical().fill_null(0) if column.null_count() else column)
             else:

@@ -172,7 +172,7 @@ class _Reading:
 
 def read_arrivals(messages: pa.RecordBatch, rules: FraudRules, read_at: datetime) -> Arrivals:
     """Read messages (`contract.MESSAGE_COLUMNS`) at `read_at`, the micro-batch's own time."""
-    contents = read_messages(messages, rules.max_future_skew, read_at)
+    contents = read_messages(messages, rules.max_future_skew, read_at, rules.fields)
     return Arrivals(_reads(messages, contents.orders), contents.orders, contents.dead_letters)
 
 

@@ -47,6 +47,7 @@ _STORED = (
     "shadow_reasons",
     "rules_version",
     "screened_at",
+    "attributes",
 )
 _POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
@@ -306,6 +307,8 @@ def _copy_screened(cursor: ArrowCursor, rows: pl.DataFrame) -> None:
 
 
 def _copy(cursor: ArrowCursor, table: str, rows: pl.DataFrame, *, temporary: bool = False) -> None:
+    # ADBC copies a text byte by byte, also into a column of jsonb, whose binary form begins with the number of its version.
+    rows = rows.with_columns(attributes="\x01" + pl.col("attributes"))
     arrow = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     cursor.copy(table, arrow, temporary=temporary)
 
@@ -459,7 +462,10 @@ def _worker_producer(config: tuple[tuple[str, Any], ...]) -> ColumnProducer:
 
 
 def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
-    """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine)."""
+    """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine).
+
+    What has no declared fields says nothing of them.
+    """
     iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
     is_fraud = pl.col("given") != ""
     verdict = pl.struct(
@@ -473,6 +479,9 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
         pl.lit(rules_version).alias("rules_version"),
         iso["screened_at"],
     ).struct.json_encode()
+    if verdicts["attributes"].null_count() < len(verdicts):
+        attributes = (',"attributes":' + pl.col("attributes")).fill_null("")
+        verdict = verdict.str.strip_suffix("}") + attributes + "}"
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":' + pl.col("evidence") + "}"
     return (
         verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))

@@ -25,7 +25,7 @@ from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
 from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark, names_of
 
-_FORMAT = 2  # of what a row holds
+_FORMAT = 3  # of what a row holds
 # The reasons that there were in format 1, where an order has a bit for each and a column of evidence for each.
 _FORMER_REASONS = SIX
 
@@ -173,9 +173,14 @@ def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> 
 
 
 def in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
-    """What a segment holds, as RECENT_SCHEMA: in format 1 and before reasons were bits, and each had a column of evidence."""
+    """What a segment holds, as RECENT_SCHEMA: until format 2 without declared fields, of which there were none.
+
+    In format 1 and before reasons were bits, and each had a column of evidence.
+    """
+    if "attributes" not in orders.columns:
+        orders = orders.with_columns(attributes=pl.lit(None, pl.String))
     if orders["given"].dtype == pl.String:
-        return orders.cast(RECENT_SCHEMA)
+        return orders.select(pl.col(name).cast(dtype) for name, dtype in RECENT_SCHEMA.items())
     evidence = [f"evidence_{reason}" for reason in _FORMER_REASONS]
     parts = [pl.lit(f'"{reason}":') + pl.col(f"evidence_{reason}") for reason in _FORMER_REASONS]
     has_evidence = pl.any_horizontal(pl.col(evidence).is_not_null())

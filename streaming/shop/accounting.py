@@ -83,7 +83,7 @@ def account(settings: Settings, since: dict[str, Offsets]) -> Account:
     """
     sent, labels = _sent(settings, since[ORDERS])
     rules, now = load_rules(settings.rules), datetime.now(UTC)
-    contents = [read_messages(part, rules.max_future_skew, now) for part in sent]
+    contents = [read_messages(part, rules.max_future_skew, now, rules.fields) for part in sent]
     orders = pl.concat([part.orders for part in contents])
     unreadable = pl.concat([part.dead_letters for part in contents]).select("partition", "offset")
     stored = _stored(settings)

@@ -90,6 +90,7 @@ def _orders(spark: SparkSession, count: int) -> DataFrame:
         "created_date": F.col("event_ts"),
         "screened_at": F.col("event_ts"),
         "event_date": F.to_date("event_ts"),
+        "attributes": F.lit(None).cast("string"),
     }
     return spark.range(count).withColumns(drawn | made).withColumns(derived).select(SILVER.names)
 

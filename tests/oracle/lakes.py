@@ -54,7 +54,7 @@ class Lake:
             (one.topic, one.partition, one.offset, one.timestamp, one.value, 0, one.key, None, one.timestamp.date())
             for one in self.messages
         ]
-        silver = [tuple(row[name] for name in SILVER.names) for row in self.silver]
+        silver = [tuple(row.get(name) for name in SILVER.names) for row in self.silver]
         quarantine = [tuple(row[name] for name in QUARANTINE.names) for row in self.quarantine]
         return Snapshot(
             spark.createDataFrame(bronze, BRONZE),

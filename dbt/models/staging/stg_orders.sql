@@ -27,9 +27,13 @@ final as (
         reasons,
         rules_version,
         source,
+        attributes,
         screened_at,
         ingested_at,
         change_xid
+        {%- for name, kind in var('declared_fields').items() %},
+        {{ declared_field(name, kind) }} as {{ name }}
+        {%- endfor %}
     from raw_orders
 
 )

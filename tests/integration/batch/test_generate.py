@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from batch.forgotten import PERSONAL, Forgotten, forget_in_postgres, held_in_postgres, recorded
+from batch.forgotten import PERSONAL, Forgotten, Held, forget_in_postgres, held_in_postgres, recorded
 from batch.postgres import connect
 from batch.reference_data import Loaded, generate, users
 from conf.errors import ForgetError, PostgresError
@@ -134,7 +134,7 @@ def test_whoever_brings_somebody_again_who_is_forgotten_brings_a_pseudonym(dsn: 
     make(dsn, 5)
     before = versions(dsn)["raw_users"]
     theirs = query(dsn, "select * from raw_users where user_id = 2")[0]
-    assert forget_in_postgres(dsn, [Forgotten(2, NOW), Forgotten(4, NOW, "a ticket")]) == 2
+    assert forget_in_postgres(dsn, [Forgotten(2, NOW), Forgotten(4, NOW, "a ticket")]) == Held(2, 0)
     assert named(dsn) == {1, 3, 5}
     after = versions(dsn)["raw_users"]
     assert {user_id for user_id in after if after[user_id] != before[user_id]} == {2, 4}, "which an export takes along"
@@ -147,12 +147,12 @@ def test_whoever_brings_somebody_again_who_is_forgotten_brings_a_pseudonym(dsn: 
         cursor.execute("delete from raw_users where user_id = 2")
         cursor.execute(f"insert into raw_users values ({values})", theirs)
     assert named(dsn) == {1, 3, 5, 6}
-    assert held_in_postgres(dsn, [2, 4]) == 0
+    assert held_in_postgres(dsn, [2, 4]) == Held(0, 0)
 
     query(dsn, "alter table raw_users disable trigger user")
     query(dsn, "update raw_users set email = 'again@example.com' where user_id = 4")
     query(dsn, "alter table raw_users enable trigger user")
-    assert forget_in_postgres(dsn, [Forgotten(4, NOW)]) == 1
+    assert forget_in_postgres(dsn, [Forgotten(4, NOW)]) == Held(1, 0)
     assert named(dsn) == {1, 3, 5, 6}
     assert [(one.user_id, one.request, one.completed_at) for one in recorded(dsn)] == [(2, None, None), (4, "a ticket", None)]
 
@@ -163,5 +163,5 @@ def test_of_whom_nothing_is_known_nobody_is_forgotten(dsn: str) -> None:
     with pytest.raises(ForgetError, match="Nothing is known of user 8, 9: "):
         forget_in_postgres(dsn, [Forgotten(user_id, NOW) for user_id in (1, 9, 8)])
     assert recorded(dsn) == []
-    assert forget_in_postgres(dsn, [Forgotten(3, NOW)]) == 0, "who was deleted may still be elsewhere"
+    assert forget_in_postgres(dsn, [Forgotten(3, NOW)]) == Held(0, 0), "who was deleted may still be elsewhere"
     assert [person.user_id for person in recorded(dsn)] == [3]

@@ -28,7 +28,7 @@ from jobs.local.platform import Platform
 from jobs.report import write_report
 from jobs.transform import PROJECT, docs_page, transform
 from jobs.validate import validate
-from streaming.rules.conditions import holds, with_local_fields
+from streaming.rules.conditions import holds, with_declared_fields, with_local_fields
 from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import BYTES_BILLED
 from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
@@ -39,11 +39,28 @@ COST_CHANGES: list[tuple[int, int, datetime]] = []  # of these tests, in their o
 TOUCHED = "ingested_at = default, change_xid = default"  # as every writer of finpro does
 
 
+DECLARED = """
+[fields]
+device_id = "string"
+tries = "int"
+score = "number"
+trusted = "bool"
+"""
+ATTRIBUTES = """
+    jsonb_strip_nulls(jsonb_build_object(
+        'device_id', 'd"' || product_id, 'tries', nullif(quantity, 2), 'score', quantity / 4.0, 'trusted', quantity > 1))
+"""
+
+
 @pytest.fixture(scope="module")
-def settings(platform: Platform) -> Iterator[Settings]:
-    """A database, a bucket and a dataset of this module's own, loaded and transformed once."""
+def settings(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A database, a bucket and a dataset of this module's own, loaded and transformed once; by rules that declare fields."""
+    rules = tmp_path_factory.mktemp("rules") / "rules.toml"
+    rules.write_text((CONF_DIR / "fraud_rules.toml").read_text() + DECLARED)
     with own_warehouse(platform) as settings:
+        settings = settings.model_copy(update={"rules": rules})
         fill(settings)
+        execute(settings, f"update raw_orders set attributes = {ATTRIBUTES} where quantity < 5")
         insert_order(settings, "of tomorrow", str(datetime.now(UTC) + timedelta(days=1)))
         publish(settings)
         yield settings
@@ -91,17 +108,21 @@ CONDITIONS = [
     "local_weekday in (6, 7) or country is null",
     "local_date between date '2026-10-24' and date '2026-10-25' and not starts_with(amount, '7')",
     "length(order_id) < 20 or coalesce(source, '') <> 'web'",
+    "device_id in ('d\"1', 'd\"2') and coalesce(tries, 0) < 3",
+    "score >= 0.75 or tries = 1",
+    "not trusted or device_id is null",
     "amount_numeric / quantity > 100000.5 and event_ts >= timestamp '2026-10-25 00:00:00+07:00'",
 ]
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_condition_selects_the_same_orders_in_the_warehouse_as_in_the_stream(built: Settings, condition: str) -> None:
-    rows = execute(built, f"select {', '.join(ORDER_FIELDS)} from raw_orders")
+    rows = execute(built, f"select {', '.join(ORDER_FIELDS)}, attributes::text from raw_orders")
     types: dict[str, pl.DataType] = {"string": pl.String(), "int": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
-    orders = pl.DataFrame(rows, {name: types[kind] for name, kind in ORDER_FIELDS.items()}, orient="row")
-    local = with_local_fields(orders, load_rules(built.rules).time_zone)
-    in_the_stream = local.filter(holds(parse_condition(condition, {}).term))["order_id"]
+    schema = {name: types[kind] for name, kind in ORDER_FIELDS.items()} | {"attributes": pl.String()}
+    orders, rules = pl.DataFrame(rows, schema, orient="row"), load_rules(built.rules)
+    whole = with_declared_fields(with_local_fields(orders, rules.time_zone), rules.fields)
+    in_the_stream = whole.filter(holds(parse_condition(condition, rules.fields).term))["order_id"]
     query = f"select order_id from {built.bigquery_core_dataset}.stg_orders where {condition}"
     assert {row.order_id for row in bigquery_client(built).query(query).result()} == set(in_the_stream)
     assert 0 < len(in_the_stream) < len(orders)

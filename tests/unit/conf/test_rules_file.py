@@ -43,6 +43,39 @@ def test_the_readme_shows_the_rules_as_they_are_shipped() -> None:
     assert tomllib.loads(shown)["rules"] == shipped
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('Device = "string"', "fields.Device: a name has small letters, digits and _, a letter first"),
+        ('country = "string"', "fields.country: every order or verdict has this field"),
+        ('local_hour = "int"', "fields.local_hour: every order or verdict has this field"),
+        ('status = "string"', "fields.status: every order or verdict has this field"),
+        ('seen = "timestamp"', "fields.seen: Input should be 'string', 'int', 'number' or 'bool' (found 'timestamp')"),
+        ("device = 5", "fields.device: Input should be 'string', 'int', 'number' or 'bool' (found 5)"),
+        ("\n".join(f'f{number} = "int"' for number in range(33)), "fields: there are 33, at most 32 can be declared"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_named(tmp_path: Path, fields: str, message: str) -> None:
+    with pytest.raises(RulesError) as refused:
+        loaded(tmp_path, f'version = "1"\n[fields]\n{fields}\n[rules]\n')
+    assert message in str(refused.value)
+
+
+def test_declared_fields_are_fields_of_rules_and_travel_with_them(tmp_path: Path) -> None:
+    text = (
+        'version = "1"\n[fields]\ndevice_id = "string"\ntries = "int"\n[rules.x]\nby = ["product_id", "device_id"]\n'
+        "sum = { of = 'tries', at_least = 2, within = '1 s' }\nwhen = \"source = 'web'\"\n"
+    )
+    rules = loaded(tmp_path, text)
+    assert rules.looked_at == {"x": {"product_id", "device_id", "tries", "source"}}
+    assert rules == FraudRules.model_validate_json(rules.model_dump_json())
+    assert FraudRules.model_validate_json(rules.model_copy(update={"fields": {}, "rules": {}}).model_dump_json()).fields == {}
+    with pytest.raises(RulesError, match=r"rules\.x\.when: line 1, column 12: expected an integer beside =, found a string"):
+        loaded(tmp_path, text.replace("source = 'web'", "   tries = 'a'"))
+    with pytest.raises(RulesError, match=r"rules\.x\.by: expected fields, found 'device_id'"):
+        loaded(tmp_path, text.replace('device_id = "string"\n', ""))
+
+
 def test_what_was_recorded_in_the_old_form_is_read() -> None:
     recorded = (
         '{"version":"1","time_zone":"UTC","lateness":30.0,"max_future_skew":60.0,"foreign_country":{"mode":"shadow","home":"SG"},'

@@ -19,6 +19,12 @@ from jobs.transform import PROJECT
 from tests.oracle.googlesql import GoogleSql, Refused
 
 DAYS = [("2026-11-01", "2026-11-03"), ("2026-11-09", "2026-11-09")]
+FIELDS = {
+    "device_id": ("string", "string"),
+    "tries": ("int", "int64"),
+    "score": ("number", "float64"),
+    "known": ("bool", "bool"),
+}
 IN_THESE_DAYS = (
     "created_date between timestamp '2026-11-01' and timestamp '2026-11-03 23:59:59.999999'"
     " or created_date between timestamp '2026-11-09' and timestamp '2026-11-09 23:59:59.999999'"
@@ -33,7 +39,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     variables = {"FINPRO_GCP_PROJECT": "nowhere", "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
     places = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder, "--log-path", folder]
     options = ["--no-introspect", "--no-populate-cache", "--no-version-check", *map(str, places)]
-    options += ["--vars", json.dumps({"changed_days": DAYS})]
+    options += [
+        "--vars",
+        json.dumps({"changed_days": DAYS, "declared_fields": {name: kind for name, (kind, _) in FIELDS.items()}}),
+    ]
     dbt = Path(sys.executable).with_name("dbt")
     done = subprocess.run([dbt, "compile", *options], env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -60,6 +69,7 @@ def declared(node: dict[str, Any]) -> dict[str, str]:
 def test_every_model_gives_the_columns_and_types_it_declares(models: dict[str, dict[str, Any]], google_sql: GoogleSql) -> None:
     given = {name: google_sql.columns(model["compiled_code"]) for name, model in models.items()}
     expected = {name: declared(model) for name, model in models.items()}
+    expected["stg_orders"] |= {name: type_ for name, (_, type_) in FIELDS.items()}
     assert {name: list(columns.items()) for name, columns in given.items()} == {
         name: list(columns.items()) for name, columns in expected.items()
     }

@@ -109,6 +109,7 @@ def test_a_good_message_becomes_an_order_with_the_types_of_the_contract() -> Non
         "created_date": datetime.fromisoformat("2026-10-31T03:15:30Z"),
         "event_ts": datetime.fromisoformat("2026-10-31T03:15:30.123456Z"),
         "source": "web",
+        "attributes": None,
         "partition": 0,
         "offset": 7,
         "received_at": RECEIVED,

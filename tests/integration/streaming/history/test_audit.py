@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import Row, SparkSession
@@ -182,6 +183,43 @@ def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_s
         ("n30", differences.REASONS_MISSING, causes.UNEXPLAINED),
         ("b", differences.REASONS_SURPLUS, causes.UNEXPLAINED),
     }
+
+
+def test_declared_fields_are_read_as_the_rules_of_then_declared_them(spark_session: SparkSession) -> None:
+    """The stream has read the first four messages only after the field was declared, but for `before`."""
+    fields: dict[str, dict[str, Any]] = {
+        "before": {"device": 5},
+        "behind": {"device": "d666"},
+        "refused": {"device": 5},
+        "plain": {"device": "d666"},  # screened by the rules that do not know it
+        "on time": {"device": "d666"},
+        "lost": {"device": "d666"},
+        "broken": {"device": 5},
+        "unseen": {"device": 5},
+    }
+    values = [
+        msgspec.json.encode(msgspec.json.decode(spelled(purchase(order_id, user, 20 * user))) | more)
+        for user, (order_id, more) in enumerate(fields.items(), 1)
+    ]
+    lake, _ = lake_of(received([(value, 0) for value in values], RECEIVED, timedelta(seconds=1)), RULES)
+    declared = FraudRules.model_validate(
+        {"version": "2", "fields": {"device": "string"}, "rules": {"bad_device": {"when": "device = 'd666'"}}}
+    )
+    lake.history.append(RulesInForce(RECEIVED + timedelta(seconds=3.5), declared))
+    for order_id in ("behind", "on time"):
+        lake.says(order_id, "bad_device", rules_version="2")
+    lake.says("lost", rules_version="2")
+    for order_id in ("refused", "broken", "unseen"):
+        lake.silver.remove(lake.order(order_id))
+    for offset in (2, 6):
+        message = lake.messages[offset]
+        lake.quarantine.append(
+            {"topic": ORDERS, "partition": 0, "offset": offset, "received_at": message.timestamp, "value": message.value}
+            | {"reason": "breaks the contract", "received_date": message.timestamp.date()}
+        )
+    assert summary(found_in(spark_session, lake)) == unexplained(
+        (differences.REASONS_MISSING, "lost"), (differences.DEAD_LETTER_MISSING, (0, 7))
+    )
 
 
 @pytest.mark.parametrize(

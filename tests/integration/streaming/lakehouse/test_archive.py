@@ -14,6 +14,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 
 from conf.errors import LakehouseError, StreamingError
 from conf.rules import load_rules
@@ -23,6 +24,7 @@ from streaming.lakehouse.archive import merge_into_quarantine, merge_into_silver
 from streaming.lakehouse.continuation import starting_offsets
 from streaming.lakehouse.tables import (
     BRONZE_ORDERS,
+    SILVER,
     bronze_orders,
     create_tables,
     quarantine_orders,
@@ -90,6 +92,23 @@ def standing(spark: SparkSession, lakehouse: str, version: int | None = None) ->
         )
         for row in silver.to_dicts()
     }
+
+
+def test_a_table_of_an_earlier_version_gets_what_it_lacks_and_declared_fields_arrive_as_they_were_told(
+    spark_session: SparkSession, tmp_path: Path
+) -> None:
+    lakehouse = str(tmp_path / "lakehouse")
+    former = StructType([field for field in SILVER if field.name != "attributes"])
+    silver = DeltaTable.create(spark_session).location(silver_orders(lakehouse)).addColumns(former)
+    silver.partitionedBy("event_date").execute()
+    create_tables(spark_session, lakehouse)
+    create_tables(spark_session, lakehouse)
+    told = [{"device_id": 'a"b é', "tries": 2**62}, None]
+    values = [json.loads(Given(number, []).encoded()) | ({"attributes": one} if one else {}) for number, one in enumerate(told)]
+    rows = [(PROCESSED_ORDERS, 0, place, bytearray(json.dumps(one).encode()), None) for place, one in enumerate(values)]
+    merge_into_silver(lakehouse)(spark_session.createDataFrame(rows, MESSAGES), 0)
+    kept = archive.rows(spark_session, silver_orders(lakehouse)).sort("order_id")["attributes"].to_list()
+    assert [one and json.loads(one) for one in kept] == told
 
 
 def newest_version(spark: SparkSession, lakehouse: str) -> int:

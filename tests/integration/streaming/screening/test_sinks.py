@@ -128,6 +128,22 @@ def test_shadow_reasons_accumulate_beside_the_reasons_and_make_no_order_fraud(ds
     assert shadow_reasons(dsn)["b"] == ("Fraud", ["night_amount"], ["coordinated_users", "night_amount"])
 
 
+def attributes(dsn: str) -> dict[str, Any]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select order_id, attributes from raw_orders")
+        return dict(cursor.fetchall())
+
+
+def test_declared_fields_are_stored_as_json_and_of_an_order_sent_again_the_first_stand(dsn: str) -> None:
+    device = '{"device_id":"a\\"b é","score":0.25,"trusted":false}'
+    put(dsn, verdict("a", attributes=device), verdict("b", offset=1))
+    again = put(dsn, verdict("a", "night_amount", attributes='{"device_id":"other"}'), at=BATCH_TIME + timedelta(seconds=1))
+    assert again.clashes.is_empty()
+    assert attributes(dsn) == {"a": {"device_id": 'a"b é', "score": 0.25, "trusted": False}, "b": None}
+    put(dsn, verdict("c", attributes=device, offset=2), verdict("a", offset=0), at=BATCH_TIME + timedelta(seconds=2))
+    assert attributes(dsn)["c"] == {"device_id": 'a"b é', "score": 0.25, "trusted": False}
+
+
 def test_of_known_orders_only_what_this_batch_wrote_is_announced_as_it_stands(dsn: str) -> None:
     put(dsn, verdict("old", "night_amount"), verdict("older", "night_amount", offset=1))
     later = BATCH_TIME + timedelta(seconds=1)

@@ -26,7 +26,7 @@ def order(order_id: str, reasons: list[str], shadow_reasons: list[str]) -> dict[
     parts = [f'"{reason}":{EVIDENCE}' for reason in sorted({*reasons, *shadow_reasons})]
     evidence: dict[str, object] = {"evidence": f"{{{','.join(parts)}}}"}
     found: dict[str, object] = {"reasons": reasons, "shadow_reasons": shadow_reasons, "rules_version": "1"}
-    return values | evidence | found | {"order_id": order_id}
+    return values | evidence | found | {"order_id": order_id, "attributes": '{"device_id":"d1"}'}
 
 
 def test_republished_orders_are_sent_with_the_reasons_the_shadow_reasons_and_the_evidence_that_they_have() -> None:
@@ -38,6 +38,7 @@ def test_republished_orders_are_sent_with_the_reasons_the_shadow_reasons_and_the
     assert verdicts.schema == VERDICT_SCHEMA
     (_, fraud, alert), (_, genuine, no_alert) = encode_verdicts(verdicts.with_columns(screened_at=pl.lit(NOW)), "1").rows()
     said = msgspec.json.decode(fraud)
+    assert said["attributes"] == {"device_id": "d1"}
     assert (said["status"], said["reasons"]) == ("Fraud", ["foreign_country", "repeat_purchase"])
     assert said["shadow_reasons"] == ["night_amount"]
     assert sorted(msgspec.json.decode(alert)["evidence"]) == ["foreign_country", "repeat_purchase"]

@@ -76,6 +76,20 @@ def test_whatever_else_is_in_an_order_goes(value: bytes) -> None:
     assert read(found.value).orders.equals(read(value).orders)
 
 
+def test_declared_fields_go_and_what_broke_their_declaration_still_breaks_the_contract() -> None:
+    values = [encoded(email="xanthippe@example.com"), encoded(email=["xanthippe"])]
+    batch = pa.record_batch(
+        {
+            "value": pa.array(values, pa.binary()),
+            "key": pa.array([None, None], pa.binary()),
+            "headers": pa.array([None, None], HEADERS),
+        }
+    )
+    found = left_of(batch, {WHO}, "2026-11-29T10:00:00+00:00", {"email": "string"})
+    assert msgspec.json.decode(found[0].value) == FIELDS
+    assert (found[1].value, found[1].is_dead_letter) == (dead_letter_of(WHO), True)
+
+
 def test_headers_and_a_key_of_its_own_go_and_those_of_the_platform_stay() -> None:
     headers = [("label", b"night_amount,repeat_purchase"), ("trace", SECRET), ("label", b"Xanthippe of Athens")]
     found = left(PLAIN, SECRET, headers)

@@ -46,6 +46,19 @@ def test_an_example_that_does_not_hold_is_named(tmp_path: Path) -> None:
         tried(written(tmp_path, RULE.replace("> 1000000", "> 2000000")))
 
 
+def test_an_example_has_declared_fields(tmp_path: Path) -> None:
+    rules = (
+        'version = "1"\n[fields]\ndevice_id = "string"\ntries = "int"\n[rules.bad]\nwhen = "device_id = \'d\' and tries > 1"\n'
+        '[[rules.bad.examples]]\nhit = true\norders = [{ device_id = "d", tries = 2 }]\n'
+        '[[rules.bad.examples]]\nhit = false\norders = [{ device_id = "d", tries = 1 }, { tries = 2 }, {}]\n'
+    )
+    assert tried(written(tmp_path, rules)) == "2 examples of 1 rules hold."
+    with pytest.raises(RulesError, match=r"colour: no field of an order; the fields are .*source, device_id, tries"):
+        tried(written(tmp_path, rules.replace("{}", "{ colour = 1 }")))
+    with pytest.raises(RulesError, match=r"rules\.bad\.examples, number 2"):
+        tried(written(tmp_path, rules.replace("tries = 1", "tries = 'one'")))
+
+
 def test_a_rule_is_tried_whatever_its_mode_and_by_itself(tmp_path: Path) -> None:
     rule = RULE.replace("[[", 'mode = "off"\n[[', 1) + '[rules.all]\nwhen = "true"\n'
     assert tried(written(tmp_path, rule)) == "2 examples of 1 rules hold."

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from conf.errors import LakehouseError, RulesError
 from conf.former_rules import NightAmount
+from conf.lists import unpacked
 from conf.rules import FraudRules, load_rules
 from streaming.rules.live import LiveRules
 from streaming.rules.recorded import RulesInForce, decode_rules, encode_rules, rules_at, with_rules
@@ -133,6 +134,35 @@ def test_a_changed_file_is_taken_up_once_recorded_and_told(live: Live) -> None:
     assert live.told == [("taken up", "2")]
     assert [entry.rules for entry in live.history] == [rules.start, load_rules(live.path)]
     assert shipped(rules) == "2"
+
+
+LISTING = """
+version = "{version}"
+[lists.countries]
+file = "countries.csv"
+[rules.bad]
+when = "listed(country, 'countries')"
+"""
+
+
+def test_a_list_is_a_part_of_the_rules_that_are_recorded_and_is_watched_as_their_file_is(live: Live) -> None:
+    rules, countries = live.start(), live.path.with_name("countries.csv")
+    countries.write_text("value,reason,expiry\nSG,\n")
+    write(live, LISTING.format(version=2))
+    looked(rules)
+    assert [one[:2] for one in live.told] == [("refused", "1")]
+    assert "countries.csv, line 2: expected 3 fields" in live.told[0][2]
+    countries.write_text("value,reason,expiry\nSG,of old,\n")
+    looked(rules)
+    assert live.told[1:] == [("taken up", "2")]
+    countries.write_text("value,reason,expiry\nMY,of late,\n")
+    looked(rules)
+    assert "version 2 was used before with other contents" in live.told[2][2]
+    write(live, LISTING.format(version=3))
+    looked(rules)
+    assert live.told[3:] == [("taken up", "3")]
+    recorded = decode_rules(encode_rules(live.history))
+    assert [unpacked(entry.rules.lists["countries"].content).values for entry in recorded[1:]] == [["SG"], ["MY"]]
 
 
 def test_a_file_that_is_being_written_is_left_alone(live: Live) -> None:
