@@ -588,9 +588,10 @@ def _who(by: str | None) -> str:
 
 def _said(option: str, text: str) -> str:
     """What a record keeps of a person's words, which may not be blank."""
-    if not text.strip() or "\0" in text:
-        raise SettingsError(f"{option} says nothing that can be kept: write a few words.")
-    return text.strip()
+    text = text.strip()
+    if not text or not text.isprintable():  # what is no text, or another line in the history, is not
+        raise SettingsError(f"{option} says nothing that can be kept: write a few words, in one line.")
+    return text
 
 
 def _run(job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False) -> None:

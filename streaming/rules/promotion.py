@@ -187,10 +187,10 @@ def promote(settings: Settings, path: Path, *, by: str, why: str, despite: str |
         PostgresError: the record cannot be reached.
     """
     content = Content.read(path)
-    version = load_rules(path).version
     with record_of(settings.require("postgres_dsn")) as cursor:
         decide_alone(cursor)
         proposal = _proposed(cursor, content, path)
+        version = content.rules.version
         live = file_in_force(settings)
         if live == content:
             raise PromotionRefused(f"{path} is in force already: {settings.rules} holds the same.")
@@ -238,7 +238,7 @@ def revert(settings: Settings, to: str | None, *, by: str, why: str, version: st
         decide_alone(cursor)
         promoted = promotions(cursor)
         versions, live = history(recorded, promoted), file_in_force(settings)
-        rules = of_version(to, versions) if to else _before(versions, settings)
+        rules = of_version(to, versions) if to else _before(versions, promoted, live)
         if live and live == _file_of(rules, promoted):
             raise PromotionRefused(f"Version {rules.version} is in force already: {settings.rules} holds it.")
         used = {one.rules.version for one in versions}
@@ -287,14 +287,14 @@ def _stale(cursor: Cursor, proposal: Proposal, path: Path) -> str:
     return f"Since {path} was proposed, {what}. Propose it again: `finpro rules propose {path}`."
 
 
-def _before(versions: Sequence[Version], settings: Settings) -> FraudRules:
-    """The newest rules that are not those of the file in force."""
-    try:
-        live = load_rules(settings.rules)
-    except RulesError:
-        live = None
+def _before(versions: Sequence[Version], promoted: Sequence[Promotion], live: Content | None) -> FraudRules:
+    """What the file in force has replaced; where that was not by a command, the newest rules that it does not hold itself."""
+    newest = promoted[-1] if promoted else None
+    if newest and newest.content == live and (replaced := _usable(newest.replaced)):
+        return replaced
+    in_force = _usable(live)
     for version in reversed(versions):
-        if version.rules != live:
+        if version.rules != in_force:
             return version.rules
     raise RulesError("No other rules were in force before: there is nothing to go back to.")
 
@@ -302,13 +302,15 @@ def _before(versions: Sequence[Version], settings: Settings) -> FraudRules:
 def _file_of(rules: FraudRules, promoted: Sequence[Promotion]) -> Content:
     """The file that said these rules, as somebody wrote it where it was kept."""
     kept = [content for one in reversed(promoted) for content in (one.content, one.replaced) if content]
-    for content in kept:
-        try:
-            if content.rules == rules:
-                return content
-        except RulesError:
-            continue  # a file that was in force although it could not be used
-    return Content(as_toml(rules))
+    return next((content for content in kept if _usable(content) == rules), Content(as_toml(rules)))
+
+
+def _usable(content: Content | None) -> FraudRules | None:
+    """What a file says; None where there is none, or one that was in force although it could not be used."""
+    try:
+        return content.rules if content else None
+    except RulesError:
+        return None
 
 
 def _free(version: str, used: set[str]) -> str:

@@ -39,7 +39,7 @@ def rules_text(version: str, more: str = "") -> str:
 def lakehouse(spark_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten orders, of which one is Fraud, and three are dear."""
     orders = [purchase(f"o{n}", n * 7, 60 * n, country="SG" if n == 1 else "ID") for n in range(1, 8)]
-    orders += [purchase(f"dear{n}", n, 30 * n, amount="5000", amount_numeric=5000 + n) for n in range(1, 4)]
+    orders += [purchase(f"dear{n}", n, 30 * n, amount=f"{5000 + n}", amount_numeric=5000 + n) for n in range(1, 4)]
     lake, _ = lake_of(in_turn(orders), FraudRules.model_validate({"version": "2026-11-29"}))
     folder = tmp_path_factory.mktemp("lake")
     rows = [tuple(row[name] for name in SILVER.names) for row in lake.silver]
@@ -183,6 +183,14 @@ def test_an_example_that_fails_is_no_proposal(desk: Desk) -> None:
     done = desk.proposed(rules_text("2", wrong))
     assert (done.returncode, "dear, example 1" in done.stderr) == (2, True)
     assert desk.promoted().returncode == 20
+
+
+def test_what_a_command_has_replaced_comes_back_although_screening_never_went_by_it(desk: Desk) -> None:
+    desk.live.write_text(rules_text("2", "# by hand"))
+    assert desk.proposed(rules_text("3", DEAR)).returncode == 0
+    assert desk.promoted().returncode == 0
+    assert finpro("rules", "revert", "--by", "budi", "--why", "no").returncode == 0
+    assert desk.live.read_text() == rules_text("2-again", "# by hand")
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(desk: Desk) -> None:
