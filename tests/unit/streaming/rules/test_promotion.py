@@ -15,6 +15,7 @@ from streaming.rules.promotion import history, of_version, of_version_or_file, r
 from streaming.rules.proposals import Promotion
 from streaming.rules.recorded import RulesInForce
 from tests.oracle.order_sets import rule_sets
+from tests.runs.commands import finpro
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 DEAR = {"when": "amount_numeric > 5"}
@@ -126,3 +127,19 @@ def test_a_file_that_gives_its_version_in_another_way_is_written_anew() -> None:
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(RulesError, match="version: "):
         renamed(Content.read(CONF_DIR / "fraud_rules.toml"), name)
+
+
+# --- who and why ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [" ", "two\nlines", "\udcff", "nothing\0"])
+@pytest.mark.parametrize("option", ["--why", "--by", "--despite"])
+def test_words_that_a_record_cannot_keep_are_refused_before_anything_is_looked_at(option: str, words: str) -> None:
+    options = {"--why": "because", "--by": "sari", option: words}
+    done = finpro("rules", "promote", "no-such.toml", *(part for pair in options.items() for part in pair))
+    assert (done.returncode, f"{option} says nothing that can be kept" in done.stderr) == (2, True)
+
+
+def test_a_reason_has_to_be_given() -> None:
+    assert "--why" in finpro("rules", "promote", "no-such.toml").stderr
+    assert finpro("rules", "revert").returncode == 2
