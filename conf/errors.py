@@ -156,6 +156,18 @@ class ForgetError(FinproError):
     exit_code = 17
 
 
+class LimitsBroken(FinproError):
+    """Rules that were proposed do not keep the limits that were given."""
+
+    exit_code = 19
+
+
+class PromotionRefused(FinproError):
+    """Rules cannot be put in force: they were not proposed as they stand, or others were put in force meanwhile."""
+
+    exit_code = 20
+
+
 class ReportError(FinproError):
     """The report cannot be written: the marts are not there, or hold nothing."""
 

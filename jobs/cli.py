@@ -1,5 +1,6 @@
 """The `finpro` command: what a person starts. Each command imports what it needs when it runs, so that --help is quick."""
 
+import getpass
 import shlex
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from conf.errors import FinproError
+from conf.errors import FinproError, SettingsError
 from jobs.local.ports import bypass_proxies
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app.add_typer(rules_app, name="rules")
 Master = Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")]
 Memory = Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")]
 Conf = Annotated[list[str] | None, typer.Option("--conf", help="A Spark property, key=value; repeatable.")]
+By = Annotated[str | None, typer.Option(help="Who does it, kept in the record; by default the login.")]
+Why = Annotated[str, typer.Option(help="The reason, kept in the record.")]
 Notify = Annotated[bool, typer.Option("--notify", help="Tell Discord how it ended; that never fails or delays it.")]
 
 
@@ -259,6 +262,96 @@ def rules_test(
     typer.echo(tried(rules or load_settings().rules))
 
 
+@rules_app.command("propose")
+def rules_propose(
+    rules: Annotated[Path, typer.Argument(help="The proposed rules file.")],
+    days: Annotated[int, typer.Option(min=1, help="How many local days of history to try them on, today the last.")] = 28,
+    capacity: Annotated[int | None, typer.Option(min=0, help="Alerts that people can look at on a day; for the page.")] = None,
+    max_alerts: Annotated[int | None, typer.Option(min=0, help="Fail where any day has more alerts.")] = None,
+    min_precision: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Fail where less of all alerts, or of the new ones, are frauds by their labels."),
+    ] = None,
+    by: By = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page; by default proposal.html in finpro's home.")
+    ] = None,
+    master: Master = "local[*,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
+) -> None:
+    """Check rules, try their examples and the last days of history, and write one page: what they would do, and change."""
+    limits = {"--capacity": capacity, "--max-alerts": max_alerts, "--min-precision": min_precision}
+    options = {"--days": days, "--by": _who(by), "--output": output, **limits}
+    arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    _run("rules/propose", [str(rules), *arguments], master, memory, conf, delta=True)
+
+
+@rules_app.command("promote")
+def rules_promote(
+    rules: Annotated[Path, typer.Argument(help="A rules file that was proposed, exactly as it stands.")],
+    why: Why,
+    by: By = None,
+    despite: Annotated[
+        str | None, typer.Option(help="Although it does not keep a limit: the reason, kept in the record.")
+    ] = None,
+) -> None:
+    """Put proposed rules in force: FINPRO_RULES is replaced at once, and `finpro screen` takes it up."""
+    from conf.settings import load_settings
+    from streaming.rules.promotion import promote
+
+    settings = load_settings()
+    despite = _said("--despite", despite) if despite is not None else None
+    version = promote(settings, rules, by=_who(by), why=_said("--why", why), despite=despite)
+    typer.echo(f"rules version {version} is in force: {settings.rules}; a running `finpro screen` takes it up")
+
+
+@rules_app.command("history")
+def rules_history() -> None:
+    """Every version of the rules that was in force: since when, by whom, and why."""
+    from conf.settings import load_settings
+    from streaming.rules.promotion import known_history, told
+
+    typer.echo(told(known_history(load_settings())))
+
+
+@rules_app.command("diff")
+def rules_diff(
+    before: Annotated[str, typer.Argument(help="A version of the history, or a rules file.")],
+    after: Annotated[str | None, typer.Argument(help="Another one; by default the file in force.")] = None,
+) -> None:
+    """What differs between two versions of the rules, by rule and field."""
+    from conf.rules import load_rules
+    from conf.settings import load_settings
+    from streaming.rules.differences import differences, in_words
+    from streaming.rules.promotion import known_history, of_version_or_file
+
+    settings = load_settings()
+    versions = known_history(settings)
+    old = of_version_or_file(before, versions)
+    new = of_version_or_file(after, versions) if after else load_rules(settings.rules)
+    typer.echo(f"rules {old.version} -> {new.version}")
+    typer.echo("\n".join(in_words(differences(old, new))) or "they say the same")
+
+
+@rules_app.command("revert")
+def rules_revert(
+    why: Why,
+    to: Annotated[str | None, typer.Argument(help="A version of the history; by default the one before.")] = None,
+    by: By = None,
+    version: Annotated[
+        str | None, typer.Option(help="The name of the new version; by default that of the rules, with -again behind it.")
+    ] = None,
+) -> None:
+    """Put rules in force again that were so before, under a new version; no proposal is asked for."""
+    from conf.settings import load_settings
+    from streaming.rules.promotion import revert
+
+    settings = load_settings()
+    back, new = revert(settings, to, by=_who(by), why=_said("--why", why), version=version)
+    typer.echo(f"rules version {new} is in force, the rules of {back}: {settings.rules}; a running `finpro screen` takes it up")
+
+
 @app.command()
 def maintain(
     force: Annotated[
@@ -483,12 +576,30 @@ def status(
     raise typer.Exit(int(platform.is_down(parts)))
 
 
+def _who(by: str | None) -> str:
+    """Who a record names."""
+    if by is not None:
+        return _said("--by", by)
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # as in a container whose user has no name
+        raise SettingsError("This login has no name: say with --by who does it.") from error
+
+
+def _said(option: str, text: str) -> str:
+    """What a record keeps of a person's words, which may not be blank."""
+    text = text.strip()
+    if not text or not text.isprintable():  # what is no text, or another line in the history, is not
+        raise SettingsError(f"{option} says nothing that can be kept: write a few words, in one line.")
+    return text
+
+
 def _run(job: str, arguments: list[str], master: str, memory: str, conf: list[str] | None, *, delta: bool = False) -> None:
     """Run `jobs/<job>.py` as the driver of its Spark."""
     from jobs.spark.driver import run_job
 
     def work() -> None:
-        import_module(f"jobs.{job}").main(arguments)
+        import_module(f"jobs.{job.replace('/', '.')}").main(arguments)
 
     run_job(job, work, master=master, memory=memory, conf=conf or [], delta=delta)
 

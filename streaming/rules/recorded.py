@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 from pyspark.sql import SparkSession
 
-from conf.errors import RulesError
+from batch.file_systems import file_system
+from conf.errors import LakehouseError, RulesError
 from conf.rules import FraudRules
+from conf.settings import Settings
 from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ.json"  # sorts by time
@@ -101,13 +104,35 @@ def rules_in_force(spark: SparkSession, lakehouse: str) -> list[RulesInForce]:
     return _recorded(_folder(spark, lakehouse))
 
 
+def recorded_without_spark(settings: Settings) -> list[RulesInForce]:
+    """`rules_in_force`, for a command that shall not wait for a Spark to start.
+
+    Raises:
+        SettingsError: of this kind of lakehouse only Spark knows how to read.
+        RulesError: what was recorded cannot be read as rules.
+        LakehouseError: the lakehouse cannot be read.
+    """
+    system, path = file_system(f"{settings.lakehouse.rstrip('/')}/rules", settings)
+    try:
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        files = [file for file in found if file.is_file and _is_record(file.base_name)]
+        texts = {file.path: system.open_input_file(file.path).readall().decode() for file in files}
+    except (OSError, UnicodeDecodeError) as error:
+        raise LakehouseError(f"{settings.lakehouse}/rules cannot be read: {error}. Is FINPRO_LAKEHOUSE right?") from error
+    return sorted((_parsed(name, text) for name, text in texts.items()), key=_since)
+
+
 def _folder(spark: SparkSession, lakehouse: str) -> Folder:
     return Folder(spark, f"{lakehouse.rstrip('/')}/rules", "FINPRO_LAKEHOUSE")
 
 
 def _recorded(folder: Folder) -> list[RulesInForce]:
-    names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
+    names = filter(_is_record, folder.names())
     return sorted((_parsed(f"{folder.path}/{name}", folder.read(name)) for name in names), key=_since)
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and not name.startswith(".")
 
 
 def _parsed(name: str, text: str) -> RulesInForce:

@@ -30,6 +30,7 @@ ROOMS = (
     "jobs/airflow",
     "jobs/steps",
     "jobs",
+    "jobs/rules",
     "jobs/dags",
 )
 # What a higher folder may not reach into, although it stands above it.

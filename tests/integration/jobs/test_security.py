@@ -48,7 +48,8 @@ from tests.runs.spark_events import event_log
 KAFKA_SECRET, POSTGRES_SECRET = "geheim-kafka-7531", "geheim-postgres-8642"
 KAFKA_PASSWORD = f"""{KAFKA_SECRET}"'\\ %;="""  # what is special in a JAAS configuration
 POSTGRES_PASSWORD = f"{POSTGRES_SECRET}@/:%?"  # and in a URL
-ROLES = ("finpro_generate", "finpro_produce", "finpro_screen", "finpro_export", "finpro_reconcile", "finpro_monitor")
+FIRST_ROLES = ("finpro_generate", "finpro_produce", "finpro_screen", "finpro_export", "finpro_reconcile", "finpro_monitor")
+ROLES = (*FIRST_ROLES, "finpro_rules")
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,8 @@ LEAVES_A_WITNESS = "insert into export_runs select * from export_runs"
 KEEPS_DAYS = "update day_profiles set rows = rows"
 READS_DELETIONS = "select key from deleted_rows"
 FORGETS_DELETIONS = "delete from deleted_rows"
+READS_PROMOTIONS = "select why from rules_promotions"
+PROMOTES = "insert into rules_promotions select * from rules_promotions"
 READS_WHO_IS_FORGOTTEN = "select user_id from forgotten_users"
 MAY = {
     "finpro_generate": {READS_USERS, ADDS_USERS, READS_WHO_IS_FORGOTTEN},
@@ -225,6 +228,7 @@ MAY = {
     },
     "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
+    "finpro_rules": {READS_PROMOTIONS, PROMOTES},
 }
 NOBODY_MAY = {
     "delete from raw_orders",
@@ -234,6 +238,7 @@ NOBODY_MAY = {
     "insert into schema_migrations values (99, 'mine')",
     "insert into deleted_rows (table_name) values ('raw_orders')",
     "delete from export_runs",
+    "update rules_promotions set why = 'another'",
     "insert into forgotten_users (user_id) values (1)",
 }
 
@@ -254,7 +259,7 @@ def test_a_role_may_do_its_own_work_and_nobody_elses(secured: Secured, role: str
 
 def test_a_user_who_may_not_create_roles_migrates_and_hears_what_is_missing(secured: Secured) -> None:
     dsn = secured.postgres.owner_dsn()
-    roles = ", ".join(ROLES)
+    roles = ", ".join(FIRST_ROLES)
     with connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("delete from schema_migrations where name = '006_roles.sql'")
     superuser = secured.postgres.dsn("postgres", "finpro")
