@@ -156,6 +156,12 @@ class ForgetError(FinproError):
     exit_code = 17
 
 
+class OutcomesError(FinproError):
+    """Statements about orders cannot be taken: a file of them, or the topic."""
+
+    exit_code = 18
+
+
 class ReportError(FinproError):
     """The report cannot be written: the marts are not there, or hold nothing."""
 

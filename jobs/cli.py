@@ -22,6 +22,8 @@ notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of
 app.add_typer(notify_app, name="notify")
 rules_app = typer.Typer(no_args_is_help=True, help="The fraud rules.")
 app.add_typer(rules_app, name="rules")
+outcomes_app = typer.Typer(no_args_is_help=True, help="What turned out about orders.")
+app.add_typer(outcomes_app, name="outcomes")
 
 Master = Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")]
 Memory = Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")]
@@ -257,6 +259,19 @@ def rules_test(
     from streaming.rules.examples import tried
 
     typer.echo(tried(rules or load_settings().rules))
+
+
+@outcomes_app.command("add")
+def outcomes_add(
+    file: Annotated[
+        Path, typer.Argument(help="CSV with a header (.csv) or JSON Lines: order_id, outcome, reviewed_by, decided_at, reason.")
+    ],
+) -> None:
+    """Append what a file says about orders, fraud or genuine: all of it, or nothing where a line is wrong."""
+    from batch.outcomes import add_file
+    from conf.settings import load_settings
+
+    typer.echo(str(add_file(load_settings().require("postgres_dsn"), file)))
 
 
 @app.command()

@@ -48,7 +48,8 @@ from tests.runs.spark_events import event_log
 KAFKA_SECRET, POSTGRES_SECRET = "geheim-kafka-7531", "geheim-postgres-8642"
 KAFKA_PASSWORD = f"""{KAFKA_SECRET}"'\\ %;="""  # what is special in a JAAS configuration
 POSTGRES_PASSWORD = f"{POSTGRES_SECRET}@/:%?"  # and in a URL
-ROLES = ("finpro_generate", "finpro_produce", "finpro_screen", "finpro_export", "finpro_reconcile", "finpro_monitor")
+ROLES_OF_006 = ("finpro_generate", "finpro_produce", "finpro_screen", "finpro_export", "finpro_reconcile", "finpro_monitor")
+ROLES = (*ROLES_OF_006, "finpro_outcomes")
 
 
 @dataclass(frozen=True)
@@ -215,16 +216,21 @@ KEEPS_DAYS = "update day_profiles set rows = rows"
 READS_DELETIONS = "select key from deleted_rows"
 FORGETS_DELETIONS = "delete from deleted_rows"
 READS_WHO_IS_FORGOTTEN = "select user_id from forgotten_users"
+READS_OUTCOMES = "select outcome from order_outcomes"
+STATES = (
+    "insert into order_outcomes (order_id, outcome, reviewed_by, decided_at, source) values ('o', 'fraud', 'a', now(), 'file')"
+)
 MAY = {
     "finpro_generate": {READS_USERS, ADDS_USERS, READS_WHO_IS_FORGOTTEN},
     "finpro_produce": {READS_USERS},
     "finpro_screen": {READS_ORDERS, ADDS_ORDERS},
     "finpro_export": {
         *(READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS),
-        READS_WHO_IS_FORGOTTEN,
+        *(READS_WHO_IS_FORGOTTEN, READS_OUTCOMES),
     },
-    "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS},
+    "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS, READS_OUTCOMES},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
+    "finpro_outcomes": {READS_ORDERS, READS_OUTCOMES, STATES},
 }
 NOBODY_MAY = {
     "delete from raw_orders",
@@ -235,6 +241,7 @@ NOBODY_MAY = {
     "insert into deleted_rows (table_name) values ('raw_orders')",
     "delete from export_runs",
     "insert into forgotten_users (user_id) values (1)",
+    "update order_outcomes set reason = null",
 }
 
 
@@ -254,7 +261,7 @@ def test_a_role_may_do_its_own_work_and_nobody_elses(secured: Secured, role: str
 
 def test_a_user_who_may_not_create_roles_migrates_and_hears_what_is_missing(secured: Secured) -> None:
     dsn = secured.postgres.owner_dsn()
-    roles = ", ".join(ROLES)
+    roles = ", ".join(ROLES_OF_006)
     with connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("delete from schema_migrations where name = '006_roles.sql'")
     superuser = secured.postgres.dsn("postgres", "finpro")
