@@ -240,12 +240,16 @@ def backtest(
         Path | None, typer.Option(help="Where to write the page; by default backtest.html in finpro's home.")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Most orders to show of each rule and kind.")] = 3,
+    outcomes_until: Annotated[
+        str | None, typer.Option(help="Only what was decided about orders until then counts, ISO 8601; by default all.")
+    ] = None,
     master: Master = "local[*,4]",
     memory: Memory = "1g",
     conf: Conf = None,
 ) -> None:
     """Try rules on the lakehouse's history: what they would hit and change, as a table and as one HTML page."""
     options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
+    options["--outcomes-until"] = outcomes_until
     arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     _run("backtest", arguments, master, memory, conf, delta=True)
 
