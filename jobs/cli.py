@@ -278,6 +278,19 @@ def outcomes_add(
     typer.echo(str(add_file(load_settings().require("postgres_dsn"), file)))
 
 
+@outcomes_app.command("take")
+def outcomes_take(
+    skip_forgotten: Annotated[
+        bool, typer.Option("--skip-forgotten", help="Go on where Kafka has deleted what was never taken.")
+    ] = False,
+) -> None:
+    """Take what the topic order_outcomes has by now: statements into Postgres, each once; a broken one with its reason."""
+    from conf.settings import load_settings
+    from streaming.outcomes_topic import take
+
+    typer.echo(str(take(load_settings(), skip_forgotten=skip_forgotten)))
+
+
 @app.command()
 def maintain(
     force: Annotated[

@@ -43,6 +43,26 @@ create trigger keep_statements before update on order_outcomes for each row
 create trigger keep_rows before delete on order_outcomes for each row execute function keep_outcomes();
 create trigger keep_table before truncate on order_outcomes for each statement execute function keep_outcomes();
 
+-- How far the topic order_outcomes was taken; written with what was taken.
+create table outcome_offsets (
+    topic       text not null,
+    partition   int not null,
+    topic_id    text not null,  -- Kafka's: another one once the topic was made anew
+    next_offset bigint not null,
+    primary key (topic, partition)
+);
+
+-- Messages of it that are no statements, and why. The bytes are erased when somebody is forgotten: they may name them.
+create table outcome_dead_letters (
+    topic_id    text not null,
+    partition   int not null,
+    "offset"    bigint not null,
+    received_at timestamptz not null,
+    value       bytea,
+    reason      text not null,
+    primary key (topic_id, partition, "offset")
+);
+
 do $$
 begin
     begin
@@ -52,13 +72,15 @@ begin
     exception when duplicate_object or unique_violation then
         null;  -- another database of this server is being migrated as well
     end;
-    grant select, insert on order_outcomes to finpro_outcomes;
+    grant select, insert on order_outcomes, outcome_dead_letters to finpro_outcomes;
+    grant select, insert, update on outcome_offsets to finpro_outcomes;
     grant select on raw_orders to finpro_outcomes;
     execute format('grant temporary on database %I to finpro_outcomes', current_database());
     grant select on order_outcomes to finpro_export, finpro_reconcile;
 exception when undefined_object or insufficient_privilege then
     raise warning 'There is no role finpro_outcomes, and finpro_export and finpro_reconcile may not read order_outcomes yet. Have an '
-        'administrator run: create role finpro_outcomes; grant select, insert on order_outcomes to finpro_outcomes; '
+        'administrator run: create role finpro_outcomes; grant select, insert on order_outcomes, outcome_dead_letters to finpro_outcomes; '
+        'grant select, insert, update on outcome_offsets to finpro_outcomes; '
         'grant select on raw_orders to finpro_outcomes; grant select on order_outcomes to finpro_export, finpro_reconcile';
 end
 $$;
