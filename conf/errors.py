@@ -168,6 +168,12 @@ class PromotionRefused(FinproError):
     exit_code = 20
 
 
+class OutcomesError(FinproError):
+    """Statements about orders cannot be taken: a file of them, or the topic."""
+
+    exit_code = 18
+
+
 class ReportError(FinproError):
     """The report cannot be written: the marts are not there, or hold nothing."""
 

@@ -1,4 +1,4 @@
-"""The three suites: what must hold for raw_users, raw_products and raw_orders, and what is only worth a warning.
+"""The suites: what must hold for each of the raw tables, and what is only worth a warning.
 
 Each expectation says in words what it expects. Great Expectations calls the severity that stops a run `critical`.
 Importing this module takes seconds, because the library does.
@@ -22,7 +22,13 @@ MOST_EXAMPLES = 5
 _FEW = 100  # orders a day: with less, half or twice as many are chance
 
 RECENT_ORDERS = "recent_orders"  # raw_orders of the last weeks
-KEYS = {"raw_users": "user_id", "raw_products": "product_id", "raw_orders": "order_id", RECENT_ORDERS: "order_id"}
+KEYS = {
+    "raw_users": "user_id",
+    "raw_products": "product_id",
+    "raw_orders": "order_id",
+    "order_outcomes": "outcome_id",
+    RECENT_ORDERS: "order_id",
+}
 
 
 class ExpectNoRows(gxe.UnexpectedRowsExpectation):
@@ -45,7 +51,13 @@ def suites(dataset: str, exported_at: datetime) -> Mapping[str, list[Expectation
     `dataset` (`project.dataset`) is where the tables lie; they show Postgres as it was when the export began, at `exported_at`.
     """
     orders, arrivals = _orders(dataset), _arrivals(exported_at)
-    return {"raw_users": _users(), "raw_products": _products(), "raw_orders": orders, RECENT_ORDERS: arrivals}
+    return {
+        "raw_users": _users(),
+        "raw_products": _products(),
+        "raw_orders": orders,
+        "order_outcomes": _outcomes(exported_at),
+        RECENT_ORDERS: arrivals,
+    }
 
 
 def _users() -> list[Expectation]:
@@ -108,6 +120,20 @@ def _verdict() -> list[Expectation]:
             description="an order is Fraud exactly when it has a reason",
             unexpected_rows_query="select order_id, status, array_to_string(reasons, ', ') as reasons from {batch}"
             " where (status = 'Fraud') != (coalesce(array_length(reasons), 0) > 0)",
+        ),
+    ]
+
+
+def _outcomes(exported_at: datetime) -> list[Expectation]:
+    return [
+        *_key("outcome_id", "every statement about an order has an outcome_id of its own"),
+        *_complete("order_id", "outcome", "reviewed_by", "decided_at", "source"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="outcome", value_set=["fraud", "genuine"], description="every outcome is fraud or genuine"
+        ),
+        ExpectNoRows(
+            description="no outcome was decided after the day of the export",
+            unexpected_rows_query=f"select outcome_id, decided_at from {{batch}} where decided_at > {_moment(exported_at, -1)}",
         ),
     ]
 

@@ -1,15 +1,19 @@
 """The archiving job: `spark-submit jobs/archive_orders.py [options]`, or `finpro archive`."""
 
 import argparse
-from collections.abc import Sequence
-from contextlib import nullcontext
-from threading import Event
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from threading import Event, Thread
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from rich.console import Console
 
+from conf.errors import FinproError
 from conf.settings import Settings, load_settings
 from jobs.spark.running_job import made_known
 from jobs.spark.session import job_session, run_as_program
@@ -31,10 +35,21 @@ from streaming.lakehouse.archive import (
     merge_into_silver,
 )
 from streaming.lakehouse.continuation import starting_offsets
-from streaming.lakehouse.tables import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, create_tables
+from streaming.lakehouse.outcomes import archive_outcomes
+from streaming.lakehouse.tables import (
+    BRONZE_ORDERS,
+    OUTCOMES_OF_ORDERS,
+    QUARANTINE_ORDERS,
+    SILVER_ORDERS,
+    Table,
+    create_tables,
+)
 from streaming.screening.metrics import QueryMetrics
 
 TOPICS = (ORDERS, PROCESSED_ORDERS, ORDERS_DEAD_LETTER)
+_SECONDS_BETWEEN_COPIES = 60
+
+_log = logging.getLogger(__name__)
 
 
 class Stream(NamedTuple):
@@ -106,6 +121,39 @@ def query(
     return Query(writer.option("checkpointLocation", checkpoint), stream.sink, ArchiveProgress(stream.table, console))
 
 
+@contextmanager
+def outcomes_beside(spark: SparkSession, settings: Settings) -> Iterator[None]:
+    """Copy what is stated about orders from Postgres, at the begin and the end of a block, and every minute in between.
+
+    That it cannot be reached keeps nothing from being archived: statements wait where they are, and the log has why.
+    """
+    if not (dsn := settings.get("postgres_dsn")):
+        yield
+        return
+    over = Event()
+
+    def copy() -> None:
+        try:
+            if copied := archive_outcomes(spark, settings.lakehouse, dsn):
+                _log.info("%s: %d statements", OUTCOMES_OF_ORDERS.name, copied)
+        except (FinproError, Py4JError, PySparkException) as error:
+            _log.warning("what turned out about orders is not in the lakehouse yet: %s", str(error).splitlines()[0])
+
+    def copy_until_over() -> None:
+        while not over.wait(_SECONDS_BETWEEN_COPIES):
+            copy()
+
+    copy()
+    beside = Thread(target=copy_until_over, name="outcomes", daemon=True)
+    beside.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beside.join()
+    copy()
+
+
 def main(given: Sequence[str] | None = None, *, console: Console | None = None, stop: Event | None = None) -> None:
     """Archive with these options.
 
@@ -123,8 +171,10 @@ def main(given: Sequence[str] | None = None, *, console: Console | None = None, 
     with (
         job_session({"spark.sql.shuffle.partitions": options.tasks}) as spark,
         nullcontext(stop) if stop else stop_requested(spark) as stopping,
+        ExitStack() as held,
     ):
         create_tables(spark, settings.lakehouse)
+        held.enter_context(outcomes_beside(spark, settings))
         queries = [query(spark, settings, stream, options, console) for stream in streams(settings, options.tasks)]
         with made_known("archive", registry, settings):
             run_until_stopped(queries, QueryMetrics(registry), stopping)

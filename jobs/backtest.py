@@ -18,7 +18,8 @@ from conf.settings import Settings, finpro_home, load_settings
 from jobs.spark.session import history_session, run_as_program
 from streaming.history.backtest import Backtest, Effect, backtest, groups_of, labels_of, orders_in_force
 from streaming.history.backtest_page import render_backtest
-from streaming.history.rescreening import Period, parse_period
+from streaming.history.rescreening import Period, parse_moment, parse_period
+from streaming.lakehouse.outcomes import outcomes_at
 from streaming.lakehouse.tables import bronze_orders, silver_orders
 
 
@@ -28,6 +29,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rules", type=Path, required=True, help="the candidate: a rules file")
     parser.add_argument("--since", help="event time, an ISO 8601 date or timestamp; by default the first order")
     parser.add_argument("--until", help="event time, not included; by default the last order")
+    parser.add_argument("--outcomes-until", help="what was decided until then counts, ISO 8601; by default all")
     parser.add_argument("--output", type=Path, help="where to write the page; by default backtest.html in finpro's home")
     parser.add_argument("--examples", type=int, default=3, help="most orders to show of each rule and kind")
     return parser.parse_args(given)
@@ -45,9 +47,15 @@ def check(rules: Path, since: str | None, until: str | None) -> tuple[FraudRules
 
 
 def run(
-    spark: SparkSession, settings: Settings, rules: FraudRules, period: Period, examples: int, console: Console
+    spark: SparkSession,
+    settings: Settings,
+    rules: FraudRules,
+    period: Period,
+    examples: int,
+    console: Console,
+    outcomes_until: datetime | None = None,
 ) -> Backtest:
-    """Backtest rules over the lakehouse.
+    """Backtest rules over the lakehouse, against what is known of its orders, or was at `outcomes_until`.
 
     Raises:
         LakehouseError: silver is not there, or holds no order of the period.
@@ -59,7 +67,9 @@ def run(
     if labels is None or labels.isEmpty():
         console.print("no order carries a label: there is no precision and recall")
         labels = None
-    found = backtest(groups_of(orders_in_force(silver, labels, period, rules), rules, period, examples), rules, examples)
+    outcomes = outcomes_at(spark, settings.lakehouse, outcomes_until)
+    orders = orders_in_force(silver, labels, outcomes, period, rules)
+    found = backtest(groups_of(orders, rules, period, examples), rules, examples)
     if not found.orders:
         raise LakehouseError(f"{silver_orders(settings.lakehouse)} holds no order of this period: look at --since and --until.")
     return found
@@ -77,31 +87,36 @@ def show(console: Console, found: Backtest, rules: FraudRules) -> None:
     if found.whole.labels is not None:
         table.add_column("precision in force, candidate", justify="right")
         table.add_column("recall in force, candidate", justify="right")
+    if found.reviewed:
+        table.add_column("frauds of reviewed in force, candidate", justify="right")
     for rule, effect in found.rules.items():
-        table.add_row(f"{rule} (shadow)" if rule in rules.in_shadow else rule, *_figures(effect))
+        table.add_row(f"{rule} (shadow)" if rule in rules.in_shadow else rule, *_figures(effect, reviewed=found.reviewed > 0))
     table.add_section()
-    table.add_row("Fraud or not", *_figures(found.whole))
+    table.add_row("Fraud or not", *_figures(found.whole, reviewed=found.reviewed > 0))
     console.print(table)
     versions = ", ".join(f"rules {version} for {orders:,} orders" for version, orders in found.versions.items())
     console.print(f"in force: {versions}; {found.changed:,} orders get other reasons")
     console.print("orders that came later than the lateness allows may differ under the same rules: `finpro audit` tells which")
 
 
-def _figures(effect: Effect) -> list[str]:
+def _figures(effect: Effect, *, reviewed: bool) -> list[str]:
     hits = (effect.after, effect.becomes, effect.stops)
     figures = [f"{effect.before.orders:,}", *(text for some in hits for text in (f"{some.orders:,}", f"{some.amount:,}"))]
-    if effect.labels is None:
-        return figures
-    shares = [[of(some) for some in (effect.before, effect.after)] for of in (effect.precision, effect.recall)]
-    return figures + [", ".join("\N{EN DASH}" if share is None else f"{share:.1%}" for share in pair) for pair in shares]
+    if effect.labels is not None:
+        shares = [[of(some) for some in (effect.before, effect.after)] for of in (effect.precision, effect.recall)]
+        figures += [", ".join("\N{EN DASH}" if share is None else f"{share:.1%}" for share in pair) for pair in shares]
+    if reviewed:
+        figures.append(", ".join(f"{some.confirmed:,} of {some.reviewed:,}" for some in (effect.before, effect.after)))
+    return figures
 
 
 def main(given: Sequence[str] | None = None) -> None:
     options, settings = arguments(given), load_settings()
     rules, period = check(options.rules, options.since, options.until)
+    outcomes_until = parse_moment("--outcomes-until", options.outcomes_until, rules.time_zone)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     with history_session() as spark:
-        found = run(spark, settings, rules, period, options.examples, console)
+        found = run(spark, settings, rules, period, options.examples, console, outcomes_until)
     show(console, found, rules)
     page = write_page(options.output or finpro_home() / "backtest.html", render_backtest(found, rules, datetime.now(UTC)))
     console.print(f"the page is {page}")

@@ -23,6 +23,8 @@ notify_app = typer.Typer(no_args_is_help=True, help="Tell the Discord channel of
 app.add_typer(notify_app, name="notify")
 rules_app = typer.Typer(no_args_is_help=True, help="The fraud rules.")
 app.add_typer(rules_app, name="rules")
+outcomes_app = typer.Typer(no_args_is_help=True, help="What turned out about orders.")
+app.add_typer(outcomes_app, name="outcomes")
 
 Master = Annotated[str, typer.Option(help="Spark master URL.", envvar="FINPRO_SPARK_MASTER")]
 Memory = Annotated[str, typer.Option(help="Heap of the driver (and of each executor on a cluster).")]
@@ -241,12 +243,16 @@ def backtest(
         Path | None, typer.Option(help="Where to write the page; by default backtest.html in finpro's home.")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Most orders to show of each rule and kind.")] = 3,
+    outcomes_until: Annotated[
+        str | None, typer.Option(help="Only what was decided about orders until then counts, ISO 8601; by default all.")
+    ] = None,
     master: Master = "local[*,4]",
     memory: Memory = "1g",
     conf: Conf = None,
 ) -> None:
     """Try rules on the lakehouse's history: what they would hit and change, as a table and as one HTML page."""
     options = {"--rules": rules, "--since": since, "--until": until, "--output": output, "--examples": examples}
+    options["--outcomes-until"] = outcomes_until
     arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     _run("backtest", arguments, master, memory, conf, delta=True)
 
@@ -270,7 +276,9 @@ def rules_propose(
     max_alerts: Annotated[int | None, typer.Option(min=0, help="Fail where any day has more alerts.")] = None,
     min_precision: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Fail where less of all alerts, or of the new ones, are frauds by their labels."),
+        typer.Option(
+            min=0, max=1, help="Fail where less of all alerts, or of the new ones, are known as frauds."
+        ),
     ] = None,
     by: By = None,
     output: Annotated[
@@ -350,6 +358,32 @@ def rules_revert(
     settings = load_settings()
     back, new = revert(settings, to, by=_who(by), why=_said("--why", why), version=version)
     typer.echo(f"rules version {new} is in force, the rules of {back}: {settings.rules}; a running `finpro screen` takes it up")
+
+
+@outcomes_app.command("add")
+def outcomes_add(
+    file: Annotated[
+        Path, typer.Argument(help="CSV with a header (.csv) or JSON Lines: order_id, outcome, reviewed_by, decided_at, reason.")
+    ],
+) -> None:
+    """Append what a file says about orders, fraud or genuine: all of it, or nothing where a line is wrong."""
+    from batch.outcomes import add_file
+    from conf.settings import load_settings
+
+    typer.echo(str(add_file(load_settings().require("postgres_dsn"), file)))
+
+
+@outcomes_app.command("take")
+def outcomes_take(
+    skip_forgotten: Annotated[
+        bool, typer.Option("--skip-forgotten", help="Go on where Kafka has deleted what was never taken.")
+    ] = False,
+) -> None:
+    """Take what the topic order_outcomes has by now: statements into Postgres, each once; a broken one with its reason."""
+    from conf.settings import load_settings
+    from streaming.outcomes_topic import take
+
+    typer.echo(str(take(load_settings(), skip_forgotten=skip_forgotten)))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from batch.forgotten import (
     recorded,
 )
 from batch.google_cloud import explained, open_bucket
+from batch.outcomes import forget_reasons
 from batch.warehouse.bigquery import load
 from batch.warehouse.export import export, new_run_id
 from batch.warehouse.manifest import newest_manifest
@@ -80,7 +81,7 @@ def whom(settings: Settings, users: Sequence[int] | None, request: str | None) -
 
 
 def in_postgres(settings: Settings, persons: Sequence[Forgotten], *, dry_run: bool) -> Place:
-    """Record them, and so erase them from raw_users.
+    """Record them, and so erase them from raw_users; and what was written of their orders in words.
 
     Raises:
         FinproError: nothing is known of one of them, or Postgres does not answer.
@@ -88,7 +89,8 @@ def in_postgres(settings: Settings, persons: Sequence[Forgotten], *, dry_run: bo
     dsn = settings.require("postgres_dsn")
     held = held_in_postgres(dsn, _ids(persons)) if dry_run else forget_in_postgres(dsn, persons)
     remains = "old versions of rows until Postgres vacuums; its WAL and backups, as long as you keep them"
-    return Place("Postgres", _counted(held._asdict()), remains)
+    reasons = forget_reasons(dsn, _ids(persons), dry_run=dry_run)
+    return Place("Postgres", _counted({**held._asdict(), "reasons of order_outcomes": reasons}), remains)
 
 
 def by_a_run(settings: Settings, persons: Sequence[Forgotten], spark: SparkSession) -> Place:

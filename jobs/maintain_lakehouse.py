@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Sequence
 from datetime import timedelta
 
+from delta.tables import DeltaTable
+
 from conf.settings import load_settings
 from jobs.spark.session import job_session, run_as_program
 from streaming.lakehouse.maintenance import PROPERTIES, maintain, require_retention
-from streaming.lakehouse.tables import TABLES
+from streaming.lakehouse.tables import OUTCOMES_OF_ORDERS, TABLES
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -22,7 +24,9 @@ def main(given: Sequence[str] | None = None) -> None:
     days = settings.lakehouse_retention_days
     require_retention(days, force=options.force)
     with job_session(PROPERTIES) as spark:
-        for table in TABLES:
+        outcomes = OUTCOMES_OF_ORDERS.path(settings.lakehouse)
+        tables = [*TABLES, OUTCOMES_OF_ORDERS] if DeltaTable.isDeltaTable(spark, outcomes) else TABLES
+        for table in tables:
             done = maintain(spark, settings.lakehouse, table, timedelta(days=days))
             print(
                 f"{done.table}: {done.days} days compacted, from {done.before} to {done.after};"

@@ -21,6 +21,7 @@ PROCESSED_ORDERS = "processed_orders"
 FRAUD_ALERT = "fraud_alert"
 ORDERS_DEAD_LETTER = "orders_dead_letter"
 TOPICS = (ORDERS, PROCESSED_ORDERS, FRAUD_ALERT, ORDERS_DEAD_LETTER)
+ORDER_OUTCOMES = "order_outcomes"  # what turned out, from others: screening neither needs nor sees it
 
 # What a topic may not leave to the broker's defaults: each message counts, also one of a key that comes again. The time
 # of an order is Kafka's own, since a producer's clock may be wrong.
@@ -234,7 +235,7 @@ def create_topics(settings: Settings, *, partitions: int = 4, replication: int =
         KafkaError: the brokers cannot be reached or refuse.
     """
     existing = existing_topics(settings)
-    missing = [settings.topic(name) for name in TOPICS if settings.topic(name) not in existing]
+    missing = [settings.topic(name) for name in (*TOPICS, ORDER_OUTCOMES) if settings.topic(name) not in existing]
     if missing:
         admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
         wanted = [
@@ -305,7 +306,7 @@ def kept_for(settings: Settings) -> dict[str, timedelta | None]:
     Raises:
         KafkaError: the brokers cannot be reached.
     """
-    there = sorted(set(map(settings.topic, TOPICS)) & existing_topics(settings).keys())
+    there = sorted(set(map(settings.topic, (*TOPICS, ORDER_OUTCOMES))) & existing_topics(settings).keys())
     admin = AdminClient(librdkafka_config(settings) | {"log_level": 0})
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
     kept: dict[str, timedelta | None] = {}

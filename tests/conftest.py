@@ -27,7 +27,7 @@ from jobs.local.platform import Platform, down, up
 from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.spark.submit import environment, spark_submit
-from streaming.kafka import TOPICS, create_topics, existing_topics, librdkafka_config
+from streaming.kafka import ORDER_OUTCOMES, TOPICS, create_topics, existing_topics, librdkafka_config
 from tests.oracle.strict_bigquery import StrictBigQuery
 from tests.runs.homes import guarded
 
@@ -190,7 +190,7 @@ def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def _delete_topics(settings: Settings) -> None:
-    ours = {settings.topic(topic) for topic in TOPICS} & existing_topics(settings).keys()
+    ours = {settings.topic(topic) for topic in (*TOPICS, ORDER_OUTCOMES)} & existing_topics(settings).keys()
     admin = AdminClient(librdkafka_config(settings))
     for deleted in admin.delete_topics(sorted(ours)).values() if ours else ():
         deleted.result(timeout=20)

@@ -14,7 +14,7 @@ from batch.warehouse.tables import LOADED_DAYS, LOADED_RUNS, LoadedRun, Warehous
 
 BUILDS = "builds"
 TEST_RESULTS = "test_results"
-REPLACED_BY_DAY = ("fct_orders", "orders_by_day", "orders_by_product", "orders_by_user", "reasons_by_user")
+REPLACED_BY_DAY = ("fct_orders", "hits_by_day", "orders_by_day", "orders_by_product", "orders_by_user", "reasons_by_user")
 _KEPT = frozenset({*REPLACED_BY_DAY, "products_history"})  # what a build goes on from
 _BUILDS_SCHEMA = [
     SchemaField("run_id", "STRING", description="The export run whose load was built on."),

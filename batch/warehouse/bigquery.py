@@ -33,7 +33,7 @@ from batch.warehouse.tables import LOADED_RUNS, LoadedRun, Warehouse
 from conf.errors import LoadError, SchemaChanged
 from conf.settings import Settings
 
-_CLUSTERED = {"raw_orders": ["product_id", "user_id"]}
+_CLUSTERED = {"raw_orders": ["product_id", "user_id"], "order_outcomes": ["order_id"]}
 _LOADED_RUN = "loaded_run"  # the column of each raw table that Postgres does not have
 _STAGING_LIVES = timedelta(days=1)
 _DAYS_A_JOB = 2_000  # BigQuery lets a job change 4,000 partitions

@@ -123,12 +123,20 @@ def changed_rows(cursor: Cursor, table: str, window: Window, by_blocks: Collecti
 
 
 def changed_days(cursor: Cursor, table: str, window: Window) -> list[date]:
-    """The UTC days of a partitioned table on which a row was written, or from which one has gone."""
+    """The UTC days of a partitioned table on which a row was written, or from which one has gone.
+
+    A day of raw_orders has also changed when somebody has said what turned out about one of its orders: what is made of that
+    day is made of this, too.
+    """
+    day = f"({PARTITIONED_BY[table]} at time zone 'UTC')::date"
+    about = f"select order_id from order_outcomes where {window.condition}"
+    stated = f"union select {day} from raw_orders where order_id in ({about})"
     cursor.execute(
         f"""
-        select ({PARTITIONED_BY[table]} at time zone 'UTC')::date from {table} where {window.condition}
+        select {day} from {table} where {window.condition}
         union
         select day from deleted_rows where {window.condition} and table_name = '{table}' and day is not null
+        {stated if table == "raw_orders" else ""}
         order by 1"""
     )
     return [day for (day,) in cursor.fetchall()]

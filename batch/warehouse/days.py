@@ -1,10 +1,10 @@
-"""UTC days, by which raw_orders is partitioned: conditions that name them by constants, which is what BigQuery prunes by."""
+"""UTC days, by which tables are partitioned: conditions that name them by constants, which is what BigQuery prunes by."""
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from itertools import pairwise
 
-PARTITIONED_BY = {"raw_orders": "created_date"}  # raw table → the time whose UTC day decides
+PARTITIONED_BY = {"raw_orders": "created_date", "order_outcomes": "decided_at"}  # table → the time whose UTC day decides
 _MOST_RANGES = 100  # in one condition: where days are more scattered, some between them are read as well
 
 Range = tuple[date, date]  # the first and the last day of it

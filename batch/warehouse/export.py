@@ -66,6 +66,7 @@ _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _MOST_SLICES = 9_000  # of a table: BigQuery loads 10,000 files in one job, so those of a huge table are larger
 _FEW_SLICES = 3  # exported before Spark would have started: a second each
 _PROGRESS_SECONDS = 5
+_STAYS_IN_POSTGRES = {"order_outcomes": ("reason",)}  # words that may name a person
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def export(
 
 
 def columns_of(cursor: Cursor, table: str) -> list[SourceColumn]:
-    """The columns of a table, in its order."""
+    """The columns of a table that are exported, in its order."""
     cursor.execute(
         """
         select attname, format_type(atttypid, null)
@@ -180,7 +181,7 @@ def columns_of(cursor: Cursor, table: str) -> list[SourceColumn]:
         order by attnum""",
         [table],
     )
-    return [SourceColumn(*row) for row in cursor.fetchall()]
+    return [SourceColumn(*row) for row in cursor.fetchall() if row[0] not in _STAYS_IN_POSTGRES.get(table, ())]
 
 
 class _Start(NamedTuple):

@@ -17,7 +17,7 @@ from google.cloud.storage import Blob, Bucket
 
 from conf.errors import ExportError
 
-TABLES = ("raw_users", "raw_products", "raw_orders")  # what a run exports
+TABLES = ("raw_users", "raw_products", "raw_orders", "order_outcomes")  # what a run exports
 MANIFESTS = "raw/manifests/"
 Profile = dict[str, dict[str, int | str | None]]
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -1,9 +1,9 @@
 """
 ### Postgres to BigQuery, compared and checked
 
-Exports what changed in `raw_users`, `raw_products` and `raw_orders` since the run before, all three on one snapshot, loads it
-into BigQuery, compares both sides, and checks the result against expectations. Only when all of it holds is the asset updated
-that starts `transformation_dbt`. It runs every hour, and after `batch_raw_loads`.
+Exports what changed in `raw_users`, `raw_products`, `raw_orders` and `order_outcomes` since the run before, all on one
+snapshot, loads it into BigQuery, compares both sides, and checks the result against expectations. Only when all of it holds
+is the asset updated that starts `transformation_dbt`. It runs every hour, and after `batch_raw_loads`.
 
 The export is named after the DAG run, so every try of every task works on the same export: whatever was killed, clear the
 task that failed, with those after it, and nothing comes twice.

@@ -20,6 +20,7 @@ from streaming.history.backtest import labels_of, orders_in_force
 from streaming.history.proposal import Limits, Mistake, Trial, mistakes_of, shadowed
 from streaming.history.proposal_page import render_proposal
 from streaming.history.rescreening import Period
+from streaming.lakehouse.outcomes import outcomes_at
 from streaming.lakehouse.tables import bronze_orders, silver_orders
 from streaming.rules.content import Content
 from streaming.rules.examples import tried
@@ -37,7 +38,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--days", type=int, default=28, help="how many local days of history, today the last")
     parser.add_argument("--capacity", type=int, help="alerts that people can look at on a day")
     parser.add_argument("--max-alerts", type=int, help="the most alerts on any day")
-    parser.add_argument("--min-precision", type=float, help="the least share of alerts that are frauds by their labels, 0 to 1")
+    parser.add_argument(
+        "--min-precision", type=float, help="the least share of alerts that are known as frauds, 0 to 1"
+    )
     parser.add_argument("--by", required=True, help="who proposes them")
     parser.add_argument("--output", type=Path, help="where to write the page; by default proposal.html in finpro's home")
     return parser.parse_args(given)
@@ -81,7 +84,8 @@ def _mistakes(spark: SparkSession, settings: Settings, rules: FraudRules, period
     bronze = bronze_orders(settings.lakehouse)
     has_bronze = DeltaTable.isDeltaTable(spark, bronze)
     labels = labels_of(spark.read.format("delta").load(bronze), period) if has_bronze else None
-    return mistakes_of(orders_in_force(silver, labels, period, rules), rules, period, _MISTAKES)
+    outcomes = outcomes_at(spark, settings.lakehouse, None)
+    return mistakes_of(orders_in_force(silver, labels, outcomes, period, rules), rules, period, _MISTAKES)
 
 
 def show(console: Console, trial: Trial) -> None:
@@ -96,7 +100,7 @@ def show(console: Console, trial: Trial) -> None:
     if trial.capacity is not None:
         console.print(f"more alerts than the capacity of {trial.capacity:,} on {trial.days_over_capacity} days")
     console.print(f"{whole.becomes.orders:,} orders become Fraud, {whole.stops.orders:,} stop being Fraud")
-    if whole.labels is not None:
+    if trial.is_known:
         console.print(f"precision: {_share(trial.precision)} of all alerts, {_share(trial.precision_of_new)} of the new ones")
     for one in trial.shadowed:
         console.print(

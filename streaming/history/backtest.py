@@ -1,7 +1,7 @@
-"""Candidate rules over history: what they would have said, against the verdicts in force and the labels that orders carry.
+"""Candidate rules over history: what they would have said, against the verdicts in force, labels, and what turned out.
 
-The workers count orders that are alike (one day, the same reasons before and after, the same label); everything shown is
-worked out from these counts, so that nothing that grows with the history leaves the workers.
+The workers count orders that are alike (one day, the same reasons before and after, the same label and outcome); everything
+shown is worked out from these counts, so that nothing that grows with the history leaves the workers.
 """
 
 from collections import Counter, defaultdict
@@ -21,22 +21,23 @@ from streaming.history.rescreening import Fold, Period, rescreen, struct_of
 from streaming.screening.verdicts import decode_evidence
 
 # What makes orders alike. Reasons and labels are sorted text, joined by commas: those in force, and the candidate's.
-ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label")
+ALIKE = ("day", "rules_version", "before", "shadow_before", "after", "shadow_after", "label", "outcome")
 _SHOWN = ("event_ts", "order_id", "user_id", "product_id", "quantity", "amount_numeric", "country")
 _EXAMPLE = (*_SHOWN, "evidence")
 GROUPS = """
     day date, rules_version string, before string, shadow_before string, after string, shadow_after string, label string,
-    orders bigint, amount decimal(38,0), examples array<struct<
+    outcome string, orders bigint, amount decimal(38,0), examples array<struct<
         event_ts: timestamp, order_id: string, user_id: bigint, product_id: bigint, quantity: bigint, amount_numeric: bigint,
         country: string, evidence: string>>
 """
+CONFIRMED = "fraud"  # an outcome
 BECOMES, STOPS, STAYS, SHADOW = "becomes Fraud", "stops being Fraud", "stays Fraud", "in shadow"
 
 _LONGEST_SKEW = timedelta(days=1)  # that rules can allow: so early before its event time an order may have been received
 
 
 class Alike(NamedTuple):
-    """Orders that are alike: how many, and what they are worth in rupiah."""
+    """Orders that are alike: how many, and what they are worth in rupiah; `outcome` is fraud, genuine, or empty."""
 
     day: date
     rules_version: str
@@ -47,15 +48,28 @@ class Alike(NamedTuple):
     label: frozenset[str]
     orders: int
     amount: int
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """Some orders: how many, what they are worth in rupiah, and how many of them carry the label in question."""
+    """Some orders: how many, what they are worth in rupiah, and how many of them carry the label in question.
+
+    Of `reviewed` it is known what turned out; of these `confirmed` turned out to be frauds. `wrongly_held` is what the others
+    of them are worth, in rupiah.
+    """
 
     orders: int
     amount: int
     labelled: int
+    reviewed: int = 0
+    confirmed: int = 0
+    wrongly_held: int = 0
+
+    @property
+    def precision_of_reviewed(self) -> float | None:
+        """The share of frauds among those of which it is known; None where it is known of none."""
+        return self.confirmed / self.reviewed if self.reviewed else None
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,7 @@ class Backtest:
         changed: how many of them get other reasons or shadow reasons than they have.
         whole: Fraud or not, by all enforced rules.
         rules: each rule by itself, enforced or in shadow.
+        reviewed: of how many orders it is known what turned out.
         versions: version of the rules in force → orders whose verdict it last added to.
         days: a row a local day: `day`, `before` and `after` (frauds), and `<rule>_before`, `<rule>_after` (hits).
         examples: the earliest few of each rule and kind.
@@ -120,17 +135,23 @@ class Backtest:
     changed: int
     whole: Effect
     rules: dict[str, Effect]
+    reviewed: int
     versions: dict[str, int]
     days: list[dict[str, Any]]
     examples: list[Example]
 
 
-def orders_in_force(silver: DataFrame, labels: DataFrame | None, period: Period, rules: FraudRules) -> DataFrame:
-    """The orders of a period and their neighbours, with the verdict in force, and their label where they carry one.
+def orders_in_force(
+    silver: DataFrame, labels: DataFrame | None, outcomes: DataFrame | None, period: Period, rules: FraudRules
+) -> DataFrame:
+    """The orders of a period and their neighbours, with the verdict in force, their label, and what turned out.
+
+    An order that carries a label, and about which nothing was stated, turned out to be a fraud: it was made as one.
 
     Args:
         silver: `lakehouse.SILVER`.
         labels: as of `labels_of`, or None where there are none.
+        outcomes: `order_id` and `outcome`, one row an order, or None where nothing was ever stated.
         period: of event time.
         rules: the candidate, whose widest window says how far neighbours are.
     """
@@ -146,9 +167,10 @@ def orders_in_force(silver: DataFrame, labels: DataFrame | None, period: Period,
         F.array_join(F.array_sort("shadow_reasons"), ",").alias("shadow_before"),
         "rules_version",
     )
-    return (
-        orders.withColumn("label", F.lit("")) if labels is None else orders.join(labels, "order_id", "left").fillna("", "label")
-    )
+    orders = orders.withColumn("label", F.lit("")) if labels is None else orders.join(labels, "order_id", "left")
+    orders = orders.withColumn("outcome", F.lit(None)) if outcomes is None else orders.join(outcomes, "order_id", "left")
+    by_label = F.when(F.col("label") != "", F.lit(CONFIRMED))
+    return orders.withColumn("outcome", F.coalesce("outcome", by_label, F.lit(""))).fillna("", "label")
 
 
 def labels_of(bronze: DataFrame, period: Period) -> DataFrame:
@@ -215,7 +237,8 @@ def backtest(groups: DataFrame, rules: FraudRules, examples: int) -> Backtest:
 
 def _alike(row: Row) -> Alike:
     reasons = {name: _set(row[name]) for name in ("before", "shadow_before", "after", "shadow_after", "label")}
-    return Alike(row["day"], row["rules_version"], **reasons, orders=row["orders"], amount=int(row["amount"]))
+    amount, outcome = int(row["amount"]), row["outcome"]
+    return Alike(row["day"], row["rules_version"], **reasons, orders=row["orders"], amount=amount, outcome=outcome)
 
 
 def _set(joined: str) -> frozenset[str]:
@@ -265,6 +288,7 @@ def figures(alike: Sequence[Alike], names: Iterable[str], examples: Sequence[Exa
         changed=sum(each.orders for each in alike if _reasons_differ(each)),
         whole=_whole(alike, has_labels=has_labels),
         rules={rule: _effect(alike, rule, has_labels=has_labels) for rule in rules},
+        reviewed=sum(each.orders for each in alike if each.outcome),
         versions=dict(sorted(versions.items())),
         days=_days(alike, rules),
         examples=list(examples),
@@ -312,7 +336,12 @@ def _effect(alike: Sequence[Alike], rule: str, *, has_labels: bool) -> Effect:
 def _hits(alike: Iterable[Alike], concerned: Callable[[Alike], bool], labelled: Callable[[Alike], bool]) -> Hits:
     hit = [each for each in alike if concerned(each)]
     return Hits(
-        sum(each.orders for each in hit), sum(each.amount for each in hit), sum(each.orders for each in hit if labelled(each))
+        orders=sum(each.orders for each in hit),
+        amount=sum(each.amount for each in hit),
+        labelled=sum(each.orders for each in hit if labelled(each)),
+        reviewed=sum(each.orders for each in hit if each.outcome),
+        confirmed=sum(each.orders for each in hit if each.outcome == CONFIRMED),
+        wrongly_held=sum(each.amount for each in hit if each.outcome and each.outcome != CONFIRMED),
     )
 
 

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from conf.rules import FraudRules
-from streaming.history.backtest import Backtest, Effect
+from streaming.history.backtest import CONFIRMED, Backtest, Effect, Hits
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
 from streaming.rules.differences import Difference, differences
 from streaming.rules.recorded import RulesInForce
@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
     Attributes:
         alerts: the most orders that may become alerts on any day of the period.
-        precision: the least share of the alerts that are frauds by their labels, of all alerts and of the new ones.
+        precision: the least share of the alerts that are frauds, of all alerts and of the new ones (`Trial.precision_of`).
     """
 
     alerts: int | None
@@ -38,10 +38,10 @@ class Mistake(NamedTuple):
     """An order that the proposed rules may be wrong about.
 
     Attributes:
-        kind: HELD, where it becomes Fraud and no label says so; MISSED, where it is none by these rules, although it carries a
-            label or was Fraud.
+        kind: HELD, where it becomes Fraud and did not turn out to be one; MISSED, where it is none by these rules, although it
+            turned out to be one or was Fraud, and not to be genuine.
         reasons: those of the proposed rules, or where they give none, those in force; joined by commas.
-        label: the reasons of its label, joined by commas; blank where it carries none.
+        label: the reasons of its label, joined by commas; where it carries none, what turned out: fraud, genuine or blank.
     """
 
     kind: str
@@ -114,14 +114,27 @@ class Trial:
         return sum(day["after"] > self.capacity for day in self.found.days) if self.capacity is not None else 0
 
     @property
+    def is_known(self) -> bool:
+        """Whether of any order it is known what it was: by a label, or an outcome."""
+        return self.found.whole.labels is not None or self.found.reviewed > 0
+
+    def precision_of(self, hits: Hits) -> float | None:
+        """The share of hits that carry a label; where no order does, of the reviewed ones those that turned out to be frauds.
+
+        None where there are none.
+        """
+        whole = self.found.whole
+        return whole.precision(hits) if whole.labels is not None else hits.precision_of_reviewed
+
+    @property
     def precision(self) -> float | None:
-        """The share of all alerts that carry a label; None where there are none, or no labels."""
-        return self.found.whole.precision(self.found.whole.after)
+        """That of all alerts."""
+        return self.precision_of(self.found.whole.after)
 
     @property
     def precision_of_new(self) -> float | None:
-        """The same of the orders that become Fraud."""
-        return self.found.whole.precision(self.found.whole.becomes)
+        """That of the orders that become Fraud."""
+        return self.precision_of(self.found.whole.becomes)
 
     @property
     def broken(self) -> list[str]:
@@ -132,8 +145,8 @@ class Trial:
             broken.append(f"--max-alerts {self.limits.alerts:,}: {alerts:,} alerts on {day}")
         if self.limits.precision is None or not self.found.whole.after.orders:
             return broken
-        if self.found.whole.labels is None:
-            return [*broken, f"--min-precision {self.limits.precision:g}: no order of the period carries a label"]
+        if self.precision is None:
+            return [*broken, f"--min-precision {self.limits.precision:g}: of no alert it is known what it was"]
         shares = {"of all alerts": self.precision, "of the orders that become Fraud": self.precision_of_new}
         return broken + [
             f"--min-precision {self.limits.precision:g}: {share:.1%} {which}"
@@ -179,16 +192,17 @@ def mistakes_of(orders: DataFrame, rules: FraudRules, period: Period, count: int
 
 
 def dearest(period: Period, count: int) -> Fold:
-    """Keeps of screened orders, with `before` and `label`, those of a period that rules may be wrong about (MISTAKES)."""
+    """Keeps those of screened orders (with `before`, `label`, `outcome`) that rules may be wrong about in a period (MISTAKES)."""
     since, until = (pl.lit(end, pl.Datetime("us", "UTC")) for end in period)
     is_asked_for = (pl.col("event_ts") >= since).fill_null(value=True) & (pl.col("event_ts") < until).fill_null(value=True)
     is_fraud = pl.col("reasons").list.len() > 0
-    is_held = is_fraud & (pl.col("before") == "") & (pl.col("label") == "")
-    is_missed = ~is_fraud & ((pl.col("before") != "") | (pl.col("label") != ""))
+    is_held = is_fraud & (pl.col("before") == "") & (pl.col("outcome") != CONFIRMED)
+    is_missed = ~is_fraud & ((pl.col("outcome") == CONFIRMED) | ((pl.col("outcome") == "") & (pl.col("before") != "")))
 
     def keep(screened: pl.DataFrame) -> pl.DataFrame:
         mistaken = screened.filter(is_asked_for, is_held | is_missed).with_columns(
             kind=pl.when(is_held).then(pl.lit(HELD)).when(is_missed).then(pl.lit(MISSED)),
+            label=pl.when(pl.col("label") == "").then("outcome").otherwise("label"),
             reasons=pl.when(is_fraud).then(pl.col("reasons").list.join(",")).when(~is_fraud).then("before"),
         )
         by_amount = mistaken.sort("amount_numeric", "order_id", descending=[True, False])

@@ -77,13 +77,18 @@ def parse_period(since: str | None, until: str | None, time_zone: str) -> Period
     Raises:
         SettingsError: one of them is neither, or the period is empty.
     """
-    period = Period(_moment("--since", since, time_zone), _moment("--until", until, time_zone))
+    period = Period(parse_moment("--since", since, time_zone), parse_moment("--until", until, time_zone))
     if period.since and period.until and period.since >= period.until:
         raise SettingsError(f"There is no time between --since {since} and --until {until}: give the earlier one first.")
     return period
 
 
-def _moment(option: str, text: str | None, time_zone: str) -> datetime | None:
+def parse_moment(option: str, text: str | None, time_zone: str) -> datetime | None:
+    """What an option says: an ISO 8601 date or timestamp, without an offset a local time of the zone; None of nothing.
+
+    Raises:
+        SettingsError: it is neither; names the option.
+    """
     if text is None:
         return None
     try:

@@ -1,6 +1,7 @@
-"""The lakehouse: three Delta tables of orders, where they lie, and what columns they have.
+"""The lakehouse: Delta tables of orders, where they lie, and what columns they have.
 
-Bronze is every message as received, silver the verdict in force for each order, quarantine the dead letters.
+Bronze is every message as received, silver the verdict in force for each order, quarantine the dead letters; and, beside
+silver, what turned out about orders.
 """
 
 import fcntl
@@ -109,6 +110,21 @@ QUARANTINE = _columns(
 )
 
 
+# A statement about an order: a copy of Postgres's order_outcomes, without the words.
+OUTCOMES = _columns(
+    required={
+        "outcome_id": LongType(),
+        "order_id": StringType(),
+        "outcome": StringType(),
+        "reviewed_by": StringType(),
+        "decided_at": TimestampType(),
+        "source": StringType(),
+        "ingested_at": TimestampType(),
+    },
+    optional={"decided_date": DateType()},  # day of `decided_at`, UTC
+)
+
+
 @dataclass(frozen=True)
 class Table:
     """One table of the lakehouse.
@@ -137,6 +153,7 @@ BRONZE_ORDERS = Table("bronze/orders", BRONZE, "received_date", "timestamp", {})
 SILVER_ORDERS = Table("silver/orders", SILVER, "event_date", "event_ts", {"delta.enableDeletionVectors": "true"})
 QUARANTINE_ORDERS = Table("quarantine/orders", QUARANTINE, "received_date", "received_at", {})
 TABLES = (BRONZE_ORDERS, SILVER_ORDERS, QUARANTINE_ORDERS)
+OUTCOMES_OF_ORDERS = Table("silver/outcomes", OUTCOMES, "decided_date", "decided_at", {})  # there once there is an outcome
 
 
 def bronze_orders(lakehouse: str) -> str:
@@ -155,18 +172,27 @@ def quarantine_orders(lakehouse: str) -> str:
 
 
 def create_tables(spark: SparkSession, lakehouse: str) -> None:
-    """Create those of the tables that do not exist, and add the columns that a table of an earlier version lacks.
+    """Create those of TABLES that do not exist, and add the columns that one of an earlier version lacks.
+
+    Raises:
+        LakehouseError: the lakehouse cannot be written.
+    """
+    for table in TABLES:
+        create_table(spark, lakehouse, table)
+
+
+def create_table(spark: SparkSession, lakehouse: str, table: Table) -> None:
+    """Create a table where it does not exist, or add the columns that it lacks.
 
     Raises:
         LakehouseError: the lakehouse cannot be written.
     """
     try:
-        for table in TABLES:
-            builder = DeltaTable.createIfNotExists(spark).location(table.path(lakehouse)).addColumns(table.schema)
-            for key, value in table.properties.items():
-                builder = builder.property(key, value)
-            commit(lakehouse, table, builder.partitionedBy(table.day).execute)
-            _add_columns(spark, lakehouse, table)
+        builder = DeltaTable.createIfNotExists(spark).location(table.path(lakehouse)).addColumns(table.schema)
+        for key, value in table.properties.items():
+            builder = builder.property(key, value)
+        commit(lakehouse, table, builder.partitionedBy(table.day).execute)
+        _add_columns(spark, lakehouse, table)
     except (OSError, Py4JError, PySparkException) as error:
         why = str(error).strip().splitlines()[0]
         raise LakehouseError(

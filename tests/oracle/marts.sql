@@ -91,6 +91,31 @@ left join (select product_id, product_name, category from raw_products) as known
 where status = 'Genuine'
 group by product_id, product_name, category;
 
+create temporary view mart_rule_quality as
+select
+    date_trunc('week', order_date)::date as week,
+    reason as rule,
+    count(*) as hits,
+    count(outcome) as reviewed,
+    count(*) filter (where outcome = 'fraud') as confirmed,
+    case when count(outcome) >= 20 then avg((outcome = 'fraud')::int::float8) end as precision_of_reviewed,
+    coalesce(sum(amount_numeric) filter (where outcome = 'fraud'), 0) as saved_amount,
+    coalesce(sum(amount_numeric) filter (where outcome = 'genuine'), 0) as wrongly_held_amount
+from (
+    select
+        *,
+        (
+            select outcome
+            from order_outcomes as stated
+            where stated.order_id = local_orders.order_id
+            order by decided_at desc, outcome_id desc
+            limit 1
+        ) as outcome
+    from local_orders
+) as orders
+cross join unnest(reasons) as reason
+group by 1, 2;
+
 create temporary view mart_top10_active_users as
 select
     row_number() over (order by count(*) desc, user_id) as user_rank,

@@ -93,6 +93,18 @@ def fill(settings: Settings, orders: int = 50) -> None:
         from generate_series(1, 2) as i""",
     )
     insert_orders(settings, 1, orders)
+    state(settings, "O10", "fraud", "2026-11-03 10:00:00+00")
+    state(settings, "O10", "genuine", "2026-11-05 10:00:00.000001+00")
+
+
+def state(settings: Settings, order_id: str, outcome: str, decided_at: str) -> None:
+    """What somebody says that has turned out about an order."""
+    execute(
+        settings,
+        "insert into order_outcomes (order_id, outcome, reviewed_by, reason, decided_at, source)"
+        " values (%s, %s, 'desk', 'stays in Postgres', %s, 'file')",
+        *(order_id, outcome, decided_at),
+    )
 
 
 def insert_orders(settings: Settings, first: int, last: int) -> None:
@@ -127,7 +139,8 @@ def postgres_rows(settings: Settings, table: str) -> list[tuple[Any, ...]]:
         "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped order by attnum",
         table,
     )
-    columns = ["change_xid::text::bigint" if name == "change_xid" else name for (name,) in names]
+    exported = [name for (name,) in names if (table, name) != ("order_outcomes", "reason")]
+    columns = ["change_xid::text::bigint" if name == "change_xid" else name for name in exported]
     return sorted(execute(settings, f"select {', '.join(columns)} from {table}"))
 
 

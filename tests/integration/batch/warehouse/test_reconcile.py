@@ -22,7 +22,7 @@ from conf.settings import Settings
 from tests.runs.archive import wait_until
 from tests.runs.exports import bigquery_rows, execute, export_run, fill, insert_orders, tamper
 
-TABLES = ["raw_users", "raw_products", "raw_orders"]
+TABLES = ["raw_users", "raw_products", "raw_orders", "order_outcomes"]
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def test_every_run_is_consistent_while_writers_run_at_full_speed(settings: Setti
             require_consistent(reconcile(settings, whole=True))
         after = execute(settings, "select count(*) from raw_orders")[0][0]
     assert after > before + 100
-    assert monitored(settings)[-3:] == [("third", table, "Consistent") for table in TABLES]
+    assert monitored(settings)[-4:] == [("third", table, "Consistent") for table in TABLES]
 
 
 BY_HAND_IN_BIGQUERY = [  # what somebody does, how it is undone, and what must be named

@@ -35,7 +35,7 @@ from tests.runs.exports import bigquery_rows, execute, insert_orders, postgres_r
 
 FINPRO = str(Path(sys.executable).parent / "finpro")
 CHAIN = ("batch_raw_loads", "bigquery_ingest", "transformation_dbt")
-RAW = ("raw_users", "raw_products", "raw_orders")
+RAW = ("raw_users", "raw_products", "raw_orders", "order_outcomes")
 FEW = {"users": 60, "products": 25, "seed": 3}
 # What is killed is missed sooner than on a machine that has more to do.
 IMPATIENT = {

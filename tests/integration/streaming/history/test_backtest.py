@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,11 +23,14 @@ from jobs.local.platform import Platform
 from streaming.history.backtest import BECOMES, SHADOW, STAYS, STOPS, Backtest, Hits
 from streaming.history.rescreening import Period, parse_period
 from streaming.kafka import ORDERS, create_topics
+from streaming.lakehouse.outcomes import archive_outcomes
+from streaming.lakehouse.tables import OUTCOMES_OF_ORDERS
 from streaming.shop.producer import produce
 from tests.conftest import own_warehouse
 from tests.oracle.brute_force import Verdict, judge
 from tests.runs.archive import archive_all
 from tests.runs.commands import finpro
+from tests.runs.exports import execute, state
 from tests.runs.pages import Page
 from tests.runs.screening import consume, run_screen, sent_messages
 
@@ -84,6 +88,7 @@ def history(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Ite
         produce(settings, orders=3_000, rate=0, seed=5, bursts=0.2, broken=0.02, duplicates=0.02, start=START, event_rate=100)
         screened = run_screen("--available-now")
         assert screened.returncode == 0, screened.stderr
+        state(settings, "of another shop", "fraud", "2026-11-02 10:00:00+00")
         archive_all()
         rules = load_rules(settings.rules)
         yield History(settings, rules, judge(sent_messages(settings), rules).orders, labels(settings))
@@ -102,7 +107,9 @@ def backtested(spark: SparkSession, history: History, rules: FraudRules, period:
 def hits(history: History, concerned: Iterable[Verdict], has_label: Callable[[set[str]], bool]) -> Hits:
     orders = list(concerned)
     labelled = [order for order in orders if has_label(history.labels.get(order.order_id, set()))]
-    return Hits(len(orders), sum(order.amount_numeric for order in orders), len(labelled))
+    planted = sum(order.order_id in history.labels for order in orders)
+    amount = sum(order.amount_numeric for order in orders)
+    return Hits(len(orders), amount, len(labelled), reviewed=planted, confirmed=planted)
 
 
 def of_rule(history: History, orders: Iterable[Verdict], rule: str) -> Hits:
@@ -151,6 +158,39 @@ def test_a_candidate_in_shadow_takes_reasons_away_and_counts_them(spark_session:
     assert rule.after == rule.before
     assert found.whole.stops.orders == rule.stops.orders == len(alone) > 0
     assert {example.kind for example in found.examples if example.rule == "repeat_purchase"} == {SHADOW, STOPS}
+
+
+def test_what_turned_out_counts_as_it_was_known_at_a_moment(
+    spark_session: SparkSession, history: History, tmp_path: Path
+) -> None:
+    lakehouse = str(shutil.copytree(history.settings.lakehouse, tmp_path / "lakehouse"))
+    settings, dsn = history.settings.model_copy(update={"lakehouse": lakehouse}), history.settings.require("postgres_dsn")
+    planted_for = [id_ for id_, label in history.labels.items() if label == {"repeat_purchase"}]  # known to be frauds before
+    hit = sorted(id_ for id_ in planted_for if "repeat_purchase" in history.in_force[id_].reasons)
+    corrected, *genuine = hit[:3]
+    for order_id in hit[:3]:
+        state(settings, order_id, "genuine", "2026-11-10 00:00:00+00")
+    state(settings, corrected, "fraud", "2026-11-20 00:00:00+00")
+    assert [archive_outcomes(spark_session, lakehouse, dsn) for _ in range(2)] == [4, 0]
+
+    def known(until: datetime | None) -> Hits:
+        found = run(spark_session, settings, history.rules, EVERYTHING, 0, Console(file=io.StringIO()), until)
+        return found.rules["repeat_purchase"].after
+
+    planted = of_rule(history, history.in_force.values(), "repeat_purchase")
+    worth = {order_id: history.in_force[order_id].amount_numeric for order_id in hit}
+    assert known(datetime(2026, 11, 9, tzinfo=UTC)) == planted
+    wrongly = replace(planted, confirmed=planted.confirmed - 3, wrongly_held=sum(worth[order_id] for order_id in hit[:3]))
+    assert known(datetime(2026, 11, 10, tzinfo=UTC)) == known(datetime(2026, 11, 19, tzinfo=UTC)) == wrongly
+    held = sum(worth[order_id] for order_id in genuine)
+    assert known(None) == replace(planted, confirmed=planted.confirmed - 2, wrongly_held=held)
+
+    execute(settings, "alter table order_outcomes disable trigger user")
+    execute(settings, "delete from order_outcomes where order_id = %s", corrected)
+    execute(settings, "alter table order_outcomes enable trigger user")
+    archive_outcomes(spark_session, lakehouse, dsn)  # a database that was restored: all are looked at, none comes twice
+    assert known(None).confirmed == planted.confirmed - 2
+    assert spark_session.read.format("delta").load(OUTCOMES_OF_ORDERS.path(lakehouse)).count() == 5
 
 
 def test_a_period_is_half_open_and_its_orders_keep_their_neighbours_outside(
@@ -209,6 +249,7 @@ def test_the_command_prints_a_table_and_writes_the_page(history: History, tmp_pa
     [
         (["--rules", "no-such.toml"], "no-such.toml"),
         (["--rules", "conf/fraud_rules.toml", "--since", "soon"], "--since soon"),
+        (["--rules", "conf/fraud_rules.toml", "--outcomes-until", "soon"], "--outcomes-until soon"),
     ],
 )
 def test_what_cannot_be_used_is_one_message_before_spark_starts(options: list[str], said: str) -> None:

@@ -62,6 +62,23 @@ def test_without_labels_there_is_no_precision_and_recall() -> None:
         assert (effect.labels, effect.precision(effect.after), effect.recall(effect.after)) == (None, None, None)
 
 
+def test_of_the_hits_that_somebody_has_looked_at_the_share_of_frauds_is_told() -> None:
+    looked_at = [
+        alike(6, after="night_amount", outcome="fraud"),
+        alike(2, before="night_amount", after="night_amount", outcome="genuine"),
+        alike(5, after="night_amount"),
+        alike(9, outcome="fraud"),
+    ]
+    found = figures(looked_at, SIX)
+    rule = found.rules["night_amount"]
+    assert rule.after == Hits(13, 13_000_000, 0, reviewed=8, confirmed=6, wrongly_held=2_000_000)
+    assert (rule.before.precision_of_reviewed, rule.after.precision_of_reviewed) == (0, 6 / 8)
+    assert found.rules["foreign_country"].after.precision_of_reviewed is None
+    assert found.reviewed == 17
+    shown = {row[0].text: [cell.number for cell in row[1:]] for row in page(found).body("outcomes")}
+    assert shown["night amount"] == [2, 8, 0, 0.75, 2_000_000, 2_000_000]
+
+
 def test_days_are_counted_apart_and_versions_by_orders() -> None:
     found = figures(HISTORY, SIX)
     assert [(row["day"], row["before"], row["after"]) for row in found.days] == [(DAY, 7, 6), (NEXT, 0, 2)]

@@ -25,9 +25,11 @@ def rules(version: str, **entries: Any) -> FraudRules:
     return FraudRules.model_validate({"version": version, "rules": entries})
 
 
-def alike(orders: int, before: str = "", after: str = "", label: str = "", day: date = DAY, shadow: str = "") -> Alike:
+def alike(
+    orders: int, before: str = "", after: str = "", label: str = "", day: date = DAY, shadow: str = "", outcome: str = ""
+) -> Alike:
     given, found, planted, watched = (frozenset(text.split()) for text in (before, after, label, shadow))
-    return Alike(day, "v1", given, watched, found, frozenset(), planted, orders, orders * 1_000_000)
+    return Alike(day, "v1", given, watched, found, frozenset(), planted, orders, orders * 1_000_000, outcome)
 
 
 # In force 4 alerts, all labelled, on the first day. Proposed 5 on the first day and 6 on the second; 5 of the 7 new ones are
@@ -80,8 +82,17 @@ def test_limits_hold_for_the_busiest_day_for_all_alerts_and_for_the_new_ones(lim
 
 def test_a_precision_that_nobody_knows_keeps_no_limit_and_without_an_alert_there_is_none() -> None:
     unlabelled = [alike(3, after="dear"), alike(5)]
-    assert trial(unlabelled, Limits(None, 0.1)).broken == ["--min-precision 0.1: no order of the period carries a label"]
+    assert trial(unlabelled, Limits(None, 0.1)).broken == ["--min-precision 0.1: of no alert it is known what it was"]
     assert trial([alike(5)], Limits(None, 0.1)).broken == []
+
+
+def test_without_labels_precision_is_that_of_the_reviewed_alerts() -> None:
+    reviewed = [alike(5, after="new"), alike(3, after="new", outcome="fraud"), alike(1, after="new", outcome="genuine")]
+    assert trial(reviewed, Limits(None, 0.75)).broken == []
+    assert trial([*reviewed, alike(1, before="dear", after="dear", outcome="genuine")], Limits(None, 0.75)).broken == [
+        "--min-precision 0.75: 60.0% of all alerts"
+    ]
+    assert trial([*reviewed, alike(1, label="dear", outcome="fraud")]).precision == 0
 
 
 def test_a_rule_in_shadow_has_been_so_since_the_last_time_that_it_was_not() -> None:
@@ -100,9 +111,12 @@ def test_a_rule_in_shadow_has_been_so_since_the_last_time_that_it_was_not() -> N
     assert shadowed(rules("4", new=DEAR), watched, [], effects)[0].since is None
 
 
-def test_the_dearest_of_each_kind_are_those_of_the_period_that_a_label_or_the_verdict_in_force_speaks_against() -> None:
-    def order(name: str, amount: int, reasons: str = "", before: str = "", label: str = "", day: int = 0) -> dict[str, Any]:
+def test_the_dearest_of_each_kind_are_those_of_the_period_that_what_turned_out_or_the_verdict_in_force_speaks_against() -> None:
+    def order(
+        name: str, amount: int, reasons: str = "", before: str = "", label: str = "", day: int = 0, outcome: str = ""
+    ) -> dict[str, Any]:
         said = {"order_id": name, "amount_numeric": amount, "event_ts": MOMENT + timedelta(days=day), "before": before}
+        said |= {"outcome": outcome or ("fraud" if label else "")}
         said |= {"label": label, "reasons": reasons.split(), "user_id": 1, "product_id": 2, "quantity": 3, "country": "ID"}
         return said
 
@@ -111,12 +125,15 @@ def test_the_dearest_of_each_kind_are_those_of_the_period_that_a_label_or_the_ve
             *(order("held-1", 10, "new"), order("held-2", 30, "new dear"), order("held-3", 20, "new")),
             *(order("right", 99, "new", label="any"), order("known", 99, "new", before="dear"), order("honest", 99)),
             *(order("missed", 5, label="any"), order("let-go", 7, before="dear"), order("elsewhere", 99, "new", day=-1)),
+            *(order("turned out", 99, "new", outcome="fraud"), order("cleared", 99, before="dear", outcome="genuine")),
+            *(order("cleared, held", 40, "new", outcome="genuine"), order("turned out, missed", 9, outcome="fraud")),
         ],
         schema_overrides={"event_ts": pl.Datetime("us", "UTC"), "reasons": pl.List(pl.String)},
     )
-    found = dearest(Period(MOMENT, None), 2)(orders)
-    assert list(found.select("kind", "order_id", "reasons").iter_rows()) == [
-        *((HELD, "held-2", "new,dear"), (HELD, "held-3", "new"), (MISSED, "let-go", "dear"), (MISSED, "missed", "")),
+    found = dearest(Period(MOMENT, None), 3)(orders)
+    assert list(found.select("kind", "order_id", "reasons", "label").iter_rows()) == [
+        *((HELD, "cleared, held", "new", "genuine"), (HELD, "held-2", "new,dear", ""), (HELD, "held-3", "new", "")),
+        *((MISSED, "turned out, missed", "", "fraud"), (MISSED, "let-go", "dear", ""), (MISSED, "missed", "", "any")),
     ]
 
 
