@@ -276,9 +276,7 @@ def rules_propose(
     max_alerts: Annotated[int | None, typer.Option(min=0, help="Fail where any day has more alerts.")] = None,
     min_precision: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Fail where less of all alerts, or of the new ones, are known as frauds."
-        ),
+        typer.Option(min=0, max=1, help="Fail where less of all alerts, or of the new ones, are known as frauds."),
     ] = None,
     by: By = None,
     output: Annotated[

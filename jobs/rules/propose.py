@@ -38,9 +38,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--days", type=int, default=28, help="how many local days of history, today the last")
     parser.add_argument("--capacity", type=int, help="alerts that people can look at on a day")
     parser.add_argument("--max-alerts", type=int, help="the most alerts on any day")
-    parser.add_argument(
-        "--min-precision", type=float, help="the least share of alerts that are known as frauds, 0 to 1"
-    )
+    parser.add_argument("--min-precision", type=float, help="the least share of alerts that are known as frauds, 0 to 1")
     parser.add_argument("--by", required=True, help="who proposes them")
     parser.add_argument("--output", type=Path, help="where to write the page; by default proposal.html in finpro's home")
     return parser.parse_args(given)
