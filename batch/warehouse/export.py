@@ -64,7 +64,7 @@ from conf.workers import freeze_imports
 
 _SLICE_BYTES = 64 * 2**20  # of the table: about 350,000 orders, a second's work
 _MOST_SLICES = 9_000  # of a table: BigQuery loads 10,000 files in one job, so those of a huge table are larger
-_FEW_SLICES = 3  # exported before Spark would have started: a second each
+_FEW_SLICES = len(TABLES)  # one of each: exported before Spark would have started, in a second each at most
 _PROGRESS_SECONDS = 5
 _STAYS_IN_POSTGRES = {"order_outcomes": ("reason",)}  # words that may name a person
 

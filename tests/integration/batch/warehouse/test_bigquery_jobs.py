@@ -30,12 +30,12 @@ def test_a_run_is_loaded_though_jobs_fail_for_a_moment_and_what_each_step_reads_
         load(settings)
     with strict_bigquery.listening() as comparing:
         for _ in range(2):  # a step that is done again costs again
-            assert [one.status for one in reconcile(settings)] == ["Consistent"] * 3
+            assert [one.status for one in reconcile(settings)] == ["Consistent"] * 4
 
     for step, jobs in (("load", loading), ("reconcile", comparing)):
         labels = [job["labels"] for job in jobs if "query" in job or "sourceUris" in job["load"]]
         assert all(one == {"dag": "manual", "run": "first_run", "step": step} for one in labels)
-    assert sum("sourceUris" in job.get("load", {}) for job in loading) == 5
+    assert sum("sourceUris" in job.get("load", {}) for job in loading) == 6
     recorded = dict(execute(settings, "select step, jobs from ingestion_steps where run_id = 'First_Run'"))
     assert recorded.keys() == {"load", "reconcile"}
     assert recorded["reconcile"] == sum("query" in job for job in comparing)
