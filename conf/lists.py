@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import zlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,16 @@ def _row(row: list[str]) -> tuple[str, str, int | None]:
         expected = "expected an expiry in ISO 8601 with an offset, such as 2026-12-31T00:00:00+07:00, or none"
         raise ListError(f"{expected}, found {expiry[:100]}") from None
     return value, reason, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def as_csv(entries: Entries) -> str:
+    """Entries as a file that `read_list` reads as the same."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_HEADER)
+    for value, reason, expiry_us in zip(*entries, strict=True):
+        rows.writerow([value, reason, "" if expiry_us is None else (_EPOCH + timedelta(microseconds=expiry_us)).isoformat()])
+    return text.getvalue()
 
 
 def packed(entries: Entries) -> str:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from conf.errors import RulesError
+from conf.lists import as_csv, unpacked
 from conf.rules import FraudRules, load_rules
 
 
@@ -84,9 +85,21 @@ def content_of(stored: Mapping[str, Any]) -> Content:
     return Content(stored["text"], stored["beside"])
 
 
-def as_toml(rules: FraudRules) -> str:
-    """Rules as a file that says the same, without comments and examples: for those whose file nobody has kept."""
+def rewritten(rules: FraudRules) -> Content:
+    """Rules as files that say the same, without comments and examples: for those whose files nobody has kept.
+
+    Raises:
+        RulesError: the file of a list does not lie beside the rules.
+    """
+    for entry in rules.lists.values():
+        _require_beside("these rules", entry.file)
+    return Content(_as_toml(rules), {entry.file: as_csv(unpacked(entry.content)) for entry in rules.lists.values()})
+
+
+def _as_toml(rules: FraudRules) -> str:
     said = rules.model_dump(mode="json", exclude_defaults=True)
+    for entry in said.get("lists", {}).values():
+        entry.pop("content", None)
     return "\n".join(["# Written by finpro from the record of rules: comments and examples are not in it.", *_tables(said), ""])
 
 
@@ -129,11 +142,13 @@ def _named(path: Path, text: str) -> list[str]:
     entries = lists.values() if isinstance(lists, dict) else ()
     names = sorted({entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)})
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise RulesError(
-                f"{path}: {name} does not lie beside the rules: name lists by a path below the folder of the file."
-            )
+        _require_beside(str(path), name)
     return names
+
+
+def _require_beside(rules: str, name: str) -> None:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise RulesError(f"{rules}: {name} does not lie beside the rules: name lists by a path below the folder of the file.")
 
 
 def _write_through(path: Path, text: str) -> None:

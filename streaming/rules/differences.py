@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any, NamedTuple
 
+from conf.lists import unpacked
 from conf.rules import FraudRules
 
 _UNITS = (("h", 3600), ("min", 60))
@@ -13,9 +15,8 @@ ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 class Difference(NamedTuple):
     """What one field says before and after, as text; null where it says nothing there.
 
-        `entry` is a rule, such as rules.night_amount, which as a whole is _UNITS = (("h", 3600), ("min", 60))
-    ADDED, REMOVED or CHANGED (`kind`); empty for a field of
-        the file itself, such as `lateness`.
+    `entry` is a rule or a list, such as rules.night_amount, which as a whole is ADDED, REMOVED or CHANGED (`kind`); empty for a
+    field of the file itself, such as `lateness`.
     """
 
     kind: str
@@ -56,6 +57,8 @@ def _leaves(said: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
     for name, value in said.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{place}{name}.")
+        elif name == "content":  # of a list: it may be long
+            yield "values", f"{len(unpacked(value).values):,} ({sha256(value.encode()).hexdigest()[:12]})"
         else:
             yield f"{place}{name}", value
 

@@ -18,7 +18,7 @@ from psycopg2.extensions import cursor as Cursor
 from conf.errors import PromotionRefused, RulesError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
-from streaming.rules.content import Content, as_toml
+from streaming.rules.content import Content, rewritten
 from streaming.rules.proposals import (
     Promotion,
     Proposal,
@@ -302,7 +302,7 @@ def _before(versions: Sequence[Version], promoted: Sequence[Promotion], live: Co
 def _file_of(rules: FraudRules, promoted: Sequence[Promotion]) -> Content:
     """The file that said these rules, as somebody wrote it where it was kept."""
     kept = [content for one in reversed(promoted) for content in (one.content, one.replaced) if content]
-    return next((content for content in kept if _usable(content) == rules), Content(as_toml(rules)))
+    return next((content for content in kept if _usable(content) == rules), None) or rewritten(rules)
 
 
 def _usable(content: Content | None) -> FraudRules | None:
@@ -332,4 +332,4 @@ def renamed(content: Content, version: str) -> Content:
     changed = Content(_VERSION.sub(lambda _: line, content.text, count=1), content.beside)
     if changed.rules == rules:
         return changed
-    return Content(as_toml(rules), content.beside)
+    return rewritten(rules)

@@ -8,7 +8,7 @@ from hypothesis import given
 from conf.errors import RulesError
 from conf.rules import FraudRules
 from conf.settings import CONF_DIR
-from streaming.rules.content import Content, as_toml, content_of
+from streaming.rules.content import Content, content_of, rewritten
 from tests.oracle.order_sets import rule_sets
 
 LISTS = 'version = "1"\n[lists.blocked]\nfile = "lists/blocked.csv"\n'
@@ -69,11 +69,20 @@ def test_a_missing_list_is_named(tmp_path: Path) -> None:
 
 @given(rule_sets())
 def test_rules_that_are_written_from_a_record_say_the_same(rules: FraudRules) -> None:
-    assert Content(as_toml(rules)).rules == rules
+    assert rewritten(rules).rules == rules
 
 
 def test_the_delivered_rules_and_odd_texts_survive_their_way_through_a_record() -> None:
     rules = Content.read(CONF_DIR / "fraud_rules.toml").rules
     odd = {"odd": {"when": "source = 'a\"b\\\\c'", "description": 'tab\tquote"back\\slash\x7f é 🎈', "mode": "shadow"}}
     both = FraudRules.model_validate(rules.model_dump() | {"rules": rules.model_dump()["rules"] | odd})
-    assert Content(as_toml(both)).rules == both
+    assert rewritten(both).rules == both
+
+
+def test_lists_survive_their_way_through_a_record(tmp_path: Path) -> None:
+    entries = 'value,reason,expiry\nd1,"stolen, twice",2026-12-31T00:00:00.000001+07:00\n"d""2",,\n'
+    rules = Content.read(written(tmp_path, LISTS, blocked=entries)).rules
+    assert rewritten(rules).rules == rules
+    outside = rules.model_copy(update={"lists": {"blocked": rules.lists["blocked"].model_copy(update={"file": "../b.csv"})}})
+    with pytest.raises(RulesError, match="does not lie beside the rules"):
+        rewritten(outside)

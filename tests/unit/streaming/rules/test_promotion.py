@@ -1,5 +1,6 @@
 """Versions of the rules: what differs between two, which were in force, and one under another name. Without a service."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from conf.errors import RulesError
+from conf.lists import Entries, packed
 from conf.rules import FraudRules
 from conf.settings import CONF_DIR
 from streaming.rules.content import Content
@@ -69,6 +71,16 @@ def test_nothing_differs_between_two_versions_of_the_same_and_something_between_
 
 
 # --- the history ------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_list_it_is_told_how_many_values_it_has_and_that_they_are_others() -> None:
+    def blocking(*values: str) -> FraudRules:
+        content = packed(Entries(list(values), ["stolen"] * len(values), [None] * len(values)))
+        return FraudRules.model_validate({"version": "1", "lists": {"blocked": {"file": "b.csv", "content": content}}})
+
+    entry, told_of = in_words(differences(blocking("a", "b"), blocking("a", "c")))
+    assert entry == "changed lists.blocked"
+    assert re.fullmatch(r"  values: 2 \(\w{12}\) -> 2 \(\w{12}\)", told_of)
 
 
 def test_a_version_belongs_to_the_promotion_that_it_was_taken_up_after_and_others_were_written_by_hand() -> None:
