@@ -1,8 +1,6 @@
 {{
     config(
         materialized='incremental',
-        incremental_strategy='insert_overwrite',
-        on_schema_change='fail',
         partition_by={'field': 'created_day', 'data_type': 'date', 'granularity': 'day'},
         cluster_by=['user_id'],
     )
