@@ -20,7 +20,6 @@ from batch.postgres import connect, explained, require_rights
 from batch.sessions import BULK
 from conf.errors import OutcomesError
 
-FRAUD, GENUINE = "fraud", "genuine"
 FILE, TOPIC = "file", "topic"  # where a statement came from
 
 _SKEW = timedelta(minutes=5)  # that clocks may differ by

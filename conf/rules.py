@@ -337,11 +337,20 @@ def _with_contents(table: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
 def files_of(path: Path) -> list[Path]:
     """The rules file and the files of its lists, as far as it can be read: what a change of the rules can be seen by."""
     try:
-        lists = tomllib.loads(path.read_text(encoding="utf-8")).get("lists", {}).values()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, AttributeError):
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return [path]
-    names = [entry.get("file") for entry in lists if isinstance(entry, dict)]
-    return [path, *(path.parent / name for name in names if isinstance(name, str))]
+    return [path, *(path.parent / name for name in list_files(text))]
+
+
+def list_files(text: str) -> list[str]:
+    """The files that `[lists.NAME] file = …` names in the text of a rules file, sorted; none where that is no TOML."""
+    try:
+        lists = tomllib.loads(text).get("lists", {})
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return []
+    entries = lists.values() if isinstance(lists, dict) else ()
+    return sorted({entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)})
 
 
 def _explain(error: Any) -> str:

@@ -60,6 +60,22 @@ def run(
     Raises:
         LakehouseError: silver is not there, or holds no order of the period.
     """
+    return backtested(known_orders(spark, settings, rules, period, console, outcomes_until), settings, rules, period, examples)
+
+
+def known_orders(
+    spark: SparkSession,
+    settings: Settings,
+    rules: FraudRules,
+    period: Period,
+    console: Console,
+    outcomes_until: datetime | None = None,
+) -> DataFrame:
+    """The lakehouse's orders of a period and their neighbours, with what is known of them (`orders_in_force`).
+
+    Raises:
+        LakehouseError: silver is not there.
+    """
     silver, bronze = _table(spark, silver_orders(settings.lakehouse)), _table(spark, bronze_orders(settings.lakehouse))
     if silver is None:
         raise LakehouseError(f"There is no {silver_orders(settings.lakehouse)}: `finpro archive` writes it.")
@@ -68,7 +84,15 @@ def run(
         console.print("no order carries a label: there is no precision and recall")
         labels = None
     outcomes = outcomes_at(spark, settings.lakehouse, outcomes_until)
-    orders = orders_in_force(silver, labels, outcomes, period, rules)
+    return orders_in_force(silver, labels, outcomes, period, rules)
+
+
+def backtested(orders: DataFrame, settings: Settings, rules: FraudRules, period: Period, examples: int) -> Backtest:
+    """What rules make of `known_orders`.
+
+    Raises:
+        LakehouseError: there is none of the period.
+    """
     found = backtest(groups_of(orders, rules, period, examples), rules, examples)
     if not found.orders:
         raise LakehouseError(f"{silver_orders(settings.lakehouse)} holds no order of this period: look at --since and --until.")

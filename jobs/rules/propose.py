@@ -6,7 +6,6 @@ from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 from rich.console import Console
 
@@ -14,14 +13,11 @@ from batch.report.pages import write_page
 from conf.errors import LimitsBroken, RulesError
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings, finpro_home, load_settings
-from jobs.backtest import run as backtest
+from jobs.backtest import backtested, known_orders
 from jobs.spark.session import history_session, run_as_program
-from streaming.history.backtest import labels_of, orders_in_force
-from streaming.history.proposal import Limits, Mistake, Trial, mistakes_of, shadowed
+from streaming.history.proposal import Limits, Trial, mistakes_of, shadowed
 from streaming.history.proposal_page import render_proposal
 from streaming.history.rescreening import Period
-from streaming.lakehouse.outcomes import outcomes_at
-from streaming.lakehouse.tables import bronze_orders, silver_orders
 from streaming.rules.content import Content
 from streaming.rules.examples import tried
 from streaming.rules.promotion import file_in_force, require_own_version, rules_in_force_now
@@ -65,25 +61,17 @@ def run(
     with record_of(settings.require("postgres_dsn")) as cursor:
         promoted = [promotion.content.rules for promotion in promotions(cursor)]
     require_own_version(rules, [in_force, *promoted, *(entry.rules for entry in recorded)])
-    found = backtest(spark, settings, rules, period, 0, console)
+    orders = known_orders(spark, settings, rules, period, console)
+    found = backtested(orders, settings, rules, period, 0)
     return Trial(
         rules=rules,
         in_force=in_force,
         found=found,
-        mistakes=_mistakes(spark, settings, rules, period),
+        mistakes=mistakes_of(orders, rules, period, _MISTAKES),
         shadowed=shadowed(rules, in_force, recorded, found.rules),
         limits=limits,
         capacity=capacity,
     )
-
-
-def _mistakes(spark: SparkSession, settings: Settings, rules: FraudRules, period: Period) -> list[Mistake]:
-    silver = spark.read.format("delta").load(silver_orders(settings.lakehouse))
-    bronze = bronze_orders(settings.lakehouse)
-    has_bronze = DeltaTable.isDeltaTable(spark, bronze)
-    labels = labels_of(spark.read.format("delta").load(bronze), period) if has_bronze else None
-    outcomes = outcomes_at(spark, settings.lakehouse, None)
-    return mistakes_of(orders_in_force(silver, labels, outcomes, period, rules), rules, period, _MISTAKES)
 
 
 def show(console: Console, trial: Trial) -> None:

@@ -173,8 +173,7 @@ def _replace(spark: SparkSession, lakehouse: str, table: Table, rows: DataFrame,
 
 def _purge(spark: SparkSession, lakehouse: str, table: Table) -> None:
     """Write those files anew that hold rows which are only marked as deleted."""
-    path = table.path(lakehouse).replace("`", "``")
-    commit(lakehouse, table, lambda: spark.sql(f"reorg table delta.`{path}` apply (purge)"))
+    commit(lakehouse, table, lambda: spark.sql(f"reorg table {table.in_sql(lakehouse)} apply (purge)"))
 
 
 def _delete_replaced(spark: SparkSession, lakehouse: str, table: Table) -> int:
@@ -184,8 +183,7 @@ def _delete_replaced(spark: SparkSession, lakehouse: str, table: Table) -> int:
     for their commit); those of attempts that died, once they are a day old.
     """
     delta = DeltaTable.forPath(spark, table.path(lakehouse))
-    path = table.path(lakehouse).replace("`", "``")
     commit(lakehouse, table, partial(delta.vacuum, _ORPHANS_HOURS))
     files = deleted_by_vacuum(delta)
-    commit(lakehouse, table, lambda: spark.sql(f"vacuum delta.`{path}` lite retain 0 hours"))
+    commit(lakehouse, table, lambda: spark.sql(f"vacuum {table.in_sql(lakehouse)} lite retain 0 hours"))
     return files + deleted_by_vacuum(delta)

@@ -147,6 +147,11 @@ class Table:
         """Where it lies in a lakehouse."""
         return f"{lakehouse.rstrip('/')}/{self.name}"
 
+    def in_sql(self, lakehouse: str) -> str:
+        """Its name in a statement."""
+        path = self.path(lakehouse).replace("`", "``")
+        return f"delta.`{path}`"
+
 
 BRONZE_ORDERS = Table("bronze/orders", BRONZE, "received_date", "timestamp", {})
 # A revision marks its order's old row as deleted, and does not write all other rows of that file again.
@@ -205,8 +210,8 @@ def _add_columns(spark: SparkSession, lakehouse: str, table: Table) -> None:
     there = set(DeltaTable.forPath(spark, table.path(lakehouse)).toDF().columns)
     missing = [f"{field.name} {field.dataType.simpleString()}" for field in table.schema if field.name not in there]
     if missing:
-        path = table.path(lakehouse).replace("`", "``")
-        commit(lakehouse, table, lambda: spark.sql(f"alter table delta.`{path}` add columns ({', '.join(missing)})"))
+        statement = f"alter table {table.in_sql(lakehouse)} add columns ({', '.join(missing)})"
+        commit(lakehouse, table, lambda: spark.sql(statement))
 
 
 def bronze_ends(spark: SparkSession, lakehouse: str, topic: str) -> dict[int, int]:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from conf.errors import RulesError
 from conf.lists import as_csv, unpacked
-from conf.rules import FraudRules, load_rules
+from conf.rules import FraudRules, list_files, load_rules
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,8 @@ def _read(path: Path) -> str:
 
 
 def _named(path: Path, text: str) -> list[str]:
-    """The files that `[lists.NAME] file = …` names, in order; none in a file that is no TOML, which `load_rules` says."""
-    try:
-        lists = tomllib.loads(text).get("lists", {})
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return []
-    entries = lists.values() if isinstance(lists, dict) else ()
-    names = sorted({entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)})
+    """The files of its lists, all of which lie beside it."""
+    names = list_files(text)
     for name in names:
         _require_beside(str(path), name)
     return names
