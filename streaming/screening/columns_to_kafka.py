@@ -19,7 +19,9 @@ from confluent_kafka import cimpl
 from conf.errors import KafkaError, KafkaRefused
 
 _TIMEOUT_SECONDS = 30
-_POLL_MS, _FLUSH_MS = 10, 500
+# librdkafka waits in steps of 10 ms for reports, of which there are none where all goes well: to ask it anew each time is as
+# cheap, and sees at once that the last record is there.
+_POLL_MS, _FLUSH_MS = 10, 1
 _PART = 10_000  # records that are handed over at once
 _CONFIG = {
     "enable.idempotence": True,
