@@ -159,7 +159,8 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
     products, events_us = ints(known["product_id"]), ints(known["event_ts"])
     # Who shares no product with an arrival, or is too far in time, can share no pattern or evidence with one either.
     near = spans(products[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(products, events_us)
-    known, is_new = known[np.flatnonzero(near)], is_new[near]
+    if not near.all():  # mostly they are: to copy them takes as long as many a rule
+        known, is_new = known[np.flatnonzero(near)], is_new[near]
     found = findings(known, rules)
     given, shadow = (
         _accumulated(known[column].fill_null(""), names_of(bits_of(found, len(known), of), list(found)))
