@@ -19,7 +19,7 @@ from kafka.producer.future import FutureRecordMetadata
 
 from batch.frames import read_frame
 from batch.postgres import connect, explained
-from conf.errors import KafkaError, SettingsError
+from conf.errors import KafkaError, PostgresUnavailable, SettingsError
 from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.kafka import ORDERS, kafka_python_config, require_topics
@@ -136,7 +136,7 @@ def produce(
     An order's event time is the moment at which it is due, whether or not it goes out on time. With a rate it is due
     then on the clock. With rate 0 messages go out as fast as they can and look like history: their event times
     lie `event_rate` a second apart and end now. Planted night orders are back-dated to the last night. A run without end
-    also makes orders of users and products that come into Postgres meanwhile.
+    also makes orders of users and products that come into Postgres meanwhile, and goes on while Postgres is away.
 
     Args:
         settings: where Kafka and Postgres are, and the rules that planted orders satisfy.
@@ -163,7 +163,7 @@ def produce(
     require_topics(settings, (ORDERS,))
     pace = rate or event_rate
     start = start_of_run(start, history=timedelta(seconds=0 if rate else orders / pace), skew=rules.max_future_skew)
-    shop = partial(_shop, settings)
+    shop = patient(partial(_shop, settings))
     batches = order_batches(shop, rules, orders=orders, seed=seed, start=start, rate=pace, bursts=bursts)
     runs = (
         messages(batch, np.random.default_rng([seed, number, 1]), broken=broken, duplicates=duplicates)
@@ -210,6 +210,21 @@ def start_of_run(start: datetime | None, history: timedelta, skew: timedelta) ->
             f" {(now - history).isoformat(timespec='seconds')}."
         )
     return start
+
+
+def patient(ask: Callable[[], Shop]) -> Callable[[], Shop]:
+    """As `ask`; while Postgres does not answer, the shop is the one of the last time: where there is none yet, that is an error."""
+    known: list[Shop] = []
+
+    def asked() -> Shop:
+        try:
+            known[:] = [ask()]
+        except PostgresUnavailable:
+            if not known:
+                raise
+        return known[0]
+
+    return asked
 
 
 def _shop(settings: Settings) -> Shop:

@@ -98,8 +98,12 @@ class Containers:
         return {name: value for name, value in dotenv_values(self.folder / ".env").items() if value}
 
     def sh(self, script: str, *arguments: str, seconds: float = 1500) -> str:
-        """Run a script of conf/docker to its end; returns what it said."""
-        return self._run(["sh", f"conf/docker/{script}", *arguments], seconds)
+        """Run a script of conf/docker to its end; returns what it said. Where it fails, so does the test, with all logs' ends."""
+        try:
+            return self._run(["sh", f"conf/docker/{script}", *arguments], seconds)
+        except AssertionError:
+            print(self.compose("logs", "--no-color", "--tail", "30", check=False))
+            raise
 
     def compose(self, *arguments: str, seconds: float = 900, check: bool = True, profiles: str = "*") -> str:
         """Run `docker compose` with all profiles; returns its output."""

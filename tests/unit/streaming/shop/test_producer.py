@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 from batch.reference_data import products
-from conf.errors import PostgresError, RulesError, SettingsError
+from conf.errors import PostgresError, PostgresUnavailable, RulesError, SettingsError
 from conf.former_rules import CoordinatedUsers, ForeignCountry, NightAmount, NightQuantity, RepeatPurchase, SequentialUsers
 from conf.rules import FraudRules
 from streaming.shop.messages import BREAKS, DUPLICATE, ORDER, USED_ORDER_ID, Message, messages
 from streaming.shop.orders import Shop, order_batches
-from streaming.shop.producer import ProduceReport, Progress, start_of_run
+from streaming.shop.producer import ProduceReport, Progress, patient, start_of_run
 from tests.oracle import brute_force
 from tests.oracle.order_sets import six_rules
 
@@ -123,6 +123,22 @@ def test_a_run_has_as_many_orders_as_asked_for_each_with_an_id_of_its_own(orders
     assert len(run) == orders
     assert run["order_id"].is_unique().all()
     assert run["order_id"].str.contains(r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-a[0-9a-f]{3}-[0-9a-f]{12}$").all()
+
+
+def test_while_postgres_is_away_a_run_goes_on_with_the_users_and_products_that_it_knows() -> None:
+    few, all_of_them = Shop(USERS.head(60), PRODUCTS.head(50)), Shop(USERS, PRODUCTS)
+    answers: list[Shop | None] = [None, few, None, all_of_them, None]
+
+    def ask() -> Shop:
+        answer = answers.pop(0)
+        if answer is None:
+            raise PostgresUnavailable("it is restarting")
+        return answer
+
+    shop = patient(ask)
+    with pytest.raises(PostgresUnavailable):
+        shop()
+    assert [shop() for _ in range(4)] == [few, few, all_of_them, all_of_them]
 
 
 def test_a_run_without_end_makes_orders_of_the_users_and_products_that_are_there_by_then() -> None:
