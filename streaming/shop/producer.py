@@ -213,7 +213,7 @@ def start_of_run(start: datetime | None, history: timedelta, skew: timedelta) ->
 
 
 def patient(ask: Callable[[], Shop]) -> Callable[[], Shop]:
-    """As `ask`; while Postgres does not answer, the shop is the one of the last time: where there is none yet, that is an error."""
+    """As `ask`; while Postgres does not answer, the shop is the one of the last time. Where there is none yet, it raises."""
     known: list[Shop] = []
 
     def asked() -> Shop:

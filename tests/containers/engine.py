@@ -98,7 +98,7 @@ class Containers:
         return {name: value for name, value in dotenv_values(self.folder / ".env").items() if value}
 
     def sh(self, script: str, *arguments: str, seconds: float = 1500) -> str:
-        """Run a script of conf/docker to its end; returns what it said. Where it fails, so does the test, with all logs' ends."""
+        """Run a script of conf/docker to its end; returns what it said. Where it fails, the ends of all logs are shown."""
         try:
             return self._run(["sh", f"conf/docker/{script}", *arguments], seconds)
         except AssertionError:
