@@ -174,7 +174,9 @@ def _forgotten(
     theirs = messages.where(F.col("role") == STANDING).join(erased, ["partition", "offset"], "left_semi")
     theirs = theirs.select(F.col("product_id").alias("of_product"), F.unix_micros("event_ts").alias("moment"))
     distance = 2 * widest_window(history) // timedelta(microseconds=1)
-    is_near = (F.col("of_product") == F.col("product_id")) & (F.abs(F.unix_micros("event_ts") - F.col("moment")) <= distance)
+    is_near = F.abs(F.unix_micros("event_ts") - F.col("moment")) <= distance
+    if not _any_across(history):
+        is_near &= F.col("of_product") == F.col("product_id")
     rows = orders.where(F.size(F.array_except(reasons, ours)) == 0).join(theirs, is_near, "left_semi")
     why = F.lit("it, or an order near it, is of somebody who is forgotten: what the rule looked at is erased")
     return _caused(rows, wrong, FORGOTTEN, why)
@@ -187,7 +189,7 @@ def _pattern_causes(
     orders: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], screened: dict[int, int] | None
 ) -> DataFrame:
     """Orders whose every missing reason needs an order that the stream was not certain to see beside them."""
-    near = with_delays(messages, history).transform(_near, orders, widest_window(history))
+    near = with_delays(messages, history).transform(_near, orders, history)
     near = near.withColumn("is_unscreened", _is_unscreened(screened) & ~F.col("is_held")).persist()
     reasons = _members(orders).join(_seen_for_certain(near, orders, history), ["order_id", "reason"], "left")
     others = near.select(
@@ -244,14 +246,20 @@ def _lateness_us(rules: FraudRules) -> int:
     return rules.lateness // timedelta(microseconds=1)
 
 
-def _near(orders: DataFrame, differing: DataFrame, window: timedelta) -> DataFrame:
+def _any_across(history: Sequence[RulesInForce]) -> bool:
+    """Whether some rules ever had patterns across products."""
+    return any(entry.rules.across_products for entry in history)
+
+
+def _near(orders: DataFrame, differing: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
     """Those of the orders that are near differing ones: all that share a pattern or its evidence with them, and some more."""
-    width = max(2 * window, timedelta(seconds=1)) // timedelta(microseconds=1)
+    width = max(2 * widest_window(history), timedelta(seconds=1)) // timedelta(microseconds=1)
+    place = ["cell"] if _any_across(history) else ["product_id", "cell"]
     moment = F.unix_micros("event_ts")
     cell = F.floor((moment - F.pmod(moment, F.lit(width))) / width)
     around = F.explode(F.array(cell - 1, cell, cell + 1)).alias("cell")
-    cells = differing.select("product_id", around).distinct()
-    return orders.withColumn("cell", cell).join(cells, ["product_id", "cell"], "left_semi").drop("cell")
+    cells = differing.select("product_id", around).select(*place).distinct()
+    return orders.withColumn("cell", cell).join(cells, place, "left_semi").drop("cell")
 
 
 def _members(orders: DataFrame) -> DataFrame:
@@ -305,7 +313,7 @@ def _other_member() -> Column:
 def _other_rules(orders: DataFrame, messages: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
     """Orders whose every surplus reason is given by other rules, in force between their receipt and their verdict."""
     standing = messages.where(F.col("role") == STANDING).drop("role", "reason")
-    near = standing.transform(_near, orders, widest_window(history)).persist()
+    near = standing.transform(_near, orders, history).persist()
     rules = {entry.rules.version: entry.rules for entry in history}
     given = [
         _found(near, rules[version])
