@@ -30,6 +30,7 @@ from streaming.history.differences import (
     widest_window,
 )
 from streaming.history.rescreening import rescreened
+from streaming.rules.patterns import EVIDENCE_ORDERS
 from streaming.rules.recorded import RulesInForce
 
 LATE = "late"
@@ -200,6 +201,7 @@ def _pattern_causes(
         F.max(F.when(F.col("is_unscreened"), _unscreened_member())),
         F.max_by(_late_member(), F.when(is_late, F.col("behind"))),
         F.max(F.when(F.col("by") != F.col("tag"), _other_member())),
+        F.max(F.when(F.col("is_cut"), _unnamed_member(near))),
     )
     found = F.when(F.bool_or("is_certain"), None).otherwise(cause)
     by_reason = reasons.join(others, "member").groupBy("partition", "offset", "reason").agg(found.alias("found"))
@@ -263,13 +265,20 @@ def _near(orders: DataFrame, differing: DataFrame, history: Sequence[RulesInForc
 
 
 def _members(orders: DataFrame) -> DataFrame:
-    """Each missing reason of each order with each `member` of its evidence; `is_pattern` where there is more than one."""
+    """Each missing reason of each order with each `member` of its evidence.
+
+    `is_pattern` where there is more than one, `is_cut` where there may be more than are named.
+    """
     evidence = F.from_json("evidence", "map<string, struct<order_ids: array<string>>>")
     ids = evidence[F.replace("reason", F.lit(SHADOW), F.lit(""))]["order_ids"]
     return (
         orders.withColumn("reason", F.explode("missing"))
         .withColumn("members", ids)
-        .select("partition", "offset", "order_id", "tag", "reason", (F.size("members") > 1).alias("is_pattern"), "members")
+        .select(
+            *("partition", "offset", "order_id", "tag", "reason", "members"),
+            (F.size("members") > 1).alias("is_pattern"),
+            (F.size("members") >= EVIDENCE_ORDERS).alias("is_cut"),
+        )
         .withColumn("member", F.explode("members"))
         .drop("members")
     )
@@ -305,6 +314,15 @@ def _late_member() -> Column:
 def _other_member() -> Column:
     text = "%s needs order %s, which was screened by rules version %s, and this one by %s"
     return _cause_of_member(RULES_CHANGED, text, "by", "tag")
+
+
+def _unnamed_member(near: DataFrame) -> Column:
+    """Why a reason is missing that orders give which are beyond those that evidence names: one of these has to be uncertain."""
+    tags, kinds = F.count_distinct("tag") > 1, ("is_unscreened", "is_late")
+    unscreened, late, others = near.agg(*(F.bool_or(kind) for kind in kinds), tags).collect()[0]
+    cause = NOT_SCREENED if unscreened else LATE if late else RULES_CHANGED if others else UNEXPLAINED
+    text = f"%s needs more orders than the {EVIDENCE_ORDERS} that are named"
+    return F.struct(F.lit(cause).alias("cause"), F.format_string(text, "reason").alias("why"))
 
 
 # --- surplus reasons -------------------------------------------------------------------------------------------------

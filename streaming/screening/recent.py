@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from streaming.rules.windows import Bools, Ints, ints, spans
+from streaming.rules.windows import Bools, Ints, Spans, ints, spans
 from streaming.screening.division import KEY
 from streaming.screening.verdicts import NEVER_US, NEWS, NO_RECENT, Watermark
 
+_MANY = 50_000  # rows that are worth an index, where not many times _MANY_KEYS are asked for
+_MANY_KEYS = 2_500
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
 
@@ -46,6 +48,24 @@ class Segment:
     def events_us(self) -> Ints:
         """The event time of each order, epoch microseconds."""
         return ints(self.orders["event_ts"])
+
+    def held_by(self, wanted: Spans) -> Bools:
+        """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at."""
+        if len(self.keys) < _MANY * max(1, len(wanted.group) // _MANY_KEYS):
+            return wanted.hold(self.keys, self.events_us)
+        rows, keys = self._by_key
+        first, end = np.searchsorted(keys, wanted.group, "left"), np.searchsorted(keys, wanted.group, "right")
+        size = end - first
+        near = rows[np.repeat(end - np.cumsum(size), size) + np.arange(size.sum())]
+        held = np.zeros(len(keys), bool)
+        held[near] = wanted.hold(self.keys[near], self.events_us[near])
+        return held
+
+    @cached_property
+    def _by_key(self) -> tuple[Ints, Ints]:
+        """The rows in the order of their keys, and these."""
+        rows = np.argsort(self.keys, kind="stable")
+        return rows, self.keys[rows]
 
 
 class Recent(NamedTuple):
@@ -88,7 +108,7 @@ def near(
     """
     widened = spans(ints(arrivals[key]), ints(arrivals["event_ts"]), distance // timedelta(microseconds=1))
     segments = [(segment, recent.oldest_us) for recent in recents for segment in recent.segments]
-    return _taken(segments, lambda segment: widened.hold(segment.keys, segment.events_us)) if segments else nothing
+    return _taken(segments, lambda segment: segment.held_by(widened)) if segments else nothing
 
 
 def whole(recent: Recent) -> pl.DataFrame:

@@ -44,7 +44,7 @@ count = { at_least = 6, within = "30 s" }
 [rules.spree]
 by = ["user_id"]
 when = "source = 'web'"
-sum = { of = "amount_numeric", at_least = 1_400_000_000, within = "10 min" }
+sum = { of = "amount_numeric", at_least = 650_000_000, within = "4 min" }
 [rules.foreign_rush]
 by = ["country"]
 when = "country <> 'ID'"
