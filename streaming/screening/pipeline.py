@@ -56,6 +56,8 @@ from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, revise, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
 from streaming.screening.verdicts import (
+    JUDGED,
+    NEWS,
     advance,
     epoch_us,
     further_fields,
@@ -547,7 +549,7 @@ def screen_across(
         rules: those of the division.
     """
     nothing, key = nothing_across(rules), batch.division.key
-    orders = pl.concat([nothing.drop("given", "shadow", "evidence"), *(part.orders for part in arrivals if len(part.orders))])
+    orders = pl.concat([nothing.drop(*JUDGED), *(part.orders for part in arrivals if len(part.orders))])
     orders = orders.sort("event_ts", "order_id")
     known = near(recents.values(), orders, 2 * rules.widest_window, key, nothing)
     verdicts, _ = screen(known, orders, rules, key)
@@ -555,7 +557,7 @@ def screen_across(
     after = _after(recents, verdicts, reads, batch, moment, rules, backlog_offsets)
     by_reason, shadow = (_by_reason(verdicts[gained], rules) for gained in ("gained", "shadow_gained"))
     receipt = Receipt(rules.version, 0, 0, 0, 0, by_reason, shadow, 0, 0, 0, _states(after, str(batch.division)))
-    gaining = verdicts.filter((pl.col("gained") != "") | (pl.col("shadow_gained") != ""))
+    gaining = verdicts.filter(pl.any_horizontal(pl.col(name) != "" for name in NEWS if name != "revision"))
     return Outcome(gaining, NO_DEAD_LETTERS, after, receipt)
 
 

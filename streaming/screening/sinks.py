@@ -27,7 +27,7 @@ from conf.settings import Settings
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, largest_message, librdkafka_config
 from streaming.screening.columns_to_kafka import ColumnProducer
-from streaming.screening.verdicts import VERDICT_SCHEMA, decode_evidence, evidence_for, reason_lists, reason_text
+from streaming.screening.verdicts import NEWS, VERDICT_SCHEMA, decode_evidence, evidence_for, reason_lists, reason_text
 
 _ORDER_FIELDS = (
     "order_id",
@@ -169,7 +169,7 @@ def revise(
 
     standing = in_transaction(dsn, work)
     attributes = pl.Series([_as_given(text) for text in standing["attributes"]], dtype=pl.String)
-    news = verdicts.select("order_id", "gained", "shadow_gained", "revision")
+    news = verdicts.select("order_id", *NEWS)
     position = {name: pl.lit(None, VERDICT_SCHEMA[name]) for name in _POSITION}
     whole = standing.with_columns(attributes=attributes, **_reason_texts(standing), **position)
     return whole.join(news, on="order_id").select(STORED_SCHEMA.names())

@@ -27,8 +27,10 @@ from streaming.screening.division import KEY, keys_of
 RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, "given": pl.String(), "shadow": pl.String(), "evidence": pl.String()})
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
-NEWS = {"gained": pl.String(), "shadow_gained": pl.String(), "revision": pl.Boolean()}
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, **NEWS})
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.String(), "shadow_gained": pl.String(), "revision": pl.Boolean()})
+# What of these tells of an order's verdict, and of its news.
+JUDGED = tuple(name for name in RECENT_SCHEMA if name not in ORDER_SCHEMA)
+NEWS = tuple(name for name in VERDICT_SCHEMA if name not in RECENT_SCHEMA)
 # What is always remembered of an order across products: so little costs next to nothing, and rules that look at other ones of
 # these fields than before have it at once.
 _ALWAYS = ("order_id", "user_id", "product_id", "quantity", "amount_numeric", "country", "event_ts")
@@ -44,8 +46,7 @@ def further_fields(rules: FraudRules) -> list[str]:
 def nothing_across(rules: FraudRules) -> pl.DataFrame:
     """No orders, as those across products arrive and, with reasons and evidence, are remembered for these rules."""
     fields = {name: ORDER_SCHEMA[name] for name in (*_ALWAYS, *further_fields(rules))}
-    given = {name: RECENT_SCHEMA[name] for name in ("given", "shadow", "evidence")}
-    return pl.DataFrame(schema={**fields, KEY: pl.Int64(), **given})
+    return pl.DataFrame(schema={**fields, KEY: pl.Int64(), **{name: RECENT_SCHEMA[name] for name in JUDGED}})
 
 
 def taking_part_across(orders: pl.DataFrame, rules: FraudRules, field: str) -> pl.DataFrame:
