@@ -5,7 +5,7 @@ A rule is a condition on one order, or a pattern of several; what they mean is i
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -190,8 +190,6 @@ class FraudRules(_Table):
                 yield f".by: expected fields, found {field!r}; the fields are {', '.join(self.kinds)}"
         if rule.by and len(set(rule.by)) < len(rule.by):
             yield ".by: names a field twice"
-        if rule.by and "product_id" not in rule.by:
-            yield ".by: expected product_id among the fields: orders are divided by product, and others are never seen together"
         for form in forms[:1]:
             of = getattr(getattr(rule, form), "of", None)
             if of is None:
@@ -242,6 +240,36 @@ class FraudRules(_Table):
     def widest_window(self) -> timedelta:
         """The longest interval any pattern can span: how long an order can matter to later ones."""
         return max((rule.within for rule in self.evaluated.values()), default=timedelta(0))
+
+    @property
+    def within_products(self) -> "FraudRules":
+        """These rules without those across products: all orders of a pattern share a product."""
+        return self._divided[0] or self
+
+    @property
+    def across_products(self) -> Mapping[str, "FraudRules"]:
+        """The rules whose patterns have orders of several products, by the field that orders are divided by for them.
+
+        Each is a field of the `by` of all its rules; there are as few of them as will do, none in most files.
+        """
+        return self._divided[1]
+
+    @cached_property
+    def _divided(self) -> tuple["FraudRules | None", dict[str, "FraudRules"]]:
+        """Once made, they travel with the rules, as `conditions` do; None where all are within products."""
+        left = {name: rule for name, rule in self.evaluated.items() if rule.by and "product_id" not in rule.by}
+        within, across = self._without(left) if left else None, dict[str, FraudRules]()
+        preferred = list(dict.fromkeys(["user_id", *self.fields, *self.kinds]))  # which has many values, as a rule
+        while left:
+            of_field = {field: [name for name, rule in left.items() if field in (rule.by or ())] for field in preferred}
+            field, names = max(of_field.items(), key=lambda one: len(one[1]))  # of several, the first
+            across[field] = self._without(self.rules.keys() - names)
+            left = {name: rule for name, rule in left.items() if name not in names}
+        return within, across
+
+    def _without(self, names: Collection[str]) -> "FraudRules":
+        rules = {name: rule.model_dump() for name, rule in self.rules.items() if name not in names}
+        return FraudRules.model_validate(self.model_dump() | {"rules": rules})
 
     @property
     def in_shadow(self) -> frozenset[str]:

@@ -30,6 +30,7 @@ from streaming.history.differences import (
     widest_window,
 )
 from streaming.history.rescreening import rescreened
+from streaming.rules.patterns import EVIDENCE_ORDERS
 from streaming.rules.recorded import RulesInForce
 
 LATE = "late"
@@ -174,7 +175,9 @@ def _forgotten(
     theirs = messages.where(F.col("role") == STANDING).join(erased, ["partition", "offset"], "left_semi")
     theirs = theirs.select(F.col("product_id").alias("of_product"), F.unix_micros("event_ts").alias("moment"))
     distance = 2 * widest_window(history) // timedelta(microseconds=1)
-    is_near = (F.col("of_product") == F.col("product_id")) & (F.abs(F.unix_micros("event_ts") - F.col("moment")) <= distance)
+    is_near = F.abs(F.unix_micros("event_ts") - F.col("moment")) <= distance
+    if not _any_across(history):
+        is_near &= F.col("of_product") == F.col("product_id")
     rows = orders.where(F.size(F.array_except(reasons, ours)) == 0).join(theirs, is_near, "left_semi")
     why = F.lit("it, or an order near it, is of somebody who is forgotten: what the rule looked at is erased")
     return _caused(rows, wrong, FORGOTTEN, why)
@@ -187,7 +190,7 @@ def _pattern_causes(
     orders: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], screened: dict[int, int] | None
 ) -> DataFrame:
     """Orders whose every missing reason needs an order that the stream was not certain to see beside them."""
-    near = with_delays(messages, history).transform(_near, orders, widest_window(history))
+    near = with_delays(messages, history).transform(_near, orders, history)
     near = near.withColumn("is_unscreened", _is_unscreened(screened) & ~F.col("is_held")).persist()
     reasons = _members(orders).join(_seen_for_certain(near, orders, history), ["order_id", "reason"], "left")
     others = near.select(
@@ -198,6 +201,7 @@ def _pattern_causes(
         F.max(F.when(F.col("is_unscreened"), _unscreened_member())),
         F.max_by(_late_member(), F.when(is_late, F.col("behind"))),
         F.max(F.when(F.col("by") != F.col("tag"), _other_member())),
+        F.max(F.when(F.col("is_cut"), _unnamed_member(near))),
     )
     found = F.when(F.bool_or("is_certain"), None).otherwise(cause)
     by_reason = reasons.join(others, "member").groupBy("partition", "offset", "reason").agg(found.alias("found"))
@@ -244,24 +248,37 @@ def _lateness_us(rules: FraudRules) -> int:
     return rules.lateness // timedelta(microseconds=1)
 
 
-def _near(orders: DataFrame, differing: DataFrame, window: timedelta) -> DataFrame:
+def _any_across(history: Sequence[RulesInForce]) -> bool:
+    """Whether some rules ever had patterns across products."""
+    return any(entry.rules.across_products for entry in history)
+
+
+def _near(orders: DataFrame, differing: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
     """Those of the orders that are near differing ones: all that share a pattern or its evidence with them, and some more."""
-    width = max(2 * window, timedelta(seconds=1)) // timedelta(microseconds=1)
+    width = max(2 * widest_window(history), timedelta(seconds=1)) // timedelta(microseconds=1)
+    place = ["cell"] if _any_across(history) else ["product_id", "cell"]
     moment = F.unix_micros("event_ts")
     cell = F.floor((moment - F.pmod(moment, F.lit(width))) / width)
     around = F.explode(F.array(cell - 1, cell, cell + 1)).alias("cell")
-    cells = differing.select("product_id", around).distinct()
-    return orders.withColumn("cell", cell).join(cells, ["product_id", "cell"], "left_semi").drop("cell")
+    cells = differing.select("product_id", around).select(*place).distinct()
+    return orders.withColumn("cell", cell).join(cells, place, "left_semi").drop("cell")
 
 
 def _members(orders: DataFrame) -> DataFrame:
-    """Each missing reason of each order with each `member` of its evidence; `is_pattern` where there is more than one."""
+    """Each missing reason of each order with each `member` of its evidence.
+
+    `is_pattern` where there is more than one, `is_cut` where there may be more than are named.
+    """
     evidence = F.from_json("evidence", "map<string, struct<order_ids: array<string>>>")
     ids = evidence[F.replace("reason", F.lit(SHADOW), F.lit(""))]["order_ids"]
     return (
         orders.withColumn("reason", F.explode("missing"))
         .withColumn("members", ids)
-        .select("partition", "offset", "order_id", "tag", "reason", (F.size("members") > 1).alias("is_pattern"), "members")
+        .select(
+            *("partition", "offset", "order_id", "tag", "reason", "members"),
+            (F.size("members") > 1).alias("is_pattern"),
+            (F.size("members") >= EVIDENCE_ORDERS).alias("is_cut"),
+        )
         .withColumn("member", F.explode("members"))
         .drop("members")
     )
@@ -299,13 +316,22 @@ def _other_member() -> Column:
     return _cause_of_member(RULES_CHANGED, text, "by", "tag")
 
 
+def _unnamed_member(near: DataFrame) -> Column:
+    """Why a reason is missing that orders give which are beyond those that evidence names: one of these has to be uncertain."""
+    tags, kinds = F.count_distinct("tag") > 1, ("is_unscreened", "is_late")
+    unscreened, late, others = near.agg(*(F.bool_or(kind) for kind in kinds), tags).collect()[0]
+    cause = NOT_SCREENED if unscreened else LATE if late else RULES_CHANGED if others else UNEXPLAINED
+    text = f"%s needs more orders than the {EVIDENCE_ORDERS} that are named"
+    return F.struct(F.lit(cause).alias("cause"), F.format_string(text, "reason").alias("why"))
+
+
 # --- surplus reasons -------------------------------------------------------------------------------------------------
 
 
 def _other_rules(orders: DataFrame, messages: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
     """Orders whose every surplus reason is given by other rules, in force between their receipt and their verdict."""
     standing = messages.where(F.col("role") == STANDING).drop("role", "reason")
-    near = standing.transform(_near, orders, widest_window(history)).persist()
+    near = standing.transform(_near, orders, history).persist()
     rules = {entry.rules.version: entry.rules for entry in history}
     given = [
         _found(near, rules[version])

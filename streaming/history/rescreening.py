@@ -6,10 +6,13 @@ All neighbours of an order share its product and lie within the widest window of
 time that owns it, and as a margin into the slice next to it when it lies that close to the border: every pattern is whole
 where it is judged. A worker reads its orders in the order of product and time and keeps only those that later ones may
 meet, so that neither a long history nor a hot product needs memory. What limits the speed is the number of executors.
+
+Rules across products take such a way of their own before, by another field; what they find joins the orders.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial, reduce
 from typing import NamedTuple, cast
 from zoneinfo import ZoneInfo
 
@@ -19,14 +22,23 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import ArrayType, StringType, StructField, StructType
+from pyspark.sql.types import ArrayType, LongType, StringType, StructField, StructType
 
 from conf.conditions import Declared
 from conf.errors import SettingsError
 from conf.rules import FraudRules
 from streaming.contract import MESSAGE_COLUMNS, NOTHING_DECLARED, Contents, read_messages
 from streaming.rules.rules import findings
-from streaming.screening.verdicts import bits_of, evidence_of, names_of, reason_lists
+from streaming.screening.division import KEY
+from streaming.screening.verdicts import (
+    bits_of,
+    evidence_of,
+    names_of,
+    nothing_across,
+    reason_lists,
+    taking_part_across,
+    united_evidence,
+)
 
 ORDERS = """
     order_id string, user_id bigint, product_id bigint, quantity bigint, amount string, amount_numeric bigint, country string,
@@ -42,6 +54,8 @@ FOUND = StructType(
     ]
 )
 
+_ACROSS = {"across_reasons": "reasons", "across_shadow_reasons": "shadow_reasons"}  # what rules across products have found
+_ACROSS_EVIDENCE = "across_evidence"
 _SLICE = "slice"  # the first microsecond of the slice of time that a row is in
 _SHORTEST_SLICE = timedelta(hours=1)  # a slice of a day's busiest product is some seconds of work
 _WINDOWS_IN_A_SLICE = 20  # at least: so margins double at most a tenth of the orders
@@ -163,15 +177,59 @@ def rescreen(orders: DataFrame, rules: FraudRules, fold: Fold, schema: StructTyp
         fold: takes tables of orders with FOUND, each order in exactly one of them; returns a table of `schema`.
         schema: of the result.
     """
+    found = [_found_across(orders, part, field) for field, part in rules.across_products.items()]
+    if found:
+        orders, fold = _with_found_across(orders, found), partial(_united, fold)
+    return _in_slices(orders, rules.within_products, "product_id", fold, schema)
+
+
+def _in_slices(orders: DataFrame, rules: FraudRules, key: str, fold: Fold, schema: StructType) -> DataFrame:
+    """Orders whose neighbours have the same `key`, screened by rules, and folded."""
     width = _slice_width(rules)
     moment, margin = F.unix_micros("event_ts"), F.lit(_microseconds(rules.widest_window))
     first, last = _slice_of(moment - margin, width), _slice_of(moment + margin, width)
     return (
         orders.withColumn(_SLICE, F.explode(F.sequence(first, last, F.lit(width))))
-        .repartition(_SLICE, "product_id")
-        .sortWithinPartitions(_SLICE, "product_id", "event_ts", "order_id")
-        .mapInArrow(_rescreening(rules, fold, _arrow_schema(schema)), schema)
+        .repartition(_SLICE, key)
+        .sortWithinPartitions(_SLICE, key, "event_ts", "order_id")
+        .mapInArrow(_rescreening(rules, key, fold, _arrow_schema(schema)), schema)
     )
+
+
+def _found_across(orders: DataFrame, rules: FraudRules, field: str) -> DataFrame:
+    """What rules find that all look at a field: `order_id` and FOUND, of the orders that have a reason."""
+    columns = [name for name in nothing_across(rules).columns if name in orders.columns]
+    part = StructType([*orders.select(*columns).schema, StructField(KEY, LongType(), nullable=False)])
+    arrow = _arrow_schema(part)
+
+    def take(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield from _to_spark(taking_part_across(_from_spark(batch), rules, field), arrow)
+
+    found = StructType([part["order_id"], *FOUND])
+    return _in_slices(orders.select(*columns).mapInArrow(take, part), rules, KEY, _hit, found)
+
+
+def _hit(screened: pl.DataFrame) -> pl.DataFrame:
+    return screened.filter(pl.col("evidence").is_not_null())
+
+
+def _with_found_across(orders: DataFrame, found: Sequence[DataFrame]) -> DataFrame:
+    """Orders with what several divisions have found of them (_ACROSS and _ACROSS_EVIDENCE, lists)."""
+    lists = {name: F.flatten(F.collect_list(reasons)) for name, reasons in _ACROSS.items()}
+    lists[_ACROSS_EVIDENCE] = F.collect_list("evidence")
+    by_order = reduce(DataFrame.unionByName, found).groupBy("order_id").agg(*(one.alias(name) for name, one in lists.items()))
+    nothing = F.array().cast("array<string>")
+    return orders.join(by_order, "order_id", "left").withColumns({name: F.coalesce(name, nothing) for name in lists})
+
+
+def _united(fold: Fold, screened: pl.DataFrame) -> pl.DataFrame:
+    """Folds orders with all that was found of them, by whichever rules."""
+    given = zip(screened["evidence"], screened[_ACROSS_EVIDENCE], strict=True)
+    evidence = [united_evidence([*([own] if own else []), *further]) if further else own for own, further in given]
+    united = {reasons: pl.concat_list(reasons, name).list.sort() for name, reasons in _ACROSS.items()}
+    screened = screened.with_columns(**united, evidence=pl.Series(evidence, dtype=pl.String))
+    return fold(screened.drop(*_ACROSS, _ACROSS_EVIDENCE))
 
 
 def _slice_width(rules: FraudRules) -> int:
@@ -183,19 +241,19 @@ def _slice_of(moment: Column, width: int) -> Column:
 
 
 def _rescreening(
-    rules: FraudRules, fold: Fold, schema: pa.Schema
+    rules: FraudRules, key: str, fold: Fold, schema: pa.Schema
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def in_worker(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for screened in rescreened_tables(map(_from_spark, batches), rules, _slice_width(rules)):
+        for screened in rescreened_tables(map(_from_spark, batches), rules, _slice_width(rules), key):
             yield from _to_spark(fold(screened), schema)
 
     return in_worker
 
 
 def rescreened_tables(
-    tables: Iterable[pl.DataFrame], rules: FraudRules, slice_width: int, at_once: int = _AT_ONCE
+    tables: Iterable[pl.DataFrame], rules: FraudRules, slice_width: int, key: str = "product_id", at_once: int = _AT_ONCE
 ) -> Iterator[pl.DataFrame]:
-    """What the rules find (FOUND) among orders in the order of slice, product and time; margins are left out.
+    """What the rules find (FOUND) among orders in the order of slice, product (or `key`) and time; margins are left out.
 
     Of the newest product the orders of two windows are held back: those of the last one may meet orders to come, and
     those before them are their neighbours.
@@ -204,6 +262,7 @@ def rescreened_tables(
         tables: orders, cut anywhere; `slice` is the first microsecond of the slice of time that the row is in.
         rules: to screen by.
         slice_width: in microseconds. An order belongs to the slice it lies in, and is a neighbour in others.
+        key: the column of which neighbours have one value.
         at_once: so many orders are screened together, at least.
     """
     window, held, judged, enough = _microseconds(rules.widest_window), None, 0, at_once
@@ -211,7 +270,7 @@ def rescreened_tables(
         held = table if held is None else pl.concat([held, table])
         if len(held) < enough:
             continue
-        neighbours, unjudged = _since(held, 2 * window), _since(held, window)
+        neighbours, unjudged = _since(held, key, 2 * window), _since(held, key, window)
         yield _screened(held, judged, unjudged, rules, slice_width)
         held, judged = held[neighbours:], unjudged - neighbours
         enough = max(at_once, 2 * len(held))  # so that a hot product's orders are gone through twice, not with every batch
@@ -219,10 +278,10 @@ def rescreened_tables(
         yield _screened(held, judged, len(held), rules, slice_width)
 
 
-def _since(orders: pl.DataFrame, distance: int) -> int:
-    """The first row of the newest product whose time is at most so many microseconds before the newest."""
+def _since(orders: pl.DataFrame, key: str, distance: int) -> int:
+    """The first row of the newest product, or key, whose time is at most so many microseconds before the newest."""
     newest = orders.row(-1, named=True)
-    is_same = (orders[_SLICE] == newest[_SLICE]) & (orders["product_id"] == newest["product_id"])
+    is_same = (orders[_SLICE] == newest[_SLICE]) & (orders[key] == newest[key])
     is_near = orders["event_ts"].to_physical() >= orders["event_ts"].to_physical()[-1] - distance
     return len(orders) - int((is_same & is_near).sum())
 
@@ -232,9 +291,7 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     moment = orders["event_ts"].to_physical().to_numpy()
     is_own = moment - moment % slice_width == orders[_SLICE].to_numpy()
     is_own[:first], is_own[end:] = False, False
-    # To the rules a product is but a name for those who may be neighbours: in different slices they may not.
-    apart = orders.with_columns(product_id=pl.struct(_SLICE, "product_id").rle_id().cast(pl.Int64))
-    found, own = findings(apart, rules), np.flatnonzero(is_own)
+    found, own = findings(orders, rules, apart=orders[_SLICE]), np.flatnonzero(is_own)
     names = list(found)
     given, shadow = (
         reason_lists(names_of(bits_of(found, len(orders), of)[own], names))

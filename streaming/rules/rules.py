@@ -4,7 +4,7 @@ A rule takes orders (columns as in `contract.ORDER_SCHEMA`, any order), and its 
 the orders that together make the pattern. All rules are monotone: one more order can only add reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
@@ -20,28 +20,55 @@ from streaming.rules.patterns import Equals, Finding
 from streaming.rules.windows import Bools, Ints, ints
 
 
-def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
+def findings(orders: pl.DataFrame, rules: FraudRules, apart: pl.Series | None = None) -> dict[str, Finding]:
     """What each rule finds that is not off, by name, sorted.
 
     Args:
         orders: to be judged, with all that may be neighbours of theirs.
         rules: in force.
+        apart: an integer an order; those of different ones are no neighbours. None where all may be.
     """
-    conditions, looked_at = rules.conditions, set[str]().union(*rules.looked_at.values())
+    table, held = _looked_at(orders, rules, apart)
+    return {
+        name: _of_pattern(rule, table, _taking_part(table, rule, held.get(name)))
+        if rule.pattern
+        else _of_condition(table, rules.conditions[name], held[name])
+        for name, rule in rules.evaluated.items()
+    }
+
+
+def taking_part(orders: pl.DataFrame, rules: FraudRules) -> Bools:
+    """Which orders take part in some pattern: all others can be no neighbours to anyone."""
+    table, held = _looked_at(orders, rules)
+    part = np.zeros(len(orders), bool)
+    for name, rule in rules.evaluated.items():
+        if rule.pattern:
+            part[_taking_part(table, rule, held.get(name)).rows] = True
+    return part
+
+
+def values_of(orders: pl.DataFrame, rules: FraudRules, field: str) -> pl.Series:
+    """The values of any field that rules can look at, null where an order lacks it."""
+    return _with_fields(orders, rules, {field})[field]
+
+
+def _with_fields(orders: pl.DataFrame, rules: FraudRules, looked_at: Set[str]) -> pl.DataFrame:
     local = [name for name in LOCAL_FIELDS if name in looked_at]
     orders = with_local_fields(orders, rules.time_zone, local) if local else orders
     declared = {name: kind for name, kind in rules.fields.items() if name in looked_at}
-    orders = with_declared_fields(orders, declared) if declared else orders
-    table = _Orders(with_lists(orders, rules) if rules.lists else orders)
+    return with_declared_fields(orders, declared) if declared else orders
+
+
+def _looked_at(
+    orders: pl.DataFrame, rules: FraudRules, apart: pl.Series | None = None
+) -> tuple["_Orders", dict[str, pl.Series]]:
+    """Orders with all that rules look at, and for which of them each condition holds."""
+    conditions = rules.conditions
+    orders = _with_fields(orders, rules, set[str]().union(*rules.looked_at.values()))
+    table = _Orders(with_lists(orders, rules) if rules.lists else orders, None if apart is None else ints(apart))
     # Beside a field, so that a condition on none has a row an order too; a number is no name of a field.
     held = table.orders.select("order_id", *(holds(one.term).alias(str(n)) for n, one in enumerate(conditions.values())))
-    held = held.drop("order_id").rename(dict(zip(map(str, range(len(conditions))), conditions, strict=True)))
-    return {
-        name: _of_pattern(table, rule, held[name] if name in conditions else None)
-        if rule.pattern
-        else _of_condition(table, conditions[name], held[name])
-        for name, rule in rules.evaluated.items()
-    }
+    return table, {name: held[str(n)] for n, name in enumerate(conditions)}
 
 
 def _of_condition(table: "_Orders", condition: Condition, held: pl.Series) -> Finding:
@@ -64,19 +91,21 @@ def _as_json(value: pl.Series) -> pl.Series:
     return value.cast(pl.Float64) if value.dtype == pl.Int128 else value
 
 
-def _of_pattern(table: "_Orders", rule: Rule, held: pl.Series | None) -> Finding:
-    pattern = rule.pattern
-    assert pattern is not None and rule.by is not None  # noqa: S101, PT018 - the rules were validated
-    of = getattr(pattern, "of", None)
-    equals = table.equals(rule.by)
+def _taking_part(table: "_Orders", rule: Rule, held: pl.Series | None) -> Equals:
+    """The orders that take part in a rule's pattern."""
+    of, equals = getattr(rule.pattern, "of", None), table.equals(rule.by or ())
     taking_part = None if held is None else held.to_numpy()
     if of is not None:
         present = table.present(of)
-        if isinstance(pattern, Sum):
+        if isinstance(rule.pattern, Sum):
             present = _both(present, table.is_not_negative(of))
         taking_part = _both(taking_part, present)
-    if taking_part is not None:
-        equals = Equals(equals.keys, equals.ts, equals.rows[taking_part[equals.rows]])
+    return equals if taking_part is None else Equals(equals.keys, equals.ts, equals.rows[taking_part[equals.rows]])
+
+
+def _of_pattern(rule: Rule, table: "_Orders", equals: Equals) -> Finding:
+    pattern = rule.pattern
+    assert pattern is not None  # noqa: S101 - who calls has looked
     width = pattern.within // timedelta(microseconds=1)
     if isinstance(pattern, Sum):
         return patterns.total(equals, table.values(pattern.of), pattern.at_least, width)
@@ -98,6 +127,7 @@ class _Orders:
     """A table of orders, and what several rules need of it: worked out once."""
 
     orders: pl.DataFrame
+    apart: Ints | None = None
     _values: dict[str, Ints] = field(default_factory=dict)
     _equals: dict[tuple[str, ...], Equals] = field(default_factory=dict)
 
@@ -128,6 +158,7 @@ class _Orders:
         names = tuple(sorted(by))
         if names not in self._equals:
             keys, ts = [self.values(name) for name in names], self.values("event_ts")
+            keys += [] if self.apart is None else [self.apart]
             rows = np.lexsort([ts, *reversed(keys)])
             for name in names:
                 present = self.present(name)

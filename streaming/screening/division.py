@@ -2,11 +2,14 @@
 
 Where each product's orders lie in the partition that Kafka's own clients choose for the key `product_id`, a bucket is a
 partition, and is screened by the task that reads it. Otherwise products are divided by number, and orders are shuffled.
+
+For rules across products, orders are divided a second time, by the values of another field.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+import mmh3
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -20,27 +23,44 @@ class By(StrEnum):
 
     PARTITION = "partition"
     PRODUCT = "product"
+    FIELD = "by"
+
+
+# Whose value it is that divides orders across products, as an integer.
+KEY = "key"
 
 
 @dataclass(frozen=True)
 class Division:
-    """All products, divided.
+    """All products, divided; or all values of another field.
 
     Attributes:
         by: what a bucket is.
         buckets: how many there are.
+        of: where it is a share of the values of another field: which, and what else is remembered of an order.
     """
 
     by: By
     buckets: int
+    of: str = ""
 
     def __str__(self) -> str:
-        return f"{self.by}/{self.buckets}"
+        return f"{self.family}{self.buckets}" if self.family else f"{self.by}/{self.buckets}"
+
+    @property
+    def family(self) -> str:
+        """What the names of divisions across products begin with whose states hold the same; blank for all by product."""
+        return f"{By.FIELD} {self.of}/" if self.by is By.FIELD else ""
+
+    @property
+    def key(self) -> str:
+        """The column of which orders that may be neighbours have one value, an integer."""
+        return KEY if self.by is By.FIELD else "product_id"
 
     def bucket_of(self, orders: pl.DataFrame) -> Ints:
-        """The bucket of each order (ORDER_SCHEMA): of its product, wherever it was read."""
-        if self.by is By.PRODUCT:
-            return ints(orders["product_id"]) % self.buckets
+        """The bucket of each order: of its product, wherever it was read, or of its `key`."""
+        if self.by is not By.PARTITION:
+            return ints(orders[self.key]) % self.buckets
         products, row = np.unique(ints(orders["product_id"]), return_inverse=True)
         return keyed_partitions(products, self.buckets)[row]
 
@@ -50,7 +70,7 @@ class Division:
         Raises:
             TopicNotKeyed: one was not.
         """
-        if self.by is By.PRODUCT:
+        if self.by is not By.PARTITION:
             return
         partitions = ints(orders["partition"])
         elsewhere = np.flatnonzero(self.bucket_of(orders) != partitions)
@@ -59,6 +79,19 @@ class Division:
             raise TopicNotKeyed(
                 f"product {product} lies on partition {partition} of orders, where the key {product} would not lead to"
             )
+
+
+def keys_of(values: pl.Series) -> Ints:
+    """The values of a field, none of them null, as integers that are the same everywhere and always.
+
+    Two texts may have the same: these are then together for nothing, and rules tell them apart.
+    """
+    if values.dtype == pl.String:
+        hashes = {text: mmh3.hash64(text.encode(), signed=True)[0] for text in values.unique()}
+        return np.array([hashes[text] for text in values], np.int64)
+    if values.dtype == pl.Float64:
+        return (values.to_numpy() + 0.0).view(np.int64)  # 0.0 and -0.0 are equal
+    return ints(values.to_physical().cast(pl.Int64))
 
 
 def keyed_partitions(products: Ints, partitions: int) -> Ints:

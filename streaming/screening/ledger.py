@@ -27,6 +27,7 @@ from batch.arrow_sessions import ArrowCursor
 from batch.postgres import begun, explained, open_connection, until_reachable
 from conf.errors import FinproError, PostgresUnavailable, StreamingError
 from streaming.checkpoint import Checkpoint, Ends
+from streaming.screening.division import By
 
 Ranges = dict[int, tuple[int, int]]  # partition → the first offset, and the one after the last
 
@@ -36,6 +37,15 @@ LEASE_SECONDS = 15.0
 # Parts of a micro-batch have numbers of their own, this many to a micro-batch: see `state`.
 PARTS = 1024
 _PRUNE_EVERY = 500  # micro-batches; then only the oldest rows are looked at, since a month has millions
+# How long what is left of rules across products is kept that are no more, and evidence: longer than any order is remembered,
+# which is the longest interval (a day) and `lateness`. Until then such rules go on where they were, should they come back.
+_ACROSS_KEPT = timedelta(days=3)
+_FORGET_ACROSS = """
+    delete from screening_state where query_id = %(query)s and division in (
+        select division from screening_state where query_id = %(query)s and starts_with(division, %(by)s)
+        group by division having max(batch) < %(parts)s * (
+            select max(number) from screening_ledger where query_id = %(query)s and moment < clock_timestamp() - %(keep)s))
+"""
 
 _START_ANEW = (
     "Move the checkpoint away and start anew, as docs/runbook.md says (the checkpoint of screening is lost): nothing is lost or"
@@ -504,6 +514,10 @@ class Ledger:
                     raise self._replaced(cursor)
                 raise StreamingError(f"What micro-batch {entry.number} has stored is gone from Postgres: {LOST_COMMITS}")
             if entry.number % _PRUNE_EVERY == 0:
+                cursor.execute("delete from screening_evidence where noted_at < clock_timestamp() - %s", [_ACROSS_KEPT])
+                cursor.execute(
+                    _FORGET_ACROSS, {"query": entry.query_id, "by": f"{By.FIELD} ", "parts": PARTS, "keep": _ACROSS_KEPT}
+                )
                 cursor.execute(
                     "delete from screening_ledger where query_id = %(query)s and number < %(number)s"
                     " and settled_at < clock_timestamp() - %(keep)s and number <= ("

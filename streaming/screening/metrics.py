@@ -134,7 +134,7 @@ class ScreeningMetrics:
             registry=registry,
         )
         self._latency = _Latency(registry)
-        self._buckets: dict[int, BucketState] = {}  # those of a micro-batch are not always all
+        self._buckets: dict[tuple[str, int], BucketState] = {}  # those of a micro-batch are not always all
         self._version: str | None = None
         for status in (GENUINE, FRAUD):
             self._verdicts.labels(status)
@@ -154,7 +154,10 @@ class ScreeningMetrics:
         if not receipts:
             return
         self._show_rules(receipts[-1].rules_version)
-        self._buckets.update({bucket.bucket: bucket for receipt in receipts for bucket in receipt.buckets})
+        now = {(bucket.division, bucket.bucket): bucket for receipt in receipts for bucket in receipt.buckets}
+        kinds = {division for division, _ in now}
+        # All buckets across products report each time: those that do not are of rules that are no more.
+        self._buckets = {place: bucket for place, bucket in self._buckets.items() if place[0] in kinds} | now
         self._kept.set(sum(bucket.kept for bucket in self._buckets.values()))
         self._kept_bytes.set(sum(bucket.bytes for bucket in self._buckets.values()))
         watermark_us = min(bucket.watermark_us for receipt in receipts for bucket in receipt.buckets)

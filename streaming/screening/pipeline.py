@@ -9,6 +9,9 @@ All neighbours of an order share its product, and so its bucket (see `division`)
 buckets, the job is one stage: the task that reads a partition settles it. Otherwise a task parses what it reads, and shuffles
 chunks (see `chunks`) to those that settle them. A worker announces only what Postgres holds; what fails is done again, and
 doing it again changes nothing (see `sinks` and `state`).
+
+Where rules have patterns across products, one more stage follows: the orders that were accepted are shuffled by other fields,
+and what these rules find of them and of earlier ones is added to the verdicts that stand.
 """
 
 import threading
@@ -18,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -28,6 +32,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType, IntegerType, StructField, StructType
 
 from conf.errors import KafkaRefused, StreamingError, TopicNotKeyed
 from conf.rules import FraudRules
@@ -48,11 +53,22 @@ from streaming.screening.division import By, Division
 from streaming.screening.ledger import Entry, require_open
 from streaming.screening.receipts import REPORT, BucketState, Failed, NotKeyed, Receipt, Report, encode_report, latencies
 from streaming.screening.recent import Recent, near, remembered
-from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, store, stored_orders
+from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, revise, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
-from streaming.screening.verdicts import advance, epoch_us, oldest_needed, screen
+from streaming.screening.verdicts import (
+    JUDGED,
+    NEWS,
+    advance,
+    epoch_us,
+    further_fields,
+    nothing_across,
+    oldest_needed,
+    screen,
+    taking_part_across,
+)
 
-CHUNK = "bucket int, payload binary"
+CHUNK = StructType([StructField("bucket", IntegerType()), StructField("payload", BinaryType())])
+_EITHER = StructType([*CHUNK, *REPORT])  # a chunk or a report
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,14 @@ def screened(messages: DataFrame, task: Task) -> DataFrame:
 
     To run it is to screen, store and announce them.
     """
-    division = task.batch.division
-    if division.by is By.PARTITION:
-        return messages.mapInArrow(partial(_reporting, _screen_partitions, task), REPORT)
-    chunks = messages.mapInArrow(partial(_parse, task), CHUNK).repartition(division.buckets, "bucket")
-    return chunks.mapInArrow(partial(_reporting, _screen_buckets, task), REPORT)
+    division, source, work = task.batch.division, messages, _screen_partitions
+    if division.by is not By.PARTITION:
+        source = messages.mapInArrow(partial(_parse, task), CHUNK).repartition(division.buckets, "bucket")
+        work = _screen_buckets
+    if not task.rules.across_products:
+        return source.mapInArrow(partial(_reporting, work, task), REPORT)
+    accepted = source.mapInArrow(partial(_either, work, task), _EITHER).repartition(task.screening.tasks, "bucket")
+    return accepted.mapInArrow(partial(_reporting, _screen_across, task), REPORT)
 
 
 def warm_up(spark: SparkSession, workers: int, kafka: KafkaSink) -> None:
@@ -232,7 +251,7 @@ def _read_again(screening: Screening, clashes: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(dead_letters)
 
 
-# --- the three kinds of task -----------------------------------------------------------------------------------------
+# --- the kinds of task -----------------------------------------------------------------------------------------------
 
 
 def _reporting(work: Callable[[Task, Batches], Batches], task: Task, batches: Batches) -> Batches:
@@ -241,6 +260,14 @@ def _reporting(work: Callable[[Task, Batches], Batches], task: Task, batches: Ba
         yield from work(task, batches)
     except (KafkaRefused, StreamingError) as error:
         yield _report(Report(failed=Failed.of(error)))
+
+
+def _either(work: Callable[[Task, Batches], Batches], task: Task, batches: Batches) -> Batches:
+    """What a task yields that hands its orders on: reports and chunks, as rows of one kind."""
+    kinds = {"bucket": pa.int32(), "payload": pa.binary(), "report": pa.binary()}
+    for batch in _reporting(work, task, batches):
+        given = dict(zip(batch.schema.names, batch.columns, strict=True))
+        yield pa.record_batch({name: given.get(name, pa.nulls(batch.num_rows, kind)) for name, kind in kinds.items()})
 
 
 def _screen_partitions(task: Task, batches: Batches) -> Batches:
@@ -258,8 +285,9 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
         return
     if reading.messages:
         buckets = {read.partition for read in arrivals.reads}
-        receipt = _settle(task, announcer, [arrivals], buckets)
-        yield _report(Report(_with_dead_letters(receipt, reading.dead_letters)))
+        settled = _settle(task, announcer, [arrivals], buckets)
+        yield _report(Report(_with_dead_letters(settled.receipt, reading.dead_letters)))
+        yield from _handed_on(task, settled.accepted)
 
 
 def _report(report: Report) -> pa.RecordBatch:
@@ -301,30 +329,73 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
         buckets.add(keys.index(row["bucket"]))
         arrivals.append(part._replace(dead_letters=NO_DEAD_LETTERS))
     if arrivals:
-        yield _report(Report(_with_dead_letters(_settle(task, announcer, arrivals, buckets), dead_letters)))
+        settled = _settle(task, announcer, arrivals, buckets)
+        yield _report(Report(_with_dead_letters(settled.receipt, dead_letters)))
+        yield from _handed_on(task, settled.accepted)
+
+
+def _handed_on(task: Task, accepted: Arrivals) -> Batches:
+    """What rules across products may find something about: a chunk a bucket, which has a share for each of their fields."""
+    buckets = task.screening.tasks
+    shares: list[dict[str, bytes]] = [{} for _ in range(buckets)]
+    for field, rules in task.rules.across_products.items():
+        orders = taking_part_across(accepted.orders, rules, field)
+        bucket_of = _across(task, field).bucket_of(orders)
+        for bucket, share in enumerate(shares):
+            own = orders.filter(pl.Series(bucket_of == bucket))
+            share[field] = pack_arrivals(Arrivals(accepted.reads, own, NO_DEAD_LETTERS))
+    if task.rules.across_products:
+        payloads = pa.array([msgspec.msgpack.encode(share) for share in shares], pa.binary())
+        yield pa.record_batch({"bucket": pa.array(bucket_keys(buckets), pa.int32()), "payload": payloads})
+
+
+def _across(task: Task, field: str) -> Division:
+    further = further_fields(task.rules.across_products[field])
+    return Division(By.FIELD, task.screening.tasks, " and ".join([field, *further]))
+
+
+def _screen_across(task: Task, batches: Batches) -> Batches:
+    """Screen the shares of what was accepted that this task is given, across products; reports are passed on."""
+    freeze_imports()
+    keys, announcer = bucket_keys(task.screening.tasks), Announcer(task.screening.kafka)
+    shares: dict[tuple[str, int], list[Arrivals]] = defaultdict(list)
+    for row in (row for batch in batches for row in batch.to_pylist()):
+        if row["report"] is not None:
+            yield pa.record_batch({"report": pa.array([row["report"]], pa.binary())})
+            continue
+        for field, share in _decode_shares(row["payload"]).items():
+            shares[field, keys.index(row["bucket"])].append(unpack_arrivals(share))
+    for (field, bucket), arrivals in sorted(shares.items(), key=itemgetter(0)):
+        yield _report(Report(_settle_across(task, announcer, field, arrivals, bucket)))
+
+
+_decode_shares = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 # --- screen, store, announce -----------------------------------------------------------------------------------------
 
 
-def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets: set[int]) -> Receipt:
+class _Settled(NamedTuple):
+    """A task's part of a micro-batch that is stored and announced: what it came to, and its new orders, which now stand."""
+
+    receipt: Receipt
+    accepted: Arrivals
+
+
+def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets: set[int]) -> _Settled:
     """Screen, store and announce a task's part of a micro-batch: once more without the orders that turn out to clash.
 
     An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
     ever used; and of two workers that meet a new id at the same time, the first to store its order decides.
     """
-    screening, batch, rules = task.screening, task.batch, task.rules
-    # Near its limit a micro-batch is part of a backlog, and so is each of its parts.
-    has_backlog = screening.backlog_offsets is not None and 2 * task.entry.offsets >= screening.backlog_offsets
+    screening, batch, rules = task.screening, task.batch, task.rules.within_products
     clashes = NO_CLASHES
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "screen_seconds"):
         known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, buckets))
     while True:
         with _timed(seconds, "screen_seconds"):
-            outcome = screen_arrivals(
-                arrivals, known.recents, batch, task.entry.moment, rules, 1 if has_backlog else None, clashes
-            )
+            outcome = screen_arrivals(arrivals, known.recents, batch, task.entry.moment, rules, _backlog(task), clashes)
         with _timed(seconds, "store_seconds"):
             stored = store(
                 screening.dsn,
@@ -334,6 +405,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
                 since=task.entry.since,
                 require=partial(require_open, entry=task.entry),
                 and_then=partial(remember_after, batch=batch, known=known, after=outcome.recents),
+                keeps_evidence=bool(task.rules.across_products),
             )
         if stored.clashes.is_empty():
             break
@@ -345,7 +417,46 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
         announcer.wait()
     waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
     messages = sum(len(part.orders) + len(part.dead_letters) for part in arrivals)
-    return msgspec.structs.replace(outcome.receipt, messages=messages, **seconds, **waited)
+    receipt = msgspec.structs.replace(outcome.receipt, messages=messages, **seconds, **waited)
+    reads = [read for part in arrivals for read in part.reads]
+    return _Settled(receipt, Arrivals(reads, outcome.verdicts.remove("revision"), NO_DEAD_LETTERS))
+
+
+def _backlog(task: Task) -> int | None:
+    """As `verdicts.advance` takes it: near its limit a micro-batch is part of a backlog, and so is each of its parts."""
+    most = task.screening.backlog_offsets
+    return 1 if most is not None and 2 * task.entry.offsets >= most else None
+
+
+def _settle_across(task: Task, announcer: Announcer, field: str, arrivals: list[Arrivals], bucket: int) -> Receipt:
+    """Screen what was accepted across products; store and announce what that adds to verdicts.
+
+    That is later than what the task which accepted them has announced: with its reasons the time of a verdict grows.
+    """
+    screening, rules = task.screening, task.rules.across_products[field]
+    batch = task.batch._replace(division=_across(task, field))
+    seconds: dict[str, float] = defaultdict(float)
+    with _timed(seconds, "screen_seconds"):
+        known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, [bucket]))
+        outcome = screen_across(arrivals, known.recents, batch, task.entry.moment, rules, _backlog(task))
+    with _timed(seconds, "store_seconds"):
+        revised = revise(
+            screening.dsn,
+            outcome.verdicts,
+            rules.version,
+            task.moment,
+            since=task.entry.since,
+            require=partial(require_open, entry=task.entry),
+            and_then=partial(remember_after, batch=batch, known=known, after=outcome.recents),
+        )
+    remembered_now(batch, outcome.recents)
+    with _timed(seconds, "announce_seconds"):
+        announcer.verdicts(revised, rules.version)
+        announcer.wait()
+    nothing_new = latencies(revised.clear(), datetime.now(UTC))
+    is_fraud_now = (revised["gained"] != "") & (revised["gained"] == revised["given"])
+    receipt = msgspec.structs.replace(outcome.receipt, frauds=int(is_fraud_now.sum()), revisions=len(revised))
+    return msgspec.structs.replace(receipt, **seconds, **nothing_new)
 
 
 @contextmanager
@@ -399,18 +510,9 @@ def screen_arrivals(
     dead_letters = pl.concat([NO_DEAD_LETTERS, *(part.dead_letters for part in arrivals)])
     verdicts, duplicates = screen(near(recents.values(), orders, 2 * rules.widest_window), orders, rules)
     reads = [read for part in arrivals for read in part.reads]
+    after = _after(recents, verdicts, reads, batch, moment, rules, backlog_offsets)
     bucket_of, events_us = batch.division.bucket_of(orders), ints(orders["event_ts"])
-    bucket_of_verdict = batch.division.bucket_of(verdicts)
-    after, late = {}, 0
-    for bucket, recent in recents.items():
-        own_reads = [read for read in reads if batch.division.by is By.PRODUCT or read.partition == bucket]
-        watermark = advance(recent.watermark, own_reads, rules.lateness, backlog_offsets, moment)
-        oldest_us = oldest_needed(watermark.us, rules.widest_window)
-        # Beyond now nothing is forgotten yet, whatever a clock that was ahead had the state forget.
-        recent = recent._replace(oldest_us=min(recent.oldest_us, epoch_us(moment)))
-        changed = verdicts[np.flatnonzero(bucket_of_verdict == bucket)]
-        after[bucket] = remembered(recent, watermark, oldest_us, changed, batch.step)
-        late += _count((bucket_of == bucket) & (events_us < recent.watermark.us))
+    late = (_count((bucket_of == bucket) & (events_us < recent.watermark.us)) for bucket, recent in recents.items())
     given, gained, revision = verdicts["given"], verdicts["gained"], verdicts["revision"]
     is_fraud_now = (gained != "") & (gained == given)
     receipt = Receipt(
@@ -422,11 +524,66 @@ def screen_arrivals(
         by_reason=_by_reason(gained, rules),
         shadow_by_reason=_by_reason(verdicts["shadow_gained"], rules),
         duplicates=duplicates,
-        late=late,
+        late=sum(late),
         dead_letters=len(dead_letters) + len(clashes),
-        buckets=[BucketState(bucket, recent.kept, recent.bytes, recent.watermark.us) for bucket, recent in after.items()],
+        buckets=_states(after),
     )
     return Outcome(verdicts, dead_letters, after, receipt)
+
+
+def screen_across(
+    arrivals: list[Arrivals],
+    recents: dict[int, Recent],
+    batch: MicroBatch,
+    moment: datetime,
+    rules: FraudRules,
+    backlog_offsets: int | None,
+) -> Outcome:
+    """Some buckets' part of what a micro-batch accepted, across products. Deterministic, whatever the order of `arrivals`.
+
+    Its verdicts are those that gain a reason. What was counted when the orders were accepted is not counted again.
+
+    Args:
+        arrivals: as of `taking_part_across`.
+        recents, batch, moment, backlog_offsets: as for `screen_arrivals`.
+        rules: those of the division.
+    """
+    nothing, key = nothing_across(rules), batch.division.key
+    orders = pl.concat([nothing.drop(*JUDGED), *(part.orders for part in arrivals if len(part.orders))])
+    orders = orders.sort("event_ts", "order_id")
+    known = near(recents.values(), orders, 2 * rules.widest_window, key, nothing)
+    verdicts, _ = screen(known, orders, rules, key)
+    reads = [read for part in arrivals for read in part.reads]
+    after = _after(recents, verdicts, reads, batch, moment, rules, backlog_offsets)
+    by_reason, shadow = (_by_reason(verdicts[gained], rules) for gained in ("gained", "shadow_gained"))
+    receipt = Receipt(rules.version, 0, 0, 0, 0, by_reason, shadow, 0, 0, 0, _states(after, str(batch.division)))
+    gaining = verdicts.filter(pl.any_horizontal(pl.col(name) != "" for name in NEWS if name != "revision"))
+    return Outcome(gaining, NO_DEAD_LETTERS, after, receipt)
+
+
+def _after(
+    recents: dict[int, Recent],
+    verdicts: pl.DataFrame,
+    reads: list[PartitionRead],
+    batch: MicroBatch,
+    moment: datetime,
+    rules: FraudRules,
+    backlog_offsets: int | None,
+) -> dict[int, Recent]:
+    """The states of buckets after a micro-batch that read so much and came to these verdicts."""
+    bucket_of, after = batch.division.bucket_of(verdicts), {}
+    for bucket, recent in recents.items():
+        own_reads = [read for read in reads if batch.division.by is not By.PARTITION or read.partition == bucket]
+        watermark = advance(recent.watermark, own_reads, rules.lateness, backlog_offsets, moment)
+        oldest_us = oldest_needed(watermark.us, rules.widest_window)
+        # Beyond now nothing is forgotten yet, whatever a clock that was ahead had the state forget.
+        recent = recent._replace(oldest_us=min(recent.oldest_us, epoch_us(moment)))
+        after[bucket] = remembered(recent, watermark, oldest_us, verdicts[np.flatnonzero(bucket_of == bucket)], batch.step)
+    return after
+
+
+def _states(after: dict[int, Recent], division: str = "") -> list[BucketState]:
+    return [BucketState(bucket, recent.kept, recent.bytes, recent.watermark.us, division) for bucket, recent in after.items()]
 
 
 def _count(found: NDArray[Any]) -> int:

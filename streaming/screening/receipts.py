@@ -26,12 +26,14 @@ class BucketState(msgspec.Struct, frozen=True):
         kept: orders remembered.
         bytes: their size in memory.
         watermark_us: epoch microseconds.
+        division: across products, which; blank for one of products.
     """
 
     bucket: int
     kept: int
     bytes: int
     watermark_us: int
+    division: str = ""
 
 
 class Receipt(msgspec.Struct, frozen=True):

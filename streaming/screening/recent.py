@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from streaming.rules.windows import Bools, Ints, ints, spans
-from streaming.screening.verdicts import NEVER_US, NO_RECENT, RECENT_SCHEMA, Watermark
+from streaming.rules.windows import Bools, Ints, Spans, ints, spans
+from streaming.screening.division import KEY
+from streaming.screening.verdicts import NEVER_US, NEWS, NO_RECENT, Watermark
 
+_MANY = 50_000  # rows that are worth an index, where not many times _MANY_KEYS are asked for
+_MANY_KEYS = 2_500
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
 
@@ -28,7 +31,7 @@ class Segment:
         batch: the micro-batch that made it, which makes no other in its bucket.
         newest_us: the newest event time among them, epoch microseconds.
         revises: whether an earlier segment may hold some of them too, as they were before.
-        orders: RECENT_SCHEMA, with the reasons and evidence given so far.
+        orders: RECENT_SCHEMA, or across products as `verdicts.nothing_across`, with the reasons and evidence given so far.
     """
 
     batch: int
@@ -37,14 +40,32 @@ class Segment:
     orders: pl.DataFrame
 
     @cached_property
-    def products(self) -> Ints:
-        """The product of each order."""
-        return ints(self.orders["product_id"])
+    def keys(self) -> Ints:
+        """What orders have in common that may be neighbours: the product, or across products the `key`."""
+        return ints(self.orders[KEY if KEY in self.orders.columns else "product_id"])
 
     @cached_property
     def events_us(self) -> Ints:
         """The event time of each order, epoch microseconds."""
         return ints(self.orders["event_ts"])
+
+    def held_by(self, wanted: Spans) -> Bools:
+        """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at."""
+        if len(self.keys) < _MANY * max(1, len(wanted.group) // _MANY_KEYS):
+            return wanted.hold(self.keys, self.events_us)
+        rows, keys = self._by_key
+        first, end = np.searchsorted(keys, wanted.group, "left"), np.searchsorted(keys, wanted.group, "right")
+        size = end - first
+        near = rows[np.repeat(end - np.cumsum(size), size) + np.arange(size.sum())]
+        held = np.zeros(len(keys), bool)
+        held[near] = wanted.hold(self.keys[near], self.events_us[near])
+        return held
+
+    @cached_property
+    def _by_key(self) -> tuple[Ints, Ints]:
+        """The rows in the order of their keys, and these."""
+        rows = np.argsort(self.keys, kind="stable")
+        return rows, self.keys[rows]
 
 
 class Recent(NamedTuple):
@@ -74,17 +95,25 @@ class Recent(NamedTuple):
 NOTHING_RECENT = Recent()
 
 
-def near(recents: Iterable[Recent], arrivals: pl.DataFrame, distance: timedelta) -> pl.DataFrame:
-    """The orders remembered (RECENT_SCHEMA) that arrivals may have as neighbours: of their products, and near in time."""
-    widened = spans(ints(arrivals["product_id"]), ints(arrivals["event_ts"]), distance // timedelta(microseconds=1))
+def near(
+    recents: Iterable[Recent],
+    arrivals: pl.DataFrame,
+    distance: timedelta,
+    key: str = "product_id",
+    nothing: pl.DataFrame = NO_RECENT,
+) -> pl.DataFrame:
+    """The orders remembered that arrivals may have as neighbours: of their products, or keys, and near in time.
 
+    They have the columns of `nothing`, which is what there is where none are.
+    """
+    widened = spans(ints(arrivals[key]), ints(arrivals["event_ts"]), distance // timedelta(microseconds=1))
     segments = [(segment, recent.oldest_us) for recent in recents for segment in recent.segments]
-    return _taken(segments, lambda segment: widened.hold(segment.products, segment.events_us))
+    return _taken(segments, lambda segment: segment.held_by(widened)) if segments else nothing
 
 
 def whole(recent: Recent) -> pl.DataFrame:
-    """All orders remembered (RECENT_SCHEMA)."""
-    return _taken([(segment, recent.oldest_us) for segment in recent.segments])
+    """All orders remembered."""
+    return _taken([(segment, recent.oldest_us) for segment in recent.segments]) if recent.segments else NO_RECENT
 
 
 def remembered(recent: Recent, after: Watermark, oldest_us: int, changed: pl.DataFrame, batch: int) -> Recent:
@@ -94,12 +123,12 @@ def remembered(recent: Recent, after: Watermark, oldest_us: int, changed: pl.Dat
         recent: the state before it.
         after: how far the bucket has come.
         oldest_us: orders older than this can form no pattern with an on-time order any more.
-        changed: orders that are new or no longer as they were (RECENT_SCHEMA, and a column `revision`: the latter).
+        changed: orders that are new or no longer as they were (`verdicts.screen`; the latter are revisions).
         batch: the number of the micro-batch.
     """
     oldest_us = max(oldest_us, recent.oldest_us)
     segments = [segment for segment in recent.segments if segment.newest_us >= oldest_us]
-    added = Segment(batch, 0, bool(changed["revision"].any()), changed.select(RECENT_SCHEMA.names()))
+    added = Segment(batch, 0, bool(changed["revision"].any()), changed.drop(*NEWS, strict=False))
     before = Recent(after, oldest_us, tuple(segments))
     is_kept = added.events_us >= oldest_us
     if not is_kept.any() and before.kept:
@@ -132,9 +161,7 @@ def _joined(segments: list[Segment], oldest_us: int, *, is_all: bool) -> list[Se
 
 
 def _taken(segments: list[tuple[Segment, int]], is_wanted: Callable[[Segment], Bools] | None = None) -> pl.DataFrame:
-    """What segments hold (RECENT_SCHEMA) that is not older than their `oldest_us`, each order once: of those wanted."""
-    if not segments:
-        return NO_RECENT
+    """What segments, at least one, hold that is not older than their `oldest_us`, each order once: of those wanted."""
     rows = np.concatenate([segment.events_us >= oldest_us for segment, oldest_us in segments])
     if is_wanted:
         rows &= np.concatenate([is_wanted(segment) for segment, _ in segments])

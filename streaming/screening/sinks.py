@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import adbc_driver_manager
+import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -26,7 +27,7 @@ from conf.settings import Settings
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, largest_message, librdkafka_config
 from streaming.screening.columns_to_kafka import ColumnProducer
-from streaming.screening.verdicts import VERDICT_SCHEMA, evidence_for, reason_lists, reason_text
+from streaming.screening.verdicts import NEWS, VERDICT_SCHEMA, decode_evidence, evidence_for, reason_lists, reason_text
 
 _ORDER_FIELDS = (
     "order_id",
@@ -88,6 +89,7 @@ def store(
     since: datetime | None = None,
     require: Callable[[ArrowCursor], None] = _nothing,
     and_then: Callable[[ArrowCursor], None] = _nothing,
+    keeps_evidence: bool = False,
 ) -> Stored:
     """Write a task's verdicts (VERDICT_SCHEMA) into `raw_orders`, in one transaction. Repeating it changes nothing.
 
@@ -101,25 +103,86 @@ def store(
         since: what was stored from then on is this micro-batch's own work, to be announced again; by default `screened_at`.
         require: checks in the transaction, before anything is written, that it may be.
         and_then: what else belongs into the transaction, where it is not given up.
+        keeps_evidence: whether others find reasons for the same orders: then what is returned has the evidence of all.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
     """
-    given = verdicts["given"]
-    rows = verdicts.with_columns(
-        status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
-        reasons=reason_lists(given),
-        shadow_reasons=reason_lists(verdicts["shadow"]),
-        rules_version=pl.lit(rules_version),
-        screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
-    ).sort("order_id")  # two workers that meet wait for each other, in one order
-    work = _Work(require, rows, since or screened_at, and_then)
+    rows = _rows(verdicts, rules_version, screened_at)
+    work = _Work(require, rows, since or screened_at, and_then, keeps_evidence=keeps_evidence)
     revised = in_transaction(dsn, work.copy_new)
     if revised is not None:
         new = verdicts.remove("revision").with_columns(screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS))
         return Stored(pl.concat([new, _as_standing(verdicts, revised)]) if len(revised) else new, NO_CLASHES)
     clashes, standing = in_transaction(dsn, work.merge_known)
     return Stored(_as_standing(verdicts, standing), clashes)
+
+
+def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:
+    """Verdicts as `raw_orders` has them."""
+    given = verdicts["given"]
+    return verdicts.with_columns(
+        status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
+        reasons=reason_lists(given),
+        shadow_reasons=reason_lists(verdicts["shadow"]),
+        rules_version=pl.lit(rules_version),
+        screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
+    ).sort("order_id")  # two workers that meet wait for each other, in one order
+
+
+def revise(
+    dsn: str,
+    verdicts: pl.DataFrame,
+    rules_version: str,
+    screened_at: datetime,
+    *,
+    since: datetime,
+    require: Callable[[ArrowCursor], None],
+    and_then: Callable[[ArrowCursor], None],
+) -> pl.DataFrame:
+    """Add the reasons of verdicts (VERDICT_SCHEMA, or less of an order) to orders in `raw_orders`, in one transaction.
+
+    Runs on a worker. Repeating it changes nothing. Waits while Postgres restarts.
+
+    Args:
+        dsn, rules_version, screened_at, since, require, and_then: as for `store`.
+        verdicts: of orders that are stored.
+
+    Returns:
+        STORED_SCHEMA: what is to be announced, with the reasons, shadow reasons and time that now stand.
+
+    Raises:
+        PostgresError: Postgres stays unreachable, or refuses.
+    """
+    ids, rows = json.dumps(verdicts["order_id"].to_list()), _rows(verdicts, rules_version, screened_at)
+
+    def work(cursor: ArrowCursor) -> pl.DataFrame:
+        require(cursor)
+        standing = pl.DataFrame(schema={**_WHOLE_SCHEMA, "evidence": pl.String()})
+        if len(rows):
+            cursor.execute(_LOCKED, (ids,))
+            cursor.execute(f"{_REVISED} {_FURTHER_REASONS}", (_as_json(rows),))
+            standing = _fetched(cursor, _WHOLE, _WHOLE_SCHEMA, (ids, since.isoformat()))
+            standing = _with_evidence(cursor, rows, standing)
+        and_then(cursor)
+        return standing
+
+    standing = in_transaction(dsn, work)
+    attributes = pl.Series([_as_given(text) for text in standing["attributes"]], dtype=pl.String)
+    news = verdicts.select("order_id", *NEWS)
+    position = {name: pl.lit(None, VERDICT_SCHEMA[name]) for name in _POSITION}
+    whole = standing.with_columns(attributes=attributes, **_reason_texts(standing), **position)
+    return whole.join(news, on="order_id").select(STORED_SCHEMA.names())
+
+
+def _as_given(attributes: str | None) -> str | None:
+    """Attributes as jsonb spells them, as they were stored."""
+    if attributes is None:
+        return None
+    return msgspec.json.encode(dict(sorted(_decode_attributes(attributes).items()))).decode()
+
+
+_decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 _STANDING_SCHEMA = pl.Schema(
@@ -139,12 +202,14 @@ class _Work(NamedTuple):
     rows: pl.DataFrame
     since: datetime
     and_then: Callable[[ArrowCursor], None]
+    keeps_evidence: bool
 
     def copy_new(self, cursor: ArrowCursor) -> pl.DataFrame | None:
         """Copy new orders and add the reasons of revised ones: what stands of these. None where one is not that new."""
         self.require(cursor)
         revised = _copy_new(cursor, self.rows)
         if revised is not None:
+            revised = self._with_evidence(cursor, revised)
             self.and_then(cursor)
         return revised
 
@@ -153,8 +218,12 @@ class _Work(NamedTuple):
         self.require(cursor)
         clashes, standing = _merge_known(cursor, self.rows, self.since)
         if clashes.is_empty():
+            standing = self._with_evidence(cursor, standing)
             self.and_then(cursor)
         return clashes, standing
+
+    def _with_evidence(self, cursor: ArrowCursor, standing: pl.DataFrame) -> pl.DataFrame:
+        return _with_evidence(cursor, self.rows, standing) if self.keeps_evidence else standing
 
 
 def _copy_new(cursor: ArrowCursor, rows: pl.DataFrame) -> pl.DataFrame | None:
@@ -188,11 +257,49 @@ def _merge_known(cursor: ArrowCursor, rows: pl.DataFrame, since: datetime) -> tu
 
 def _as_standing(verdicts: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
     """Those of the verdicts that are among the standing ones (STORED_SCHEMA), with the reasons and time of these."""
-    texts = {
+    texts = _reason_texts(standing)
+    verdicts = verdicts.drop(*texts, *({"evidence"} & set(standing.columns)))
+    return verdicts.join(standing.with_columns(**texts), on="order_id").select(STORED_SCHEMA.names())
+
+
+# Reason → evidence as text: so the bytes of an alert are the same whoever sends it.
+_NOTE = """
+    insert into screening_evidence (order_id, evidence)
+    select order_id, evidence from jsonb_to_recordset($1::jsonb) as noted (order_id text, evidence jsonb) order by order_id
+    on conflict (order_id) do update
+    set evidence = screening_evidence.evidence || excluded.evidence, noted_at = excluded.noted_at
+"""
+_NOTED = """
+    select order_id, evidence::text as noted from screening_evidence
+    where order_id in (select jsonb_array_elements_text($1::jsonb))
+"""
+_decode_noted = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def _with_evidence(cursor: ArrowCursor, rows: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
+    """What stands, with the `evidence` for all of its reasons, whoever found them. Notes before what `rows` have."""
+    found = rows.select("order_id", "evidence").drop_nulls()
+    if len(found):
+        texts = [{name: bytes(part).decode() for name, part in decode_evidence(text).items()} for text in found["evidence"]]
+        noted = [{"order_id": order_id, "evidence": text} for order_id, text in zip(found["order_id"], texts, strict=True)]
+        cursor.execute(_NOTE, (json.dumps(noted),))
+    ids = (json.dumps(standing["order_id"].to_list()),)
+    all_noted = _fetched(cursor, _NOTED, pl.Schema({"order_id": pl.String(), "noted": pl.String()}), ids)
+    whole = pl.Series("evidence", [_as_evidence(text) for text in all_noted["noted"]], dtype=pl.String)
+    return standing.join(all_noted.select("order_id", whole), on="order_id", how="left")
+
+
+def _as_evidence(noted: str) -> str:
+    """Evidence as alerts have it, of what is noted."""
+    return "{" + ",".join(f'"{reason}":{text}' for reason, text in sorted(_decode_noted(noted).items())) + "}"
+
+
+def _reason_texts(standing: pl.DataFrame) -> dict[str, pl.Series]:
+    """Reasons as Postgres has them, as texts of the columns `given` and `shadow`."""
+    return {
         column: pl.Series(map(reason_text, standing[name]), dtype=pl.String)
         for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
     }
-    return verdicts.drop(*texts).join(standing.with_columns(**texts), on="order_id").select(STORED_SCHEMA.names())
 
 
 _SCREENED = """
@@ -237,6 +344,22 @@ def _as_json(revised: pl.DataFrame) -> str:
 
 
 _STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons, stored.screened_at"
+
+# Tasks across products may meet at an order: they wait for each other, in one order.
+_LOCKED = """
+    select order_id from raw_orders where order_id in (select jsonb_array_elements_text($1::jsonb)) order by order_id for update
+"""
+
+_WHOLE_SCHEMA = pl.Schema(
+    {
+        **{name: VERDICT_SCHEMA[name] for name in (*_ORDER_FIELDS, "created_date", "event_ts", "source", "attributes")},
+        **{name: dtype for name, dtype in _STANDING_SCHEMA.items() if name != "order_id"},
+    }
+)
+_WHOLE = """
+    select {columns} from raw_orders as stored
+    where order_id in (select jsonb_array_elements_text($1::jsonb)) and screened_at >= $2::timestamptz order by order_id
+""".format(columns=", ".join(f"{name}::text" if name == "attributes" else name for name in _WHOLE_SCHEMA))
 
 # Of all messages with one order_id the first received stands: a stored order, else the earliest in this micro-batch.
 _CLASHES = """
@@ -288,6 +411,7 @@ _NEEDED_RIGHTS = {
     "screening_state": ("select", "insert", "update", "delete"),
     "screening_ledger": ("select", "insert", "update", "delete"),
     "screening_drivers": ("select", "insert", "update"),
+    "screening_evidence": ("select", "insert", "update", "delete"),
 }
 
 

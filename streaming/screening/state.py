@@ -20,7 +20,7 @@ from conf.errors import StreamingError
 from conf.former_rules import SIX
 from streaming.rules.windows import ints
 from streaming.screening.chunks import pack_table, unpack_table
-from streaming.screening.division import By, Division
+from streaming.screening.division import KEY, By, Division
 from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
 from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark, names_of
@@ -110,6 +110,7 @@ class Known(NamedTuple):
 _NEWEST = """
     select distinct on (division, bucket) division, bucket, batch, state
     from screening_state where query_id = $1 and batch < $2::bigint
+      and case when $3 = '' then not starts_with(division, $4) else starts_with(division, $3) end
     order by division, bucket, batch desc
 """
 _ORDERS = """
@@ -120,12 +121,12 @@ _ORDERS = """
 
 
 def known_before(cursor: ArrowCursor, batch: MicroBatch, buckets: Iterable[int]) -> Known:
-    """The states of buckets before a micro-batch. Where products were divided otherwise until then: of those buckets.
+    """The states of buckets before a micro-batch. Where orders were divided otherwise until then: of those buckets.
 
     Raises:
         StreamingError: a part of the state is gone.
     """
-    newest = cursor.rows(_NEWEST, (batch.query_id, str(batch.step)))
+    newest = cursor.rows(_NEWEST, (batch.query_id, str(batch.step), batch.division.family, f"{By.FIELD} "))
     rows = [_Row(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in newest]
     own = {row.bucket: row for row in rows if row.division == str(batch.division)}
     others = sorted((row for row in rows if row.division != str(batch.division)), key=lambda row: row.batch)
@@ -145,11 +146,14 @@ def _moved(states: list[Recent], batch: MicroBatch, bucket: int) -> Recent:
     division, newest_us = batch.division, dict[int, int]()
     for state in states:
         for partition, reached in state.watermark.newest_us.items():
-            if division.by is By.PRODUCT or partition == bucket:
+            if division.by is not By.PARTITION or partition == bucket:
                 newest_us[partition] = max(reached, newest_us.get(partition, reached))
-    orders = pl.concat([whole(state) for state in states]).unique("order_id", keep="last", maintain_order=True)
-    own = orders.filter(pl.Series(division.bucket_of(orders) == bucket))
     watermark = Watermark(newest_us, min(state.watermark.us for state in states))
+    remembered = [whole(state) for state in states if state.segments]
+    if not remembered:
+        return Recent(watermark)
+    orders = pl.concat(remembered).unique("order_id", keep="last", maintain_order=True)
+    own = orders.filter(pl.Series(division.bucket_of(orders) == bucket))
     if own.is_empty():
         return Recent(watermark)
     newest = int(ints(own["event_ts"]).max())
@@ -168,7 +172,8 @@ def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> 
     if missing:
         for *place, orders in cursor.rows(_ORDERS, (query_id, json.dumps(missing))):
             segment = kept[query_id, *place]
-            table = in_todays_form(unpack_table(orders, NO_RECENT))
+            table = unpack_table(orders, NO_RECENT)
+            table = table if KEY in table.columns else in_todays_form(table)
             _segments[query_id, *place] = Segment(segment.batch, segment.newest_us, segment.revises, table)
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from conf.rules import FraudRules
 from streaming.contract import CONTENT, ORDER_SCHEMA
 from streaming.rules.patterns import Finding
-from streaming.rules.rules import findings
+from streaming.rules.rules import findings, taking_part, values_of
 from streaming.rules.windows import Ints, ints, spans
 from streaming.screening.chunks import PartitionRead
+from streaming.screening.division import KEY, keys_of
 
 # An order with the reasons and shadow reasons given so far (sorted names with commas between them, mostly none), and the
 # evidence for each: a JSON object by reason, null where there is none.
@@ -27,6 +28,32 @@ RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, "given": pl.String(), "shadow": pl.St
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
 VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.String(), "shadow_gained": pl.String(), "revision": pl.Boolean()})
+# What of these tells of an order's verdict, and of its news.
+JUDGED = tuple(name for name in RECENT_SCHEMA if name not in ORDER_SCHEMA)
+NEWS = tuple(name for name in VERDICT_SCHEMA if name not in RECENT_SCHEMA)
+# What is always remembered of an order across products: so little costs next to nothing, and rules that look at other ones of
+# these fields than before have it at once.
+_ALWAYS = ("order_id", "user_id", "product_id", "quantity", "amount_numeric", "country", "event_ts")
+
+
+def further_fields(rules: FraudRules) -> list[str]:
+    """What else is remembered of an order across products, for rules that look at it: columns of ORDER_SCHEMA."""
+    looked_at = set[str]().union(*rules.looked_at.values())
+    wanted = looked_at | ({"attributes"} if looked_at & rules.fields.keys() else set())
+    return [name for name in ORDER_SCHEMA.names() if name in wanted and name not in _ALWAYS]
+
+
+def nothing_across(rules: FraudRules) -> pl.DataFrame:
+    """No orders, as those across products arrive and, with reasons and evidence, are remembered for these rules."""
+    fields = {name: ORDER_SCHEMA[name] for name in (*_ALWAYS, *further_fields(rules))}
+    return pl.DataFrame(schema={**fields, KEY: pl.Int64(), **{name: RECENT_SCHEMA[name] for name in JUDGED}})
+
+
+def taking_part_across(orders: pl.DataFrame, rules: FraudRules, field: str) -> pl.DataFrame:
+    """Those of the orders (ORDER_SCHEMA) that take part in a pattern of rules which all look at a field, with its `key`."""
+    part = orders[np.flatnonzero(taking_part(orders, rules))]
+    keys = pl.Series(KEY, keys_of(values_of(part, rules, field)), dtype=pl.Int64)
+    return part.select(*_ALWAYS, *further_fields(rules), keys)
 
 
 def reason_text(reasons: Iterable[str]) -> str:
@@ -143,7 +170,7 @@ class Screened(NamedTuple):
     duplicates: int
 
 
-def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> Screened:
+def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules, key: str = "product_id") -> Screened:
     """Give verdicts on new orders, and revise those of earlier orders whose patterns they complete.
 
     What a rule in shadow finds is kept apart, and accumulates in the same way: as if the order had two verdicts.
@@ -152,13 +179,15 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
         recent: the orders known so far (RECENT_SCHEMA), at least those of the arrivals' products that are near in time.
         arrivals: orders as read (ORDER_SCHEMA), in the order they were received.
         rules: in force.
+        key: the column of which neighbours have one value. Across products both tables have columns as in `nothing_across`, and
+            so have the verdicts.
     """
     known = _with_arrivals(recent, arrivals)
     duplicates = len(recent) + len(arrivals) - len(known)
     is_new = known["given"].is_null().to_numpy()
-    products, events_us = ints(known["product_id"]), ints(known["event_ts"])
+    keys, events_us = ints(known[key]), ints(known["event_ts"])
     # Who shares no product with an arrival, or is too far in time, can share no pattern or evidence with one either.
-    near = spans(products[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(products, events_us)
+    near = spans(keys[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(keys, events_us)
     if not near.all():  # mostly they are: to copy them takes as long as many a rule
         known, is_new = known[np.flatnonzero(near)], is_new[near]
     found = findings(known, rules)
@@ -175,7 +204,7 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules) -> S
         revision=pl.Series(~is_new[changed]),
         evidence=_renewed(known["evidence"][changed], evidence_of(known["order_id"], found, changed)),
     )
-    return Screened(verdicts.select(VERDICT_SCHEMA.names()), duplicates)
+    return Screened(verdicts.select(*recent.columns, *NEWS), duplicates)
 
 
 def bits_of(found: Mapping[str, Finding], orders: int, names: Set[str]) -> NDArray[np.uint64]:
@@ -200,7 +229,8 @@ def _with_arrivals(recent: pl.DataFrame, arrivals: pl.DataFrame) -> pl.DataFrame
     """
     known = pl.concat([recent, arrivals], how="diagonal")
     if known["order_id"].n_unique() < len(known):
-        known = known.unique(["order_id", *CONTENT], keep="first", maintain_order=True)
+        content = [name for name in CONTENT if name in known.columns]
+        known = known.unique(["order_id", *content], keep="first", maintain_order=True)
     return known
 
 
@@ -237,12 +267,13 @@ def _renewed(before: pl.Series, now: pl.Series) -> pl.Series:
     united = now.zip_with(now.is_not_null(), before)
     if not len(both):
         return united
-    texts = [_united_evidence(*pair) for pair in zip(before[both], now[both], strict=True)]
+    texts = [united_evidence(pair) for pair in zip(before[both], now[both], strict=True)]
     return united.scatter(both, pl.Series(texts, dtype=pl.String))
 
 
-def _united_evidence(before: str, now: str) -> str:
-    evidence = decode_evidence(before) | decode_evidence(now)
+def united_evidence(texts: Iterable[str]) -> str:
+    """Several evidences (JSON) as one; of what several have, the last counts."""
+    evidence = {name: part for text in texts for name, part in decode_evidence(text).items()}
     return msgspec.json.encode(dict(sorted(evidence.items()))).decode()
 
 

@@ -4,11 +4,11 @@ import random
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
-from conf.rules import load_rules
 from conf.settings import Settings
 from streaming.history.audit import audit
 from streaming.history.causes import LATE, Reached
@@ -35,10 +35,11 @@ def has_got_on(settings: Settings, before: int) -> bool:
 
 @pytest.mark.timeout(900)
 def test_after_kills_shuffles_and_late_orders_all_is_archived_once_and_every_difference_is_late(
-    spark_session: SparkSession, settings: Settings
+    spark_session: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Minutes: each kill needs two processes that have started side by side, and got on."""
-    rules, choose = load_rules(settings.rules), random.Random(21)
+    rules, choose = runs.with_rules_across_products(settings.rules, tmp_path / "rules.toml"), random.Random(21)
+    monkeypatch.setenv("FINPRO_RULES", str(tmp_path / "rules.toml"))
     start = datetime.now(UTC) - timedelta(hours=2)
     orders = runs.dense_orders(6_000, rules, seed=21, start=start, step=timedelta(milliseconds=400))
     late = orders[7::100]

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,9 +45,11 @@ def backlog(settings: Settings, rules: FraudRules, count: int, seed: int, *, key
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("topic", KILLS)
 def test_killed_at_random_points_and_finished_it_ends_as_the_brute_force_says(
-    settings: Settings, rules: FraudRules, topic: str
+    settings: Settings, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Minutes: each kill needs a process that has started, and got on. Half of the kills leave Spark to end by itself."""
+    rules = runs.with_rules_across_products(settings.rules, tmp_path / "rules.toml")
+    monkeypatch.setenv("FINPRO_RULES", str(tmp_path / "rules.toml"))
     backlog(settings, rules, 12_000, seed=11, keyed=topic == "keyed")
     choose = random.Random(11)
     for kill in range(KILLS[topic]):
@@ -59,7 +62,10 @@ def test_killed_at_random_points_and_finished_it_ends_as_the_brute_force_says(
             (runs.kill_command if kill % 2 else runs.kill_group)(process)
     finished = runs.run_screen("--available-now")
     assert finished.returncode == 0, finished.stderr
-    runs.assert_agrees(runs.outcome(settings), runs.judged(settings, rules))
+    judged = runs.judged(settings, rules)
+    hit = Counter(reason for verdict in judged.orders.values() for reason in verdict.reasons)
+    assert min(hit[name] for part in rules.across_products.values() for name in part.rules) > 50
+    runs.assert_agrees(runs.outcome(settings), judged)
 
 
 @pytest.mark.timeout(600)

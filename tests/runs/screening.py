@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, To
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from batch.postgres import connect
-from conf.rules import FraudRules
+from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from streaming.contract import EARLIEST, LATEST
 from streaming.kafka import FRAUD_ALERT, ORDERS, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, librdkafka_config
@@ -33,6 +34,28 @@ _STORED = """
            status, reasons
     from raw_orders
 """
+
+
+# Across products, for `dense_orders`: patterns that are often whole and often not, some of them longer than a micro-batch.
+ACROSS_PRODUCTS = """
+[rules.busy_user]
+by = ["user_id"]
+count = { at_least = 6, within = "30 s" }
+[rules.spree]
+by = ["user_id"]
+when = "source = 'web'"
+sum = { of = "amount_numeric", at_least = 650_000_000, within = "4 min" }
+[rules.foreign_rush]
+by = ["country"]
+when = "country <> 'ID'"
+distinct = { of = "user_id", at_least = 9, within = "30 s" }
+"""
+
+
+def with_rules_across_products(delivered: Path, path: Path) -> FraudRules:
+    """Write the rules as delivered, and ACROSS_PRODUCTS, to a file: these."""
+    path.write_text(delivered.read_text(encoding="utf-8") + ACROSS_PRODUCTS, encoding="utf-8")
+    return load_rules(path)
 
 
 def dense_orders(count: int, rules: FraudRules, *, seed: int, start: datetime, step: timedelta) -> list[Order]:

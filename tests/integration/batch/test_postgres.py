@@ -344,7 +344,8 @@ def test_a_missing_right_is_named_at_the_start(database: Database) -> None:
     missing = (
         "may not insert on raw_orders, update on raw_orders, insert on screening_state, update on screening_state,"
         " delete on screening_state, insert on screening_ledger, update on screening_ledger, delete on screening_ledger,"
-        " insert on screening_drivers, update on screening_drivers: grant finpro_screen"
+        " insert on screening_drivers, update on screening_drivers, select on screening_evidence, insert on screening_evidence,"
+        " update on screening_evidence, delete on screening_evidence: grant finpro_screen"
     )
     with pytest.raises(PostgresError, match=missing):
         require_tables(dsn)

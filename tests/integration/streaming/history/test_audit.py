@@ -1,5 +1,6 @@
 """The audit on lakehouses made by hand, and the whole of it on the real platform: nothing differs without being found."""
 
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,17 @@ from tests.runs.commands import finpro
 from tests.runs.screening import dense_orders, repeated
 
 RULES = FraudRules(version="1")
+ACROSS = FraudRules.model_validate(tomllib.loads(Path("conf/fraud_rules.toml").read_text() + screening_runs.ACROSS_PRODUCTS))
 ALWAYS = Period(None, None)
 STEP = timedelta(milliseconds=400)
 
 
 def dense_lake() -> tuple[Lake, Judgement]:
-    """500 orders that hit all rules, some twice, some ids used twice, and bad messages of every kind."""
+    """500 orders that hit all rules, across products too, some twice, some ids used twice, and bad messages of every kind."""
     values = repeated(dense_orders(500, RULES, seed=1, start=START, step=STEP), seed=1)
     for number, message in enumerate(BAD):
         values.insert(number, (message.value, number % 4))
-    return lake_of(received(values, START + timedelta(seconds=1), STEP), RULES)
+    return lake_of(received(values, START + timedelta(seconds=1), STEP), ACROSS)
 
 
 def found_in(spark: SparkSession, lake: Lake, period: Period = ALWAYS, reached: Reached | None = None) -> Audit:
@@ -77,14 +79,15 @@ def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: Spa
     lake, judgement = dense_lake()
     having = {
         reason: [order_id for order_id, verdict in judgement.orders.items() if reason in verdict.reasons]
-        for reason in ("foreign_country", "coordinated_users")
+        for reason in ("foreign_country", "coordinated_users", "busy_user")
     }
     genuine = [order_id for order_id, verdict in judgement.orders.items() if not verdict.reasons]
     single, pattern = (
         having["foreign_country"][0],
         next(one for one in having["coordinated_users"] if one != having["foreign_country"][0]),
     )
-    for order_id, reason in ((single, "foreign_country"), (pattern, "coordinated_users")):
+    across = next(one for one in having["busy_user"] if one not in (single, pattern))
+    for order_id, reason in ((single, "foreign_country"), (pattern, "coordinated_users"), (across, "busy_user")):
         lake.says(order_id, *(one for one in judgement.orders[order_id].reasons if one != reason))
     lake.says(genuine[0], "repeat_purchase")
     lake.silver.remove(lake.order(genuine[1]))
@@ -103,6 +106,7 @@ def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: Spa
     assert summary(found_in(spark_session, lake)) == unexplained(
         (differences.REASONS_MISSING, single),
         (differences.REASONS_MISSING, pattern),
+        (differences.REASONS_MISSING, across),
         (differences.REASONS_SURPLUS, genuine[0]),
         (differences.ORDER_MISSING, genuine[1]),
         (differences.STATUS_WRONG, genuine[2]),
@@ -148,6 +152,31 @@ def test_only_what_a_late_order_would_have_completed_is_late(spark_session: Spar
     late_by = "needs order c, which came 98.0 s behind the newest event time received until then (30.0 s are on time)"
     assert why["a"] == f"coordinated_users {late_by}"
     assert why["d7"] == UNCAUSED[differences.REASONS_MISSING]
+
+
+def test_across_products_too_only_what_a_late_order_would_have_completed_is_late(spark_session: SparkSession) -> None:
+    entries = {
+        "three": {"by": ["user_id"], "count": {"at_least": 3, "within": "1 h"}},
+        "many": {"by": ["user_id"], "when": "quantity = 2", "count": {"at_least": 25, "within": "1 h"}},
+    }
+    rules = FraudRules.model_validate({"version": "1", "rules": entries})
+    many = [purchase(f"m{number}", 5, number, product=number % 3 + 1, quantity=2) for number in range(24)]
+    others = [("a", 1, 0), ("b", 1, 9), ("c", 1, 20), ("d", 2, 1), ("e", 2, 2), ("newest", 99, 100)]
+    on_time = [purchase(name, user, second, product=len(name) + second + 1) for name, user, second in others]
+    late = [purchase("f", 2, 3, product=8), purchase("z", 5, 22.5, product=9, quantity=2)]
+    lake, judgement = lake_of(in_turn([*many, *on_time, *late]), rules)
+    assert judgement.orders["m0"].reasons == ["many", "three"]
+    assert summary(found_in(spark_session, lake)) == set()
+    lake.says("a")
+    lake.says("d")
+    lake.says("m0", "three")
+    found = {row["order_id"]: (row["cause"], row["why"]) for row in lines(found_in(spark_session, lake))}
+    late_by = "needs order f, which came 97.0 s behind the newest event time received until then (30.0 s are on time)"
+    assert found == {
+        "a": (causes.UNEXPLAINED, UNCAUSED[differences.REASONS_MISSING]),
+        "d": (causes.LATE, f"three {late_by}"),
+        "m0": (causes.LATE, "many needs more orders than the 20 that are named"),
+    }
 
 
 def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_side_is_not(spark_session: SparkSession) -> None:

@@ -1,6 +1,9 @@
 """The rules over history on Spark: slices of time and their margins, and bronze read by the contract."""
 
+import json
+import tomllib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
@@ -9,7 +12,7 @@ from streaming.history.rescreening import orders_of, rescreened
 from tests.oracle.bad_messages import BAD, MAX_FUTURE_SKEW, message
 from tests.oracle.brute_force import LONG_AFTER, Message, Order, Unreadable, read, screen
 from tests.oracle.order_sets import spelled
-from tests.runs.screening import dense_orders
+from tests.runs.screening import ACROSS_PRODUCTS, dense_orders
 
 HOUR = timedelta(hours=1)
 BORDER = datetime(2026, 11, 1, 18, tzinfo=UTC)  # slices of an hour meet here
@@ -27,14 +30,17 @@ def across_borders(rules: FraudRules) -> list[Order]:
 
 
 def test_patterns_across_the_borders_of_slices_are_whole(spark_session: SparkSession) -> None:
-    rules = FraudRules(version="v")
+    rules = FraudRules.model_validate(tomllib.loads(Path("conf/fraud_rules.toml").read_text() + ACROSS_PRODUCTS))
     orders = across_borders(rules)
     frame = spark_session.createDataFrame([tuple(vars(order).values()) for order in orders], SILVER)
-    found = rescreened(frame, rules).select("order_id", "reasons").collect()
-    assert {row["order_id"]: row["reasons"] for row in found} == {
-        order_id: verdict.reasons for order_id, verdict in screen(orders, rules).items()
-    }
+    found = rescreened(frame, rules).select("order_id", "reasons", "evidence").collect()
+    judged = {order_id: verdict.reasons for order_id, verdict in screen(orders, rules).items()}
+    assert {row["order_id"]: row["reasons"] for row in found} == judged
+    assert {row["order_id"]: list(json.loads(row["evidence"] or "{}")) for row in found} == judged
     assert len(found) == len(orders)
+    assert {"busy_user", "foreign_rush", "foreign_country", "coordinated_users"} <= {
+        one for row in found for one in row["reasons"]
+    }
 
 
 def test_bronze_read_by_the_contract_is_orders_and_dead_letters(spark_session: SparkSession) -> None:

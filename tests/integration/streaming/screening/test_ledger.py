@@ -217,6 +217,24 @@ def test_old_rows_go_and_the_newest_stays(drive: Drive, dsn: str, monkeypatch: p
     assert sql(dsn, "select number from screening_ledger") == [(2,)]
 
 
+def test_what_rules_across_products_have_left_goes_after_days(drive: Drive, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "_PRUNE_EVERY", 1)
+    ledger = drive()
+    state = "insert into screening_state values ('q', %s, 0, %s, '', '')"
+    for number, divisions in enumerate((["partition/1", "by user_id/1", "by country/1"], ["by country/1"], [])):
+        entry = opened(ledger, number, 10 * number + 10)
+        for division in divisions:
+            sql(dsn, state, division, number * PARTS)
+        ledger.settle(entry, {}, len(divisions))
+    remembered = "select division from screening_state group by division order by division"
+    assert len(sql(dsn, remembered)) == 3
+    sql(dsn, "update screening_ledger set moment = now() - interval '4 days' where number < 2")
+    sql(dsn, "insert into screening_evidence values ('old', '{}', now() - interval '4 days'), ('new', '{}', now())")
+    ledger.settle(opened(ledger, 3, 50), {}, 0)
+    assert sql(dsn, remembered) == [("by country/1",), ("partition/1",)]
+    assert sql(dsn, "select order_id from screening_evidence") == [("new",)]
+
+
 def test_a_task_that_still_divides_in_the_former_way_stores_nothing_once_orders_are_shuffled(drive: Drive, dsn: str) -> None:
     ledger = drive()
     entry = opened(ledger, 0, 10)

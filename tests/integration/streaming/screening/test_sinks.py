@@ -15,7 +15,7 @@ from batch.postgres import connect
 from conf.settings import Settings
 from streaming.contract import DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, librdkafka_config
-from streaming.screening.sinks import Announcer, KafkaSink, Stored, store, stored_orders
+from streaming.screening.sinks import Announcer, KafkaSink, Stored, encode_verdicts, revise, store, stored_orders
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_lists, reason_text
 from tests.runs.screening import consume
 
@@ -256,3 +256,39 @@ def test_a_dead_letter_has_all_bytes_or_the_first_ones_with_its_size_and_always_
         "offset": "1",
         "received_at": "2026-11-01 11:59:00+00:00",
     }
+
+
+def revised(dsn: str, *rows: dict[str, Any], at: datetime, since: datetime | None = None) -> pl.DataFrame:
+    """What another task adds, which knows less of an order."""
+    less = table(rows).drop("amount", "source", "attributes", "partition", "offset", "received_at")
+    whole = revise(dsn, less, "1", at, since=since or at, require=lambda cursor: None, and_then=lambda cursor: None)
+    return whole.sort("order_id")
+
+
+def kept(dsn: str, *rows: dict[str, Any], at: datetime = BATCH_TIME) -> Stored:
+    return store(dsn, table(rows), "1", at, keeps_evidence=True)
+
+
+def evidence(verdicts: pl.DataFrame) -> dict[str, set[str]]:
+    rows = verdicts.select("order_id", "evidence").iter_rows()
+    return {order_id: set(json.loads(text)) if text else set() for order_id, text in rows}
+
+
+def test_what_two_tasks_find_of_an_order_is_united_and_whoever_announces_it_has_all_the_evidence(dsn: str) -> None:
+    device = '{"device_id":"a\\"b é","score":0.25,"trusted":false}'
+    kept(dsn, verdict("a", "night_amount", attributes=device), verdict("b", offset=1))
+    found = (verdict("a", "spree", shadow=["rush"], revision=True), verdict("b", "spree", revision=True))
+    for _ in range(2):  # done again, it adds nothing, and announces the same
+        whole = revised(dsn, *found, at=BATCH_TIME)
+        assert evidence(whole) == {"a": {"night_amount", "rush", "spree"}, "b": {"spree"}}
+        assert whole["given"].to_list() == ["night_amount,spree", "spree"]
+        assert whole["attributes"].to_list() == [device, None]
+        assert set(whole["screened_at"]) == {BATCH_TIME + timedelta(microseconds=1)}, "later than what it adds to"
+    again = kept(dsn, verdict("a", "night_amount", attributes=device), verdict("b", offset=1))
+    first, second = (encode_verdicts(verdicts.sort("order_id"), "1") for verdicts in (whole, again.verdicts))
+    assert first.equals(second), "of one time there is one record, whoever sends it"
+    later = BATCH_TIME + timedelta(seconds=1)
+    further = kept(dsn, verdict("a", "repeat_purchase", revision=True), at=later)
+    assert evidence(further.verdicts) == {"a": {"night_amount", "repeat_purchase", "rush", "spree"}}
+    assert revised(dsn, *found, at=later, since=later)["order_id"].to_list() == ["a"]
+    assert stored(dsn)["b"] == ["Fraud", ["spree"], BATCH_TIME + timedelta(microseconds=1)]

@@ -180,3 +180,16 @@ def test_a_row_that_is_gone_is_told(dsn: str) -> None:
     state._segments.clear()
     with pytest.raises(StreamingError, match="screening_state in Postgres lacks the row"):
         found(dsn, MicroBatch("q", BY_PARTITION, 2))
+
+
+def test_divisions_across_products_know_nothing_of_others_but_of_their_own_in_other_buckets(dsn: str) -> None:
+    settle(dsn, MicroBatch("q", BY_PRODUCT, 0), orders([1, 2], 0))
+    by_user, by_country = (Division(By.FIELD, 2, of) for of in ("user_id", "country"))
+    users = orders([1, 2, 3], 1).with_columns(key="product_id").drop("amount", "attributes")
+    settle(dsn, MicroBatch("q", by_user, 1), users)
+    state._segments.clear()
+    of_users = {"1-1": 0, "1-2": 0, "1-3": 0}
+    assert found(dsn, MicroBatch("q", by_user, 2)) == of_users
+    assert found(dsn, MicroBatch("q", Division(By.FIELD, 3, "user_id"), 2)) == of_users
+    assert found(dsn, MicroBatch("q", by_country, 2)) == found(dsn, MicroBatch("q", Division(By.FIELD, 2, "user"), 2)) == {}
+    assert found(dsn, MicroBatch("q", BY_PRODUCT, 2)) == found(dsn, MicroBatch("q", BY_PARTITION, 2)) == {"0-1": 0, "0-2": 0}

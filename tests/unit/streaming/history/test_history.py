@@ -88,6 +88,16 @@ def test_an_order_has_evidence_for_exactly_the_reasons_it_has() -> None:
     assert found["evidence"][3] == '{"repeat_purchase":{"order_ids":["o1","o2","o3"],"value":4,"limit":3}}'
 
 
+def test_a_rule_that_names_a_product_sees_it_in_every_slice() -> None:
+    pattern = {"by": ["product_id"], "when": "product_id = 1", "count": {"at_least": 2, "within": "1 s"}}
+    rules = FraudRules.model_validate({"version": "v", "rules": {"one": {"when": "product_id = 1"}, "two": pattern}})
+    history = sliced(
+        table([order(number, START + timedelta(minutes=40 * number)) for number in range(4)]), rules, 3_600_000_000
+    )
+    (found,) = rescreened_tables([history], rules, 3_600_000_000)
+    assert found["reasons"].to_list() == [["one"]] * 4
+
+
 def test_a_rule_in_shadow_gives_shadow_reasons_and_no_reasons() -> None:
     rules = FraudRules.model_validate({"version": "v", "foreign_country": {"mode": "shadow"}})
     history = sliced(table([order(1, START, country="SG")]), rules, 3_600_000_000)

@@ -3,12 +3,16 @@
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.former_rules import SIX
-from streaming.screening.recent import NOTHING_RECENT, Recent, near, remembered, whole
+from streaming.rules.windows import spans
+from streaming.screening import recent as recents
+from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, near, remembered, whole
 from streaming.screening.state import in_todays_form
 from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
 
@@ -55,6 +59,18 @@ def test_it_holds_each_order_once_as_it_was_last_and_none_that_is_too_old(data: 
             if (of_product := [second for second in asked if second % 3 == number % 3])
             and min(of_product) - 2 <= second_of[number] <= max(of_product) + 2
         }
+
+
+def test_of_many_orders_those_near_are_found_by_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recents, "_MANY", 10)
+    many = orders(dict.fromkeys(range(300), 0), {number: number % 60 for number in range(300)})
+    many = many.with_columns(product_id=pl.int_range(300) * 7 % 50)
+    segment = Segment(0, 0, revises=False, orders=many)
+    for products in ([3], [3, 4, 49], [99], []):
+        wanted = spans(np.array(products, np.int64), np.full(len(products), 20_000_000), 5_000_000)
+        held = segment.held_by(wanted)
+        assert held.tolist() == wanted.hold(segment.keys, segment.events_us).tolist()
+        assert held.any() == (products not in ([99], []))
 
 
 def test_an_order_is_written_a_few_times_however_many_are_remembered() -> None:
