@@ -26,7 +26,7 @@ from conf.errors import SettingsError
 from conf.rules import FraudRules
 from streaming.contract import MESSAGE_COLUMNS, NOTHING_DECLARED, Contents, read_messages
 from streaming.rules.rules import findings
-from streaming.screening.verdicts import bits_of, evidence_of, names_of, reason_lists
+from streaming.screening.verdicts import KINDS, bits_of, evidence_of, names_of, reason_lists
 
 ORDERS = """
     order_id string, user_id bigint, product_id bigint, quantity bigint, amount string, amount_numeric bigint, country string,
@@ -36,8 +36,7 @@ ORDERS = """
 # What re-screening adds to an order; evidence is a JSON object by reason, null where the order has none.
 FOUND = StructType(
     [
-        StructField("reasons", ArrayType(StringType(), containsNull=False), nullable=False),
-        StructField("shadow_reasons", ArrayType(StringType(), containsNull=False), nullable=False),
+        *(StructField(name, ArrayType(StringType(), containsNull=False), nullable=False) for name in KINDS.values()),
         StructField("evidence", StringType()),
     ]
 )
@@ -232,16 +231,12 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     moment = orders["event_ts"].to_physical().to_numpy()
     is_own = moment - moment % slice_width == orders[_SLICE].to_numpy()
     is_own[:first], is_own[end:] = False, False
-    # To the rules a product is but a name for those who may be neighbours: in different slices they may not.
-    apart = orders.with_columns(product_id=pl.struct(_SLICE, "product_id").rle_id().cast(pl.Int64))
-    found, own = findings(apart, rules), np.flatnonzero(is_own)
-    names = list(found)
-    given, shadow = (
-        reason_lists(names_of(bits_of(found, len(orders), of)[own], names))
-        for of in (found.keys() - rules.in_shadow, rules.in_shadow)
-    )
+    found, own = findings(orders, rules, apart=orders[_SLICE]), np.flatnonzero(is_own)
+    reasons = {
+        KINDS[column]: reason_lists(names_of(bits[own], list(found))) for column, bits in bits_of(found, orders, rules).items()
+    }
     evidence = evidence_of(orders["order_id"], found, own)
-    return orders.drop(_SLICE)[own].with_columns(reasons=given, shadow_reasons=shadow, evidence=evidence)
+    return orders.drop(_SLICE)[own].with_columns(**reasons, evidence=evidence)
 
 
 def struct_of(ddl: str) -> StructType:

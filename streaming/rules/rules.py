@@ -20,19 +20,20 @@ from streaming.rules.patterns import Equals, Finding
 from streaming.rules.windows import Bools, Ints, ints
 
 
-def findings(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Finding]:
+def findings(orders: pl.DataFrame, rules: FraudRules, apart: pl.Series | None = None) -> dict[str, Finding]:
     """What each rule finds that is not off, by name, sorted.
 
     Args:
         orders: to be judged, with all that may be neighbours of theirs.
         rules: in force.
+        apart: integers; orders of which they differ are no neighbours, whatever else they share.
     """
     conditions, looked_at = rules.conditions, set[str]().union(*rules.looked_at.values())
     local = [name for name in LOCAL_FIELDS if name in looked_at]
     orders = with_local_fields(orders, rules.time_zone, local) if local else orders
     declared = {name: kind for name, kind in rules.fields.items() if name in looked_at}
     orders = with_declared_fields(orders, declared) if declared else orders
-    table = _Orders(with_lists(orders, rules) if rules.lists else orders)
+    table = _Orders(with_lists(orders, rules) if rules.lists else orders, apart)
     # Beside a field, so that a condition on none has a row an order too; a number is no name of a field.
     held = table.orders.select("order_id", *(holds(one.term).alias(str(n)) for n, one in enumerate(conditions.values())))
     held = held.drop("order_id").rename(dict(zip(map(str, range(len(conditions))), conditions, strict=True)))
@@ -98,6 +99,7 @@ class _Orders:
     """A table of orders, and what several rules need of it: worked out once."""
 
     orders: pl.DataFrame
+    apart: pl.Series | None = None
     _values: dict[str, Ints] = field(default_factory=dict)
     _equals: dict[tuple[str, ...], Equals] = field(default_factory=dict)
 
@@ -128,6 +130,7 @@ class _Orders:
         names = tuple(sorted(by))
         if names not in self._equals:
             keys, ts = [self.values(name) for name in names], self.values("event_ts")
+            keys = keys if self.apart is None else [ints(self.apart), *keys]
             rows = np.lexsort([ts, *reversed(keys)])
             for name in names:
                 present = self.present(name)

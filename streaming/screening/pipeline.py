@@ -421,6 +421,7 @@ def screen_arrivals(
         frauds=int(is_fraud_now.sum()),
         by_reason=_by_reason(gained, rules),
         shadow_by_reason=_by_reason(verdicts["shadow_gained"], rules),
+        suppressed_by_reason=_by_reason(verdicts["suppressed_gained"], rules),
         duplicates=duplicates,
         late=late,
         dead_letters=len(dead_letters) + len(clashes),
