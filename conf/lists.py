@@ -8,6 +8,7 @@ import base64
 import csv
 import io
 import json
+import re
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +68,17 @@ def read_list(path: Path) -> Entries:
         raise ListError(f"{path}: has {len(found):,} values, at most {MOST_VALUES:,} can be in a list")
     values = sorted(found)
     return Entries(values, [found[value][0] for value in values], [found[value][1] for value in values])
+
+
+def require_ids(path: Path, entries: Entries) -> None:
+    """Check that what `read_list` has read are ids as orders have them: others would allow nobody, and nobody would notice.
+
+    Raises:
+        ListError: one is none; names it.
+    """
+    strange = next((value for value in entries.values if not re.fullmatch("[1-9][0-9]{0,18}", value)), None)
+    if strange is not None:
+        raise ListError(f"{path}: a list that allows holds ids as orders have them, such as 203, found {strange[:100]!r}")
 
 
 def _row(row: list[str]) -> tuple[str, str, int | None]:

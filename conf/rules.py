@@ -5,11 +5,11 @@ A rule is a condition on one order, or a pattern of several; what they mean is i
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +19,7 @@ from conf.conditions import LOCAL_FIELDS, ORDER_FIELDS, Condition, ConditionErro
 from conf.durations import Duration
 from conf.errors import RulesError
 from conf.former_rules import SIX, Members, Thresholds, is_former, thresholds_of, translated
-from conf.lists import ListError, packed, read_list
+from conf.lists import ListError, packed, read_list, require_ids
 
 MOST_RULES = 64
 MOST_FIELDS = 32
@@ -109,16 +109,31 @@ class Rule(_Table):
         return self.pattern.within if self.pattern else timedelta(0)
 
 
+class Allows(_Table):
+    """What a list suppresses: the reasons of these rules, on an order whose user or product is in it at its event time."""
+
+    by: Literal["user_id", "product_id"]
+    reasons: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
 class ListFile(_Table):
-    """A list that conditions can look things up in.
+    """A list that conditions can look things up in; with `allows`, one that suppresses reasons too.
 
     `file` is the CSV's name, seen from the rules file. `content` are its entries as one text (`conf.lists`), which `load_rules`
     reads: a list is a part of the rules that are recorded.
     """
 
     file: Annotated[str, Field(min_length=1)]
+    allows: Allows | None = None
     description: str = ""
     content: str = ""
+
+    def suppressing(self, rules: Collection[str]) -> Self:
+        """As it is for these rules alone."""
+        if self.allows is None:
+            return self
+        reasons = tuple(reason for reason in self.allows.reasons if reason in rules)
+        return self.model_copy(update={"allows": self.allows.model_copy(update={"reasons": reasons}) if reasons else None})
 
 
 class FraudRules(_Table):
@@ -160,9 +175,11 @@ class FraudRules(_Table):
             yield f"fields: there are {len(self.fields)}, at most {MOST_FIELDS} can be declared"
         if len(self.lists) > MOST_LISTS:
             yield f"lists: there are {len(self.lists)}, at most {MOST_LISTS} can be declared"
-        for name in self.lists:
+        for name, entry in self.lists.items():
             if not re.fullmatch(NAME, name):
                 yield f"lists.{name}: {_A_NAME}"
+            if entry.allows:
+                yield from (f"lists.{name}.allows.reasons{place}" for place in self._problems_of_reasons(entry.allows.reasons))
         for name in self.fields:
             if not re.fullmatch(NAME, name):
                 yield f"fields.{name}: {_A_NAME}"
@@ -174,6 +191,13 @@ class FraudRules(_Table):
             yield from (f"rules.{name}{place}" for place in self._problems_of(rule))
             if isinstance(error := self._parsed.get(name), ConditionError):
                 yield f"rules.{name}.when: {error} (in {_short(rule.when or '')})"
+
+    def _problems_of_reasons(self, reasons: Sequence[str]) -> Iterator[str]:
+        for reason in reasons:
+            if reason not in self.rules:
+                yield f": expected names of rules, found {_short(repr(reason))}; the rules are {', '.join(self.names)}"
+        if len(set(reasons)) < len(reasons):
+            yield ": names a rule twice"
 
     def _problems_of(self, rule: Rule) -> Iterator[str]:
         forms = [name for name in PATTERNS if getattr(rule, name) is not None]
@@ -269,7 +293,8 @@ class FraudRules(_Table):
 
     def _without(self, names: Collection[str]) -> "FraudRules":
         rules = {name: rule.model_dump() for name, rule in self.rules.items() if name not in names}
-        return FraudRules.model_validate(self.model_dump() | {"rules": rules})
+        lists = {name: entry.suppressing(rules.keys()).model_dump() for name, entry in self.lists.items()}
+        return FraudRules.model_validate(self.model_dump() | {"rules": rules, "lists": lists})
 
     @property
     def in_shadow(self) -> frozenset[str]:
@@ -356,7 +381,10 @@ def _with_contents(table: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
         if "content" in entry:
             problems.append({"type": "extra_forbidden", "loc": ("lists", name, "content")})
         try:
-            entries[name] = entry | {"content": packed(read_list(folder / entry["file"]))}
+            found = read_list(folder / entry["file"])
+            if "allows" in entry:
+                require_ids(folder / entry["file"], found)
+            entries[name] = entry | {"content": packed(found)}
         except ListError as error:
             problems.append({"type": "rules", "msg": f"lists.{name}.file: {error}"})
     return table | {"lists": entries}, problems

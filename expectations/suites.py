@@ -117,6 +117,11 @@ def _verdict() -> list[Expectation]:
             f" where not regexp_contains(reason, r'^{_REASON}$')",
         ),
         ExpectNoRows(
+            description="no reason that an order has is suppressed too",
+            unexpected_rows_query="select order_id, reason from {batch}, unnest(suppressed_reasons) as reason"
+            " where reason in unnest(reasons)",
+        ),
+        ExpectNoRows(
             description="an order is Fraud exactly when it has a reason",
             unexpected_rows_query="select order_id, status, array_to_string(reasons, ', ') as reasons from {batch}"
             " where (status = 'Fraud') != (coalesce(array_length(reasons), 0) > 0)",

@@ -17,6 +17,7 @@ from streaming.history.differences import (
     UNCAUSED,
     UNREADABLE,
     Snapshot,
+    all_reasons,
     compared,
     dead_letters_compared,
     expected,
@@ -26,8 +27,9 @@ from streaming.history.differences import (
 )
 from streaming.history.rescreening import Period
 from streaming.lakehouse.erased_messages import ERASED_HEADER
+from streaming.screening.verdicts import KINDS
 
-# One row a difference. `streamed` and `expected` are reasons, those of shadow rules so named; null where there are none.
+# One row a difference. `streamed` and `expected` are reasons of all kinds (`all_reasons`); null where there are none.
 FINDING = (
     "wrong",
     "cause",
@@ -131,7 +133,7 @@ def _findings(orders: DataFrame, dead_letters: DataFrame, unknown: DataFrame) ->
     version = F.coalesce("held.rules_version", "tag").alias("rules_version")
     rows = orders.withColumn("wrong", F.explode("wrong")).select("*", version)
     known = rows.select(*(name for name in FINDING if name not in ("cause", "why")))
-    reasons = F.concat("reasons", "shadow_reasons").alias("streamed")
+    reasons = all_reasons().alias("streamed")
     unknown = unknown.select(F.lit(ORDER_UNKNOWN).alias("wrong"), "order_id", "event_ts", "rules_version", reasons)
     both = known
     for others in (unknown, dead_letters.drop("reason")):
@@ -152,10 +154,10 @@ def _to_announce(orders: DataFrame, findings: DataFrame) -> DataFrame:
         findings.where(is_ours).select("partition", "offset"), ["partition", "offset"], "left_semi"
     )
     united = {
-        name: F.when(F.col("is_held"), F.array_union(name, f"held.{name}")).otherwise(F.col(name))
-        for name in ("reasons", "shadow_reasons")
+        name: F.when(F.col("is_held"), F.array_union(name, f"held.{name}")).otherwise(F.col(name)) for name in KINDS.values()
     }
-    return rows.withColumns(united).withColumn("rules_version", F.col("tag"))
+    still_suppressed = F.array_except("suppressed_reasons", "reasons")
+    return rows.withColumns(united).withColumns({"suppressed_reasons": still_suppressed, "rules_version": F.col("tag")})
 
 
 def _dead_letters_to_announce(lakehouse: Snapshot, dead_letters: DataFrame, findings: DataFrame) -> DataFrame:

@@ -25,7 +25,9 @@ from streaming.history.differences import (
     REASONS_SURPLUS,
     SHADOW,
     STANDING,
+    SUPPRESSED,
     all_reasons,
+    and_less,
     at,
     widest_window,
 )
@@ -50,7 +52,7 @@ class Reached(NamedTuple):
 
     Attributes:
         screened: partition of `orders` → the first offset that was not screened.
-        verdicts: not yet in silver, though announced: `order_id` and `announced` (reasons of both kinds).
+        verdicts: not yet in silver, though announced: `order_id` and `announced` (reasons of all kinds).
         dead_letters: not yet in quarantine, though announced: `partition` and `offset` of their messages, and `reason`.
     """
 
@@ -134,7 +136,7 @@ def _not_screened(rows: DataFrame, wrong: str, screened: dict[int, int] | None) 
 
 def _announced(orders: DataFrame, wrong: str, verdicts: DataFrame) -> DataFrame:
     """Differences that go when what is announced has been archived."""
-    rows = orders.join(verdicts, "order_id").where(F.size(F.array_except("missing", "announced")) == 0)
+    rows = orders.join(verdicts, "order_id").where(F.size(F.array_except("missing", and_less(F.col("announced")))) == 0)
     return _caused(rows, wrong, NOT_ARCHIVED, F.lit("the verdict is on Kafka, beyond what is archived"))
 
 
@@ -171,7 +173,7 @@ def _forgotten(
         erased: of `causes`.
     """
     reasons = F.col("missing" if wrong == REASONS_MISSING else "surplus")
-    ours = F.array(*(F.lit(name + kind) for name in looking for kind in ("", SHADOW)))
+    ours = F.array(*(F.lit(name + kind) for name in looking for kind in ("", SHADOW, SUPPRESSED)))
     theirs = messages.where(F.col("role") == STANDING).join(erased, ["partition", "offset"], "left_semi")
     theirs = theirs.select(F.col("product_id").alias("of_product"), F.unix_micros("event_ts").alias("moment"))
     distance = 2 * widest_window(history) // timedelta(microseconds=1)
@@ -270,7 +272,7 @@ def _members(orders: DataFrame) -> DataFrame:
     `is_pattern` where there is more than one, `is_cut` where there may be more than are named.
     """
     evidence = F.from_json("evidence", "map<string, struct<order_ids: array<string>>>")
-    ids = evidence[F.replace("reason", F.lit(SHADOW), F.lit(""))]["order_ids"]
+    ids = evidence[F.regexp_replace("reason", r" \(.*", "")]["order_ids"]
     return (
         orders.withColumn("reason", F.explode("missing"))
         .withColumn("members", ids)
@@ -295,7 +297,7 @@ def _seen_for_certain(near: DataFrame, orders: DataFrame, history: Sequence[Rule
 
 
 def _found(orders: DataFrame, rules: FraudRules) -> DataFrame:
-    return rescreened(orders, rules).select("order_id", all_reasons("reasons", "shadow_reasons").alias("found"))
+    return rescreened(orders, rules).select("order_id", all_reasons().alias("found"))
 
 
 def _cause_of_member(cause: str, text: str, *columns: Column | str) -> Column:

@@ -23,6 +23,7 @@ from streaming.contract import CONTENT, FRAUD, NO_TIMESTAMP, TIME_OF_READING
 from streaming.history.rescreening import Period, orders_of, rescreened
 from streaming.lakehouse.tables import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER, SILVER_ORDERS, Table
 from streaming.rules.recorded import RulesInForce, rules_in_force
+from streaming.screening.verdicts import KINDS
 
 # What a message of `orders` is.
 STANDING, DUPLICATE, CLASH, UNREADABLE = "order", "duplicate", "clash", "unreadable"
@@ -54,9 +55,10 @@ UNCAUSED = {
     DEAD_LETTER_SURPLUS: "no message that breaks the contract lies there",
     DEAD_LETTER_DOUBLED: "quarantine has more than one row of it",
 }
-SHADOW = " (shadow)"  # what a shadow reason's name ends with where both kinds stand in one list
+# What the name of a reason of another kind ends with where all kinds stand in one list.
+SHADOW, SUPPRESSED = " (shadow)", " (suppressed)"
 
-_HELD = ("status", "reasons", "shadow_reasons", "rules_version", "screened_at", *CONTENT)
+_HELD = ("status", *KINDS.values(), "rules_version", "screened_at", *CONTENT)
 # Any of it may be null, since all of it is where silver holds nothing.
 _TYPES = {field.name: field.dataType for field in SILVER.fields}
 _HELD_TYPE = StructType([StructField(name, _TYPES[name]) for name in _HELD])
@@ -108,7 +110,13 @@ def snapshot(spark: SparkSession, lakehouse: str, topic: str) -> Snapshot:
 
     of_topic = F.col("topic") == topic
     bronze, quarantine = as_of(BRONZE_ORDERS).where(of_topic), as_of(QUARANTINE_ORDERS).where(of_topic)
-    return Snapshot(bronze, as_of(SILVER_ORDERS), quarantine, versions, history, datetime.now(UTC))
+    return Snapshot(bronze, _with_all_columns(as_of(SILVER_ORDERS)), quarantine, versions, history, datetime.now(UTC))
+
+
+def _with_all_columns(silver: DataFrame) -> DataFrame:
+    """A lakehouse of an earlier version has them once the archive has started."""
+    missing = {field.name: F.lit(None).cast(field.dataType) for field in SILVER.fields if field.name not in silver.columns}
+    return silver.withColumns(missing)
 
 
 def _newest_version(spark: SparkSession, table: Table, lakehouse: str) -> int:
@@ -221,7 +229,7 @@ def judged(read: DataFrame, silver: DataFrame, period: Period, history: Sequence
     to screen it by, which is that of its verdict, or else the one in force when it was received.
     """
     claims = read.where(F.col("reason").isNull()).drop("reason")
-    rows = _of_period(silver, claims, period, history)
+    rows = _of_period(silver, claims, period, history).withColumn("suppressed_reasons", _suppressed())
     row = F.struct(*_HELD).cast(_HELD_TYPE)
     held = rows.groupBy("order_id").agg(F.first(row).alias("held"), F.count("*").alias("held_rows"))
     content, received = F.struct(*CONTENT), ("received_at", *_POSITION, *CONTENT)
@@ -248,6 +256,11 @@ def judged(read: DataFrame, silver: DataFrame, period: Period, history: Sequence
     ).drop("stands", "came_first")
     unreadable = read.where(F.col("reason").isNotNull()).withColumn("role", F.lit(UNREADABLE))
     return claims.unionByName(unreadable, allowMissingColumns=True)
+
+
+def _suppressed() -> Column:
+    """The suppressed reasons of a row of silver: one from before there were any says nothing."""
+    return F.coalesce("suppressed_reasons", F.array().cast("array<string>"))
 
 
 def _fields(struct: str, names: Sequence[str]) -> Column:
@@ -302,24 +315,37 @@ def expected(messages: DataFrame, period: Period, history: Sequence[RulesInForce
     return reduce(DataFrame.unionByName, parts).where(period.holds(F.col("event_ts")))
 
 
-def all_reasons(reasons: str, shadow_reasons: str) -> Column:
-    """Both kinds of reasons as one list; a shadow reason's name ends with SHADOW."""
-    return F.concat(F.col(reasons), F.transform(shadow_reasons, lambda reason: F.concat(reason, F.lit(SHADOW))))
+def all_reasons(held: str = "") -> Column:
+    """The reasons of all kinds as one list, ending with SHADOW or SUPPRESSED, of an order or of a struct of it (`held.`)."""
+    return F.concat(
+        F.col(f"{held}reasons"),
+        _ending(F.col(f"{held}shadow_reasons"), SHADOW),
+        _ending(F.col(f"{held}suppressed_reasons"), SUPPRESSED),
+    )
+
+
+def and_less(reasons: Column) -> Column:
+    """Reasons (of `all_reasons`) and, as Fraud wins, what is less than they are: the same ones suppressed."""
+    return F.concat(reasons, _ending(reasons, SUPPRESSED))
+
+
+def _ending(reasons: Column, end: str) -> Column:
+    return F.transform(reasons, lambda reason: F.concat(reason, F.lit(end)))
 
 
 def compared(orders: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
     """Orders (of `expected`) with what is wrong about each.
 
-    Adds `expected` and `streamed` (reasons of both kinds; the latter null where silver has no verdict), `missing`,
+    Adds `expected` and `streamed` (reasons of all kinds; the latter null where silver has no verdict), `missing`,
     `surplus`, and `wrong`: those of the kinds of difference above that it has, none in most.
     """
     nothing = F.array().cast("array<string>")
-    streamed = F.when(F.col("is_held"), all_reasons("held.reasons", "held.shadow_reasons"))
-    orders = orders.withColumn("expected", all_reasons("reasons", "shadow_reasons")).withColumn("streamed", streamed)
+    streamed = F.when(F.col("is_held"), all_reasons("held."))
+    orders = orders.withColumn("expected", all_reasons()).withColumn("streamed", streamed)
     orders = orders.withColumns(
         {
-            "missing": F.coalesce(F.array_except("expected", "streamed"), nothing),
-            "surplus": F.coalesce(F.array_except("streamed", "expected"), nothing),
+            "missing": F.coalesce(F.array_except("expected", and_less(F.col("streamed"))), nothing),
+            "surplus": F.coalesce(F.array_except("streamed", and_less(F.col("expected"))), nothing),
         }
     )
     is_fraud, has_reasons = F.col("held.status") == FRAUD, F.size("held.reasons") > 0
@@ -340,7 +366,7 @@ def unknown_orders(messages: DataFrame, silver: DataFrame, period: Period) -> Da
     """Rows of silver in a period of which bronze has no message."""
     known = messages.where(F.col("role") == STANDING).select("order_id")
     near = silver.where(period.touches(F.col("event_date")) & period.holds(F.col("event_ts")))
-    return near.join(known, "order_id", "left_anti")
+    return near.join(known, "order_id", "left_anti").withColumn("suppressed_reasons", _suppressed())
 
 
 def dead_letters_compared(messages: DataFrame, quarantine: DataFrame, period: Period) -> DataFrame:

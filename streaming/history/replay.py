@@ -25,6 +25,7 @@ from streaming.history.differences import (
 )
 from streaming.history.republish import Published, Sinks, publish_dead_letters, publish_orders
 from streaming.history.rescreening import Period
+from streaming.screening.verdicts import KINDS
 from streaming.small_files import Folder
 
 _NAME = "%Y%m%dT%H%M%S.%fZ"
@@ -108,9 +109,7 @@ class Draft:
 def verdicts(messages: DataFrame, lakehouse: Snapshot) -> DataFrame:
     """Every order (of `differences.judged`) with the verdict in force, or a new one: as `publish_orders` takes them."""
     orders = expected(messages, _ALWAYS, lakehouse.history)
-    in_force = {
-        name: F.when(F.col("is_held"), F.col(f"held.{name}")).otherwise(F.col(name)) for name in ("reasons", "shadow_reasons")
-    }
+    in_force = {name: F.when(F.col("is_held"), F.col(f"held.{name}")).otherwise(F.col(name)) for name in KINDS.values()}
     version = F.when(F.col("is_held"), F.col("held.rules_version")).otherwise(F.col("tag"))
     return orders.withColumns({**in_force, "rules_version": version}).drop("held", "held_rows", "is_held", "earlier", "tag")
 

@@ -15,9 +15,9 @@ from pyspark.sql import functions as F
 
 from streaming.contract import DEAD_LETTER_SCHEMA, ORDER_SCHEMA, UTC_MICROSECONDS
 from streaming.screening.sinks import Announcer, KafkaSink, standing, store
-from streaming.screening.verdicts import VERDICT_SCHEMA, reason_text
+from streaming.screening.verdicts import GAINED, KINDS, VERDICT_SCHEMA, reason_text
 
-_ORDER_COLUMNS = (*ORDER_SCHEMA.names(), "reasons", "shadow_reasons", "rules_version", "evidence")
+_ORDER_COLUMNS = (*ORDER_SCHEMA.names(), *KINDS.values(), "rules_version", "evidence")
 
 Send = Callable[[pl.DataFrame], "Published"]
 
@@ -48,7 +48,7 @@ def publish_orders(orders: DataFrame, sinks: Sinks) -> Published:
     """Store orders with their verdicts, and announce what then stands in Postgres.
 
     Args:
-        orders: columns of `contract.ORDER_SCHEMA`, `reasons`, `shadow_reasons`, `rules_version` and `evidence`.
+        orders: columns of `contract.ORDER_SCHEMA`, the lists of reasons (`verdicts.KINDS`), `rules_version` and `evidence`.
         sinks: where to.
 
     Raises:
@@ -77,11 +77,9 @@ def publish_dead_letters(dead_letters: DataFrame, sinks: Sinks) -> Published:
 
 def as_verdicts(orders: pl.DataFrame) -> pl.DataFrame:
     """As screening hands them to the sinks (VERDICT_SCHEMA)."""
-    texts = {
-        column: pl.Series(map(reason_text, orders[name]), dtype=pl.String)
-        for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
-    }
-    orders = orders.with_columns(**texts, gained=texts["given"], shadow_gained=texts["shadow"], revision=pl.lit(value=False))
+    texts = {column: pl.Series(map(reason_text, orders[name]), dtype=pl.String) for column, name in KINDS.items()}
+    gained = {GAINED[column]: text for column, text in texts.items()}
+    orders = orders.with_columns(**texts, **gained, revision=pl.lit(value=False))
     return orders.select(pl.col(name).cast(dtype) for name, dtype in VERDICT_SCHEMA.items())
 
 

@@ -31,6 +31,7 @@ from streaming.contract import MESSAGE_COLUMNS, NOTHING_DECLARED, Contents, read
 from streaming.rules.rules import findings
 from streaming.screening.division import KEY
 from streaming.screening.verdicts import (
+    KINDS,
     bits_of,
     evidence_of,
     names_of,
@@ -48,13 +49,12 @@ ORDERS = """
 # What re-screening adds to an order; evidence is a JSON object by reason, null where the order has none.
 FOUND = StructType(
     [
-        StructField("reasons", ArrayType(StringType(), containsNull=False), nullable=False),
-        StructField("shadow_reasons", ArrayType(StringType(), containsNull=False), nullable=False),
+        *(StructField(name, ArrayType(StringType(), containsNull=False), nullable=False) for name in KINDS.values()),
         StructField("evidence", StringType()),
     ]
 )
 
-_ACROSS = {"across_reasons": "reasons", "across_shadow_reasons": "shadow_reasons"}  # what rules across products have found
+_ACROSS = {f"across_{name}": name for name in KINDS.values()}  # what rules across products have found
 _ACROSS_EVIDENCE = "across_evidence"
 _SLICE = "slice"  # the first microsecond of the slice of time that a row is in
 _SHORTEST_SLICE = timedelta(hours=1)  # a slice of a day's busiest product is some seconds of work
@@ -292,13 +292,11 @@ def _screened(orders: pl.DataFrame, first: int, end: int, rules: FraudRules, sli
     is_own = moment - moment % slice_width == orders[_SLICE].to_numpy()
     is_own[:first], is_own[end:] = False, False
     found, own = findings(orders, rules, apart=orders[_SLICE]), np.flatnonzero(is_own)
-    names = list(found)
-    given, shadow = (
-        reason_lists(names_of(bits_of(found, len(orders), of)[own], names))
-        for of in (found.keys() - rules.in_shadow, rules.in_shadow)
-    )
+    reasons = {
+        KINDS[column]: reason_lists(names_of(bits[own], list(found))) for column, bits in bits_of(found, orders, rules).items()
+    }
     evidence = evidence_of(orders["order_id"], found, own)
-    return orders.drop(_SLICE)[own].with_columns(reasons=given, shadow_reasons=shadow, evidence=evidence)
+    return orders.drop(_SLICE)[own].with_columns(**reasons, evidence=evidence)
 
 
 def struct_of(ddl: str) -> StructType:

@@ -92,5 +92,5 @@ def _beyond_commit(spark: SparkSession, settings: Settings, query: str, topic: s
 
 
 def _announced(verdicts: DataFrame) -> DataFrame:
-    reasons = F.array_distinct(F.flatten(F.collect_list(all_reasons("reasons", "shadow_reasons"))))
+    reasons = F.array_distinct(F.flatten(F.collect_list(all_reasons())))
     return verdicts.groupBy("order_id").agg(reasons.alias("announced"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 from time import monotonic
 from typing import Any
 
@@ -80,7 +80,7 @@ def append_to_bronze(lakehouse: str, topic: str, topic_id: str, files: int) -> S
 
 # --- silver ----------------------------------------------------------------------------------------------------------
 
-_STANDING = ("reasons", "shadow_reasons", "rules_version", "screened_at")
+_STANDING = ("reasons", "shadow_reasons", "suppressed_reasons", "rules_version", "screened_at")
 _ORDER = [name for name in SILVER.names if name not in (*_STANDING, "status")]
 _VERDICT = [field for field in SILVER.fields if field.name not in ("status", "event_date")]
 _JSON = StructType(
@@ -92,10 +92,14 @@ def verdicts(messages: DataFrame) -> DataFrame:
     """Messages of `processed_orders` as columns: `place`, `partition`, `offset`, SILVER without `status`, `is_readable`."""
     fields = F.from_json(F.col("value").cast("string"), _JSON)
     typed = {field.name: fields[field.name].try_cast(field.dataType) for field in _VERDICT}
-    typed["shadow_reasons"] = F.coalesce(typed["shadow_reasons"], F.array().cast("array<string>"))
+    typed |= {name: _or_empty(typed[name]) for name in ("shadow_reasons", "suppressed_reasons")}
     required = {field.name: typed[field.name] for field in _VERDICT if not field.nullable}
     columns = messages.select(_place(), "partition", "offset", *(column.alias(name) for name, column in typed.items()))
     return columns.withColumns({"event_date": F.to_date("event_ts"), "is_readable": _all_there(required)})
+
+
+def _or_empty(reasons: Column) -> Column:
+    return F.coalesce(reasons, F.array().cast("array<string>"))
 
 
 def merge_into_silver(lakehouse: str) -> SinkFunction:
@@ -130,16 +134,24 @@ def _merged_verdicts(silver: DeltaTable, rows: DataFrame, days: list[date]) -> D
 
 
 def _standing(column: Callable[[str], Column]) -> Column:
-    return F.struct(*(column(name).alias(name) for name in _STANDING))
+    columns = {name: column(name) for name in _STANDING}
+    columns["suppressed_reasons"] = _or_empty(columns["suppressed_reasons"])
+    return F.struct(*(column.alias(name) for name, column in columns.items()))
 
 
 def _accumulated(standing: Column) -> Column:
     """What stands (a struct of _STANDING) once the verdicts `new.given` have come, the oldest first."""
 
     def after(stands: Column, verdict: Column) -> Column:
-        lacks = [F.size(F.array_except(verdict[name], stands[name])) > 0 for name in ("reasons", "shadow_reasons")]
-        united = [F.sort_array(F.array_union(stands[name], verdict[name])) for name in ("reasons", "shadow_reasons")]
-        by = [F.when(lacks[0] | lacks[1], verdict[name]).otherwise(stands[name]) for name in ("rules_version", "screened_at")]
+        reasons, shadow, suppressed = (F.array_union(stands[name], verdict[name]) for name in _STANDING[:3])
+        # Fraud wins: a reason that an order was given is none that was suppressed.
+        united = [F.sort_array(one) for one in (reasons, shadow, F.array_except(suppressed, reasons))]
+        lacks = [
+            F.size(F.array_except(verdict["reasons"], stands["reasons"])) > 0,
+            F.size(F.array_except(verdict["shadow_reasons"], stands["shadow_reasons"])) > 0,
+            F.size(F.array_except(united[2], stands["suppressed_reasons"])) > 0,
+        ]
+        by = [F.when(reduce(or_, lacks), verdict[name]).otherwise(stands[name]) for name in ("rules_version", "screened_at")]
         return F.struct(*(column.alias(name) for name, column in zip(_STANDING, [*united, *by], strict=True)))
 
     return F.aggregate("new.given", standing, after)

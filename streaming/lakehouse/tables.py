@@ -91,6 +91,7 @@ SILVER = _columns(
     optional={
         "event_date": DateType(),  # day of `event_ts`, UTC
         "attributes": StringType(),  # the declared fields that the order has: a JSON object by name
+        "suppressed_reasons": _TEXTS,  # null where the order was archived before there were any
     },
 )
 

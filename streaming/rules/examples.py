@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +19,7 @@ from conf.conditions import ORDER_FIELDS, Declared
 from conf.errors import RulesError
 from conf.rules import FraudRules, load_rules
 from streaming.contract import DECLARED_DTYPES, ORDER_SCHEMA, attributes_of
+from streaming.rules.lists import allowed
 from streaming.rules.rules import findings
 
 _DAY = date(2026, 11, 2)  # a Monday: of an example that gives a time of day only
@@ -84,12 +86,14 @@ def _read(path: Path, rule: str, number: int, example: Any) -> _Example:
 
 def _tried(rules: FraudRules, name: str, number: int, example: _Example) -> Outcome:
     rule = rules.rules[name].model_copy(update={"mode": "enforce"})
-    alone = FraudRules.model_validate(rules.model_dump() | {"rules": {name: rule}})
+    lists = {of: entry.model_dump() | {"allows": None} for of, entry in rules.lists.items()}
+    alone = FraudRules.model_validate(rules.model_dump() | {"rules": {name: rule}, "lists": lists})
     try:
         orders = _table(example.orders, ZoneInfo(rules.time_zone), rules.fields)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         raise RulesError(f"rules.{name}.examples, number {number}: {error}.") from error
-    hit = set(findings(orders, alone)[name].rows.tolist())
+    is_suppressed = allowed(orders, rules).get(name, np.zeros(len(orders), np.bool_))
+    hit = {row for row in findings(orders, alone)[name].rows.tolist() if not is_suppressed[row]}
     wrong = tuple(place + 1 for place in range(len(orders)) if (place in hit) != example.hit)
     return Outcome(name, number, wrong, example.hit, example.note)
 

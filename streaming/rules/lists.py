@@ -1,4 +1,5 @@
-"""What fields are looked up in: lists as tables, and the columns that say whether an order's value is listed, and why."""
+"""What fields are looked up in: lists as tables, the columns that say whether an order's value is listed, and why, and which
+reasons a list suppresses."""
 
 from functools import lru_cache
 
@@ -6,6 +7,7 @@ import polars as pl
 
 from conf.lists import unpacked
 from conf.rules import FraudRules
+from streaming.rules.windows import Bools
 
 _Lookup = tuple[str, str]  # a field, and the name of a list
 _TIME = pl.Datetime("us", "UTC")
@@ -25,6 +27,17 @@ def with_lists(orders: pl.DataFrame, rules: FraudRules) -> pl.DataFrame:
     """Orders and, of each field that a condition looks up in a list, the two columns that say what was found."""
     lookups = sorted({lookup for condition in rules.conditions.values() for lookup in condition.lookups})
     return orders.with_columns(column for lookup in lookups for column in _found(orders, lookup, rules))
+
+
+def allowed(orders: pl.DataFrame, rules: FraudRules) -> dict[str, Bools]:
+    """By the name of a rule, which orders are on a list that suppresses its reason: nothing where no list does."""
+    found: dict[str, Bools] = {}
+    for name, entry in rules.lists.items():
+        if entry.allows:
+            is_listed = _found(orders, (entry.allows.by, name), rules)[0].to_numpy()
+            for reason in entry.allows.reasons:
+                found[reason] = found[reason] | is_listed if reason in found else is_listed
+    return found
 
 
 def _found(orders: pl.DataFrame, lookup: _Lookup, rules: FraudRules) -> list[pl.Series]:

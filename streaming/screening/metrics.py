@@ -117,6 +117,7 @@ class ScreeningMetrics:
         self._verdicts = counter("verdicts", "Orders that went out as Genuine, or that became Fraud", "status")
         self._reasons = counter("fraud_reasons", "Reasons given", "reason")
         self._shadow_reasons = counter("shadow_reasons", "Reasons of rules in shadow mode", "reason")
+        self._suppressed_reasons = counter("suppressed_reasons", "Reasons that a list has suppressed", "reason")
         self._revisions = counter("revisions", "Earlier verdicts that gained a reason")
         self._duplicates = counter("duplicates", "Orders that came again")
         self._late = counter("late_orders", "Orders older than the watermark: neighbours of theirs may be gone")
@@ -190,6 +191,8 @@ class ScreeningMetrics:
             self._reasons.labels(reason).inc(count)
         for reason, count in receipt.shadow_by_reason.items():
             self._shadow_reasons.labels(reason).inc(count)
+        for reason, count in receipt.suppressed_by_reason.items():
+            self._suppressed_reasons.labels(reason).inc(count)
         self._revisions.inc(receipt.revisions)
         self._duplicates.inc(receipt.duplicates)
         self._late.inc(receipt.late)

@@ -56,6 +56,7 @@ from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, revise, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
 from streaming.screening.verdicts import (
+    GAINED,
     JUDGED,
     NEWS,
     advance,
@@ -523,6 +524,7 @@ def screen_arrivals(
         frauds=int(is_fraud_now.sum()),
         by_reason=_by_reason(gained, rules),
         shadow_by_reason=_by_reason(verdicts["shadow_gained"], rules),
+        suppressed_by_reason=_by_reason(verdicts["suppressed_gained"], rules),
         duplicates=duplicates,
         late=sum(late),
         dead_letters=len(dead_letters) + len(clashes),
@@ -555,8 +557,8 @@ def screen_across(
     verdicts, _ = screen(known, orders, rules, key)
     reads = [read for part in arrivals for read in part.reads]
     after = _after(recents, verdicts, reads, batch, moment, rules, backlog_offsets)
-    by_reason, shadow = (_by_reason(verdicts[gained], rules) for gained in ("gained", "shadow_gained"))
-    receipt = Receipt(rules.version, 0, 0, 0, 0, by_reason, shadow, 0, 0, 0, _states(after, str(batch.division)))
+    by_reason, shadow, suppressed = (_by_reason(verdicts[gained], rules) for gained in GAINED.values())
+    receipt = Receipt(rules.version, 0, 0, 0, 0, by_reason, shadow, 0, 0, 0, _states(after, str(batch.division)), suppressed)
     gaining = verdicts.filter(pl.any_horizontal(pl.col(name) != "" for name in NEWS if name != "revision"))
     return Outcome(gaining, NO_DEAD_LETTERS, after, receipt)
 

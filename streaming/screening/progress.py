@@ -25,6 +25,7 @@ class Totals:
     dead_letters: int = 0
     by_reason: Counter[str] = field(default_factory=Counter)
     shadow_by_reason: Counter[str] = field(default_factory=Counter)
+    suppressed_by_reason: Counter[str] = field(default_factory=Counter)
 
 
 class Progress:
@@ -50,6 +51,7 @@ class Progress:
             totals.dead_letters += receipt.dead_letters
             totals.by_reason.update(receipt.by_reason)
             totals.shadow_by_reason.update(receipt.shadow_by_reason)
+            totals.suppressed_by_reason.update(receipt.suppressed_by_reason)
         watermarks = [bucket.watermark_us for receipt in receipts for bucket in receipt.buckets]
         self._watermark_us = min(watermarks, default=self._watermark_us)
 
@@ -93,6 +95,8 @@ class Progress:
         parts.append(f"frauds: {_listed(totals.by_reason) or 'none'}")
         if shadow := _listed(totals.shadow_by_reason):
             parts.append(f"in shadow: {shadow}")
+        if suppressed := _listed(totals.suppressed_by_reason):
+            parts.append(f"suppressed: {suppressed}")
         counts = {name: getattr(totals, name) for name in ("revisions", "duplicates", "late", "dead_letters")}
         parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
         if self._watermark_us is not None and self._watermark_us > 0:

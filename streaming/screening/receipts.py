@@ -43,9 +43,9 @@ class Receipt(msgspec.Struct, frozen=True):
         rules_version: what it was screened by.
         orders: new orders.
         genuine: those of them that went out as Genuine.
-        revisions: orders that went out again, with a further reason or shadow reason.
+        revisions: orders that went out again, with a further reason of any kind.
         frauds: orders that became Fraud.
-        by_reason, shadow_by_reason: reason → orders that gained it.
+        by_reason, shadow_by_reason, suppressed_by_reason: reason → orders that gained it.
         duplicates: arrivals that were known.
         late: orders behind the watermark.
         dead_letters: messages that broke the contract, or used the id of another order.
@@ -68,6 +68,7 @@ class Receipt(msgspec.Struct, frozen=True):
     late: int
     dead_letters: int
     buckets: list[BucketState]
+    suppressed_by_reason: dict[str, int] = {}
     messages: int = 0
     screen_seconds: float = 0.0
     store_seconds: float = 0.0
@@ -142,13 +143,14 @@ def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
 
 def summed(receipts: Iterable[Receipt]) -> dict[str, Any]:
     """What a micro-batch came to: counts by name, and the watermark that all its buckets have reached."""
-    totals, by_reason, shadow = Counter[str](), Counter[str](), Counter[str]()
+    totals = Counter[str]()
+    by_reason: dict[str, Counter[str]] = {name: Counter() for name in ("by_reason", "shadow_by_reason", "suppressed_by_reason")}
     watermarks = []
     for receipt in receipts:
         for name in ("messages", "orders", "genuine", "frauds", "revisions", "duplicates", "late", "dead_letters"):
             totals[name] += getattr(receipt, name)
-        by_reason.update(receipt.by_reason)
-        shadow.update(receipt.shadow_by_reason)
+        for name, counts in by_reason.items():
+            counts.update(getattr(receipt, name))
         watermarks += [bucket.watermark_us for bucket in receipt.buckets if bucket.watermark_us > 0]
     watermark = datetime.fromtimestamp(min(watermarks) / 1e6, UTC).isoformat() if watermarks else None
-    return {**totals, "by_reason": +by_reason, "shadow_by_reason": +shadow, "watermark": watermark}
+    return {**totals, **{name: +counts for name, counts in by_reason.items()}, "watermark": watermark}

@@ -27,7 +27,7 @@ from conf.settings import Settings
 from streaming.contract import CLASH_SCHEMA, CONTENT, FRAUD, GENUINE, NO_CLASHES, UTC_MICROSECONDS
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, largest_message, librdkafka_config
 from streaming.screening.columns_to_kafka import ColumnProducer
-from streaming.screening.verdicts import NEWS, VERDICT_SCHEMA, decode_evidence, evidence_for, reason_lists, reason_text
+from streaming.screening.verdicts import KINDS, NEWS, VERDICT_SCHEMA, decode_evidence, evidence_for, reason_lists, reason_text
 
 _ORDER_FIELDS = (
     "order_id",
@@ -49,6 +49,7 @@ _STORED = (
     "rules_version",
     "screened_at",
     "attributes",
+    "suppressed_reasons",
 )
 _POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
@@ -68,7 +69,7 @@ class Stored(NamedTuple):
     """What became of verdicts in `raw_orders`.
 
     Attributes:
-        verdicts: STORED_SCHEMA; those to be announced, with the reasons, shadow reasons and time that now stand.
+        verdicts: STORED_SCHEMA; those to be announced, with the reasons of each kind and the time that now stand.
         clashes: CLASH_SCHEMA; orders whose id stands for another order. Where there are any, nothing was stored.
     """
 
@@ -123,8 +124,7 @@ def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> 
     given = verdicts["given"]
     return verdicts.with_columns(
         status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
-        reasons=reason_lists(given),
-        shadow_reasons=reason_lists(verdicts["shadow"]),
+        **{name: reason_lists(verdicts[column]) for column, name in KINDS.items()},
         rules_version=pl.lit(rules_version),
         screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
     ).sort("order_id")  # two workers that meet wait for each other, in one order
@@ -149,7 +149,7 @@ def revise(
         verdicts: of orders that are stored.
 
     Returns:
-        STORED_SCHEMA: what is to be announced, with the reasons, shadow reasons and time that now stand.
+        STORED_SCHEMA: what is to be announced, with the reasons of each kind and the time that now stand.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
@@ -188,8 +188,7 @@ _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _STANDING_SCHEMA = pl.Schema(
     {
         "order_id": pl.String(),
-        "reasons": pl.List(pl.String()),
-        "shadow_reasons": pl.List(pl.String()),
+        **dict.fromkeys(KINDS.values(), pl.List(pl.String())),
         "screened_at": UTC_MICROSECONDS,
     }
 )
@@ -295,11 +294,8 @@ def _as_evidence(noted: str) -> str:
 
 
 def _reason_texts(standing: pl.DataFrame) -> dict[str, pl.Series]:
-    """Reasons as Postgres has them, as texts of the columns `given` and `shadow`."""
-    return {
-        column: pl.Series(map(reason_text, standing[name]), dtype=pl.String)
-        for column, name in (("given", "reasons"), ("shadow", "shadow_reasons"))
-    }
+    """Reasons as Postgres has them, as texts of their columns in screening."""
+    return {column: pl.Series(map(reason_text, standing[name]), dtype=pl.String) for column, name in KINDS.items()}
 
 
 _SCREENED = """
@@ -315,35 +311,46 @@ _UNITED = """array(
     select distinct reason collate "C" from unnest(stored.{reasons} || screened.{reasons}) as reason order by 1
 )"""
 
-# Reasons only accumulate, and Fraud wins: replays and any order of arrival end in the same table. With them the time grows,
-# also where a micro-batch is done again in other parts: who reads verdicts takes the one of the greatest time.
+_STILL_SUPPRESSED = """array(
+    select distinct reason collate "C" from unnest(stored.suppressed_reasons || screened.suppressed_reasons) as reason
+    where reason <> all (stored.reasons || screened.reasons) order by 1
+)"""
+
+# Reasons only accumulate, and Fraud wins, also over a reason that was suppressed: replays and any order of arrival end in the
+# same table. With them the time grows, also where a micro-batch is done again in other parts: who reads verdicts takes the one
+# of the greatest time.
 _FURTHER_REASONS = f"""
     update raw_orders as stored
     set reasons = {_UNITED.format(reasons="reasons")}, shadow_reasons = {_UNITED.format(reasons="shadow_reasons")},
+        suppressed_reasons = {_STILL_SUPPRESSED},
         status = case when screened.status = 'Fraud' then 'Fraud' else stored.status end,
         rules_version = screened.rules_version, change_xid = pg_current_xact_id(),
         screened_at = greatest(screened.screened_at, stored.screened_at + interval '1 microsecond')
     from screened
     where stored.order_id = screened.order_id
-      and not (screened.reasons <@ stored.reasons and screened.shadow_reasons <@ stored.shadow_reasons)
+      and not (
+          screened.reasons <@ stored.reasons and screened.shadow_reasons <@ stored.shadow_reasons
+          and screened.suppressed_reasons <@ (stored.suppressed_reasons || stored.reasons)
+      )
 """
 
 # What a revision brings, in the place of the table above.
 _REVISED = """
     with screened as (
         select * from jsonb_to_recordset($1::jsonb) as revised (
-            order_id text, status text, reasons text[], shadow_reasons text[], rules_version text, screened_at timestamptz
+            order_id text, status text, reasons text[], shadow_reasons text[], suppressed_reasons text[], rules_version text,
+            screened_at timestamptz
         )
     )
 """
 
 
 def _as_json(revised: pl.DataFrame) -> str:
-    columns = ("order_id", "status", "reasons", "shadow_reasons", "rules_version")
+    columns = ("order_id", "status", *KINDS.values(), "rules_version")
     return revised.select(*columns, pl.col("screened_at").dt.strftime(_ISO_MICROSECONDS)).write_json()
 
 
-_STANDING = "stored.order_id, stored.reasons, stored.shadow_reasons, stored.screened_at"
+_STANDING = ", ".join(f"stored.{name}" for name in _STANDING_SCHEMA)
 
 # Tasks across products may meet at an order: they wait for each other, in one order.
 _LOCKED = """
@@ -588,7 +595,7 @@ def _worker_producer(config: tuple[tuple[str, Any], ...]) -> ColumnProducer:
 def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
     """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine).
 
-    What has no declared fields says nothing of them.
+    What has no declared fields says nothing of them, and what has no suppressed reasons nothing of these.
     """
     iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
     is_fraud = pl.col("given") != ""
@@ -606,6 +613,10 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
     if verdicts["attributes"].null_count() < len(verdicts):
         attributes = (',"attributes":' + pl.col("attributes")).fill_null("")
         verdict = verdict.str.strip_suffix("}") + attributes + "}"
+    if (verdicts["suppressed"] != "").any():
+        names = ',"suppressed_reasons":["' + pl.col("suppressed").str.replace_all(",", '","', literal=True) + '"]'
+        suppressed = pl.when(pl.col("suppressed") != "").then(names).otherwise(pl.lit(""))
+        verdict = verdict.str.strip_suffix("}") + suppressed + "}"
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":' + pl.col("evidence") + "}"
     return (
         verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))
@@ -615,8 +626,9 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
 
 
 def _alerted(verdicts: pl.DataFrame) -> pl.Series:
-    """The evidence for the reasons of each fraud, as JSON: none for its shadow reasons, which few have beside others."""
-    both = np.flatnonzero(((verdicts["given"] != "") & (verdicts["shadow"] != "")).to_numpy())
+    """The evidence for the reasons of each fraud, as JSON: none for those of other kinds, which few have beside them."""
+    has_others = (verdicts["shadow"] != "") | (verdicts["suppressed"] != "")
+    both = np.flatnonzero(((verdicts["given"] != "") & has_others).to_numpy())
     evidence = verdicts["evidence"].fill_null("{}")
     if not len(both):
         return evidence

@@ -25,7 +25,7 @@ from streaming.screening.ledger import LOST_COMMITS, PARTS
 from streaming.screening.recent import NOTHING_RECENT, Recent, Segment, whole
 from streaming.screening.verdicts import NO_RECENT, RECENT_SCHEMA, Watermark, names_of
 
-_FORMAT = 3  # of what a row holds
+_FORMAT = 4  # of what a row holds
 # The reasons that there were in format 1, where an order has a bit for each and a column of evidence for each.
 _FORMER_REASONS = SIX
 
@@ -178,10 +178,12 @@ def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> 
 
 
 def in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
-    """What a segment holds, as RECENT_SCHEMA: until format 2 without declared fields, of which there were none.
+    """What a segment holds, as RECENT_SCHEMA: until format 3 without suppressed reasons, of which there were none.
 
-    In format 1 and before reasons were bits, and each had a column of evidence.
+    Until format 2 it was without declared fields, too. In format 1 and before reasons were bits, each with its own evidence.
     """
+    if "suppressed" not in orders.columns:
+        orders = orders.with_columns(suppressed=pl.lit("", pl.String))
     if "attributes" not in orders.columns:
         orders = orders.with_columns(attributes=pl.lit(None, pl.String))
     if orders["given"].dtype == pl.String:

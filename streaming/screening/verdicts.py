@@ -4,7 +4,7 @@ The verdict on an order is a function of the set of orders, however they were ba
 adds its reason to the earlier members, once, as a revision.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -16,18 +16,23 @@ from numpy.typing import NDArray
 
 from conf.rules import FraudRules
 from streaming.contract import CONTENT, ORDER_SCHEMA
+from streaming.rules.lists import allowed
 from streaming.rules.patterns import Finding
 from streaming.rules.rules import findings, taking_part, values_of
 from streaming.rules.windows import Ints, ints, spans
 from streaming.screening.chunks import PartitionRead
 from streaming.screening.division import KEY, keys_of
 
-# An order with the reasons and shadow reasons given so far (sorted names with commas between them, mostly none), and the
-# evidence for each: a JSON object by reason, null where there is none.
-RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, "given": pl.String(), "shadow": pl.String(), "evidence": pl.String()})
+# The kinds of reasons: the column that holds those of an order as one text, and the list's name outside of screening.
+KINDS = {"given": "reasons", "shadow": "shadow_reasons", "suppressed": "suppressed_reasons"}
+# For each kind, the column of those that are new.
+GAINED = {"given": "gained", "shadow": "shadow_gained", "suppressed": "suppressed_gained"}
+# An order with the reasons of each kind so far (sorted names with commas between them, mostly none), and the evidence for each:
+# a JSON object by reason, null where there is none.
+RECENT_SCHEMA = pl.Schema({**ORDER_SCHEMA, **dict.fromkeys(KINDS, pl.String()), "evidence": pl.String()})
 NO_RECENT = pl.DataFrame(schema=RECENT_SCHEMA)
 # A verdict to be announced: which of its reasons are new, and whether the order has had an earlier verdict.
-VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, "gained": pl.String(), "shadow_gained": pl.String(), "revision": pl.Boolean()})
+VERDICT_SCHEMA = pl.Schema({**RECENT_SCHEMA, **dict.fromkeys(GAINED.values(), pl.String()), "revision": pl.Boolean()})
 # What of these tells of an order's verdict, and of its news.
 JUDGED = tuple(name for name in RECENT_SCHEMA if name not in ORDER_SCHEMA)
 NEWS = tuple(name for name in VERDICT_SCHEMA if name not in RECENT_SCHEMA)
@@ -57,12 +62,12 @@ def taking_part_across(orders: pl.DataFrame, rules: FraudRules, field: str) -> p
 
 
 def reason_text(reasons: Iterable[str]) -> str:
-    """Reasons as the text of a `given` or `shadow` column."""
+    """Reasons as the text of a column of KINDS."""
     return ",".join(sorted(set(reasons)))
 
 
 def reason_lists(given: pl.Series) -> pl.Series:
-    """The texts of a `given` or `shadow` column as lists of reasons, sorted."""
+    """The texts of a column of KINDS as lists of reasons, sorted."""
     row = np.zeros(len(given), np.int64)
     some = np.flatnonzero((given != "").to_numpy())  # most orders have none
     different, which = _numbered(given[some])
@@ -78,7 +83,7 @@ def _numbered(texts: pl.Series) -> tuple[list[str], Ints]:
 
 
 def names_of(bits: NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
-    """Bits, one a name, as the text of a `given` or `shadow` column."""
+    """Bits, one a name, as the text of a column of KINDS."""
     row = np.zeros(len(bits), np.int64)
     some = np.flatnonzero(bits)
     different, which = np.unique(bits[some], return_inverse=True)
@@ -88,10 +93,14 @@ def names_of(bits: NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
 
 
 class _Accumulated(NamedTuple):
-    """Reasons that orders have now, and those that are new among them (texts as in a `given` column)."""
+    """Reasons of a kind that orders have now, and those that are new among them (texts as in a column of KINDS)."""
 
     given: pl.Series
     gained: pl.Series
+
+    def without(self, others: pl.Series) -> "_Accumulated":
+        """Without those that an order has in another column of KINDS."""
+        return _Accumulated(_less(self.given, others), _less(self.gained, others))
 
 
 def _accumulated(before: pl.Series, found: pl.Series) -> _Accumulated:
@@ -106,6 +115,13 @@ def _accumulated(before: pl.Series, found: pl.Series) -> _Accumulated:
     texts = [pl.Series(column, dtype=pl.String).gather(which) for column in (united, new)]
     nothing = pl.repeat("", len(before), dtype=pl.String, eager=True)
     return _Accumulated(before.scatter(some, texts[0]), nothing.scatter(some, texts[1]))
+
+
+def _less(texts: pl.Series, others: pl.Series) -> pl.Series:
+    """Reasons without others (texts as in a column of KINDS)."""
+    some = np.flatnonzero(((texts != "") & (others != "")).to_numpy())
+    pairs = zip(texts[some], others[some], strict=True)
+    return texts.scatter(some, [reason_text(set(one.split(",")) - set(other.split(","))) for one, other in pairs])
 
 
 NEVER_US = -(2**62)  # before every event time, with room to subtract from
@@ -162,7 +178,7 @@ class Screened(NamedTuple):
     """What one micro-batch makes of a bucket.
 
     Attributes:
-        verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason or shadow reason.
+        verdicts: VERDICT_SCHEMA; new orders, and earlier ones that got a further reason of any kind.
         duplicates: how many arrivals were an order that is already known.
     """
 
@@ -173,7 +189,8 @@ class Screened(NamedTuple):
 def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules, key: str = "product_id") -> Screened:
     """Give verdicts on new orders, and revise those of earlier orders whose patterns they complete.
 
-    What a rule in shadow finds is kept apart, and accumulates in the same way: as if the order had two verdicts.
+    What a rule in shadow finds is kept apart, and accumulates in the same way: as if the order had two verdicts. So is what a
+    list suppresses; of two rules files of which one does and the other does not, the one that gives the reason counts.
 
     Args:
         recent: the orders known so far (RECENT_SCHEMA), at least those of the arrivals' products that are near in time.
@@ -191,28 +208,36 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules, key:
     if not near.all():  # mostly they are: to copy them takes as long as many a rule
         known, is_new = known[np.flatnonzero(near)], is_new[near]
     found = findings(known, rules)
-    given, shadow = (
-        _accumulated(known[column].fill_null(""), names_of(bits_of(found, len(known), of), list(found)))
-        for column, of in (("given", found.keys() - rules.in_shadow), ("shadow", rules.in_shadow))
-    )
-    changed = np.flatnonzero(is_new | (given.gained != "").to_numpy() | (shadow.gained != "").to_numpy())
+    kinds = {
+        column: _accumulated(known[column].fill_null(""), names_of(bits, list(found)))
+        for column, bits in bits_of(found, known, rules).items()
+    }
+    kinds["suppressed"] = kinds["suppressed"].without(kinds["given"].given)
+    is_changed = np.logical_or.reduce([is_new, *((kind.gained != "").to_numpy() for kind in kinds.values())])
+    changed = np.flatnonzero(is_changed)
     verdicts = known[changed].with_columns(
-        given=given.given[changed],
-        shadow=shadow.given[changed],
-        gained=given.gained[changed],
-        shadow_gained=shadow.gained[changed],
+        **{column: kind.given[changed] for column, kind in kinds.items()},
+        **{GAINED[column]: kind.gained[changed] for column, kind in kinds.items()},
         revision=pl.Series(~is_new[changed]),
         evidence=_renewed(known["evidence"][changed], evidence_of(known["order_id"], found, changed)),
     )
     return Screened(verdicts.select(*recent.columns, *NEWS), duplicates)
 
 
-def bits_of(found: Mapping[str, Finding], orders: int, names: Set[str]) -> NDArray[np.uint64]:
-    """Which of the rules of these names hit each of so many orders: a bit each, in the order of the findings."""
-    bits = np.zeros(orders, np.uint64)
+def bits_of(found: Mapping[str, Finding], orders: pl.DataFrame, rules: FraudRules) -> dict[str, NDArray[np.uint64]]:
+    """Which rules hit each order, by kind of reason (KINDS): a bit each, in the order of the findings.
+
+    What a list suppresses is suppressed whether its rule is in shadow or not: so shadow shows what the rule would do.
+    """
+    bits = {column: np.zeros(len(orders), np.uint64) for column in KINDS}
+    suppressing, in_shadow = allowed(orders, rules), rules.in_shadow
     for bit, (name, finding) in enumerate(found.items()):
-        if name in names:
-            bits[finding.rows] |= np.uint64(1 << bit)
+        rows, one = finding.rows, np.uint64(1 << bit)
+        if name in suppressing:
+            is_allowed = suppressing[name][rows]
+            bits["suppressed"][rows[is_allowed]] |= one
+            rows = rows[~is_allowed]
+        bits["shadow" if name in in_shadow else "given"][rows] |= one
     return bits
 
 
@@ -278,7 +303,7 @@ def united_evidence(texts: Iterable[str]) -> str:
 
 
 def evidence_for(reasons: str, evidence: str) -> str:
-    """Those parts of evidence (JSON) that are for these reasons (the text of a `given` column)."""
+    """Those parts of evidence (JSON) that are for these reasons (the text of a column of KINDS)."""
     wanted = reasons.split(",")
     return msgspec.json.encode({name: part for name, part in decode_evidence(evidence).items() if name in wanted}).decode()
 

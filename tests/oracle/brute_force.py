@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow as pa
 
+from conf.lists import unpacked
 from conf.rules import FraudRules
 
 Place = tuple[str, int, int]
@@ -104,6 +105,7 @@ class Verdict(Order):
 
     status: str
     reasons: list[str]
+    suppressed_reasons: list[str]
 
 
 @dataclass(frozen=True)
@@ -357,9 +359,34 @@ def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
     hits = {name: hits_of(everything, name, rules) for name in rules.rules}
     verdicts = {}
     for order in everything:
-        reasons = sorted(reason for reason, found in hits.items() if order.order_id in found)
-        verdicts[order.order_id] = Verdict(**asdict(order), status="Fraud" if reasons else "Genuine", reasons=reasons)
+        found = sorted(reason for reason, orders in hits.items() if order.order_id in orders)
+        suppressed = [reason for reason in found if _is_suppressed(order, reason, rules)]
+        reasons = [reason for reason in found if reason not in suppressed]
+        verdicts[order.order_id] = Verdict(**asdict(order), **_said(reasons, suppressed))
     return verdicts
+
+
+def _said(reasons: list[str], suppressed: list[str]) -> dict[str, Any]:
+    return {"status": "Fraud" if reasons else "Genuine", "reasons": reasons, "suppressed_reasons": suppressed}
+
+
+def _is_suppressed(order: Order, reason: str, rules: FraudRules) -> bool:
+    for name, entry in rules.lists.items():
+        if entry.allows and reason in entry.allows.reasons:
+            for value, holds_until in _listed(name, rules):
+                if value == str(getattr(order, entry.allows.by)) and (holds_until is None or order.event_ts < holds_until):
+                    return True
+    return False
+
+
+def _listed(name: str, rules: FraudRules) -> list[tuple[str, datetime | None]]:
+    """What a list holds, and until when."""
+    values, _, expiries = unpacked(rules.lists[name].content)
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    return [
+        (value, None if expiry is None else start + timedelta(microseconds=expiry))
+        for value, expiry in zip(values, expiries, strict=True)
+    ]
 
 
 def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
@@ -462,7 +489,7 @@ def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str
     """The ids of the orders that a condition selects: another database is asked, with the text as it stands."""
     if not orders:
         return set()
-    looked_at = {"order_id", *re.findall(r"\w+", condition)} & _COLUMNS.keys()
+    looked_at = {"order_id", "event_ts", *re.findall(r"\w+", condition)} & _COLUMNS.keys()
     columns = {name: [_value(order, name, rules) for order in orders] for name in looked_at}
     for name in looked_at & {"user_id", "product_id", "quantity", "amount_numeric"}:
         columns[name] = [str(value) for value in columns[name]]
@@ -472,7 +499,16 @@ def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str
     casts = ", ".join(f"cast({name} as {_COLUMNS[name]}) as {name}" for name in columns)
     database = _database()
     database.register("given", table)
-    found = database.execute(f"select order_id from (select {casts} from given) where {condition}").fetchall()
+    for name in re.findall(r"listed\(\w+, '(\w+)'\)", condition):
+        entries = [(value, until and until.replace(tzinfo=None)) for value, until in _listed(name, rules)]
+        until = pa.array([until for _, until in entries], pa.timestamp("us"))
+        database.register(f"list_{name}", pa.table({"value": [value for value, _ in entries], "until": until}))
+    condition = re.sub(
+        r"listed\((\w+), '(\w+)'\)",
+        r"(cast(\1 as varchar) in (select value from list_\2 where until is null or given.event_ts < until))",
+        condition,
+    )
+    found = database.execute(f"select order_id from (select {casts} from given) as given where {condition}").fetchall()
     return {order_id for (order_id,) in found}
 
 

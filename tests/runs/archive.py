@@ -27,6 +27,7 @@ class Given:
     order: int
     reasons: Sequence[str] = ()
     shadow_reasons: Sequence[str] | None = None
+    suppressed_reasons: Sequence[str] = ()
     version: str = "1"
     second: int = 0
 
@@ -34,7 +35,8 @@ class Given:
         """As the bytes of a message on `processed_orders`."""
         hours = timedelta(hours=self.order)
         moment = (datetime(2026, 11, 21, 22, 0, 0, 1, tzinfo=UTC) + hours).isoformat(timespec="microseconds")
-        shadow = {} if self.shadow_reasons is None else {"shadow_reasons": self.shadow_reasons}
+        others = {} if self.shadow_reasons is None else {"shadow_reasons": self.shadow_reasons}
+        others |= {"suppressed_reasons": self.suppressed_reasons} if self.suppressed_reasons else {}
         fields = {
             "order_id": f"o{self.order}",
             "user_id": 2**62,
@@ -51,7 +53,7 @@ class Given:
             "rules_version": self.version,
             "screened_at": f"2026-11-22T10:00:{self.second:02}.000001+00:00",
         }
-        return json.dumps(fields | shadow).encode()
+        return json.dumps(fields | others).encode()
 
 
 def archive_all(**environment: str) -> None:

@@ -31,7 +31,7 @@ from tests.runs.commands import FINPRO, Ended, finpro
 # A few lines of SQL, each column as the brute force has it.
 _STORED = """
     select order_id, user_id, product_id, quantity, amount, amount_numeric, country, created_date, event_ts, source,
-           status, reasons
+           status, reasons, suppressed_reasons
     from raw_orders
 """
 
@@ -284,8 +284,9 @@ def assert_agrees(found: Outcome, judgement: Judgement) -> None:
     assert [(found.stored[order_id], row) for order_id, row in expected.items() if found.stored[order_id] != row] == []
     assert set(found.dead_letters) == set(judgement.dead_letters)
     assert all(found.dead_letters.values())
-    last = {order_id: (verdict["status"], verdict["reasons"]) for order_id, verdict in found.last_verdicts.items()}
-    assert last == {order_id: (verdict.status, verdict.reasons) for order_id, verdict in judgement.orders.items()}
+    kinds = ("status", "reasons", "suppressed_reasons")
+    last = {order_id: [verdict.get(kind, []) for kind in kinds] for order_id, verdict in found.last_verdicts.items()}
+    assert last == {order_id: [getattr(verdict, kind) for kind in kinds] for order_id, verdict in judgement.orders.items()}
     alerts = {order_id: (alert["reasons"], sorted(alert["evidence"])) for order_id, alert in found.alerts.items()}
     frauds = {order_id: verdict.reasons for order_id, verdict in judgement.orders.items() if verdict.reasons}
     assert alerts == {order_id: (reasons, reasons) for order_id, reasons in frauds.items()}

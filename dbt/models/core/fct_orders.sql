@@ -30,6 +30,7 @@ final as (
         status,
         is_fraud,
         reasons,
+        suppressed_reasons,
         rules_version,
         source,
         screened_at,

@@ -25,6 +25,7 @@ final as (
         status,
         status = 'Fraud' as is_fraud,
         reasons,
+        suppressed_reasons,
         rules_version,
         source,
         attributes,

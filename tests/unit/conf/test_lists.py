@@ -109,6 +109,39 @@ def test_every_mistake_of_lists_is_named_with_its_place(tmp_path: Path) -> None:
         load_rules(written(tmp_path, 'version = "1"\n[rules.x]\nwhen = "listed(source, \'devices\')"\n', "rules.toml"))
 
 
+@pytest.mark.parametrize(
+    ("allows", "content", "message"),
+    [
+        ("5", "", "lists.devices.allows: Input should be a valid dictionary"),
+        ("{}", "", "lists.devices.allows.by: missing"),
+        ('{ by = "source", reasons = ["bad"] }', "", "lists.devices.allows.by: Input should be 'user_id' or 'product_id'"),
+        ('{ by = "user_id" }', "", "lists.devices.allows.reasons: missing"),
+        ('{ by = "user_id", reasons = [] }', "", "lists.devices.allows.reasons: Tuple should have at least 1 item"),
+        ('{ by = "user_id", reasons = "bad" }', "", "lists.devices.allows.reasons: Input should be a valid tuple"),
+        ('{ by = "user_id", reasons = [5] }', "", "lists.devices.allows.reasons.0: Input should be a valid string"),
+        (
+            '{ by = "user_id", reasons = ["bud"] }',
+            "",
+            "lists.devices.allows.reasons: expected names of rules, found 'bud'; the rules are bad",
+        ),
+        ('{ by = "user_id", reasons = ["bad", "bad"] }', "", "lists.devices.allows.reasons: names a rule twice"),
+        ('{ by = "user_id", reasons = ["bad"], until = 5 }', "", "lists.devices.allows.until: unknown key"),
+        (
+            '{ by = "user_id", reasons = ["bad"] }',
+            "7,,\nU17,,\n",
+            "devices.csv: a list that allows holds ids as orders have them, such as 203, found 'U17'",
+        ),
+        ('{ by = "user_id", reasons = ["bad"] }', "07,,\n", "such as 203, found '07'"),
+    ],
+)
+def test_what_a_list_cannot_allow_is_named(tmp_path: Path, allows: str, content: str, message: str) -> None:
+    written(tmp_path, HEADER + content)
+    text = RULES.format(when="true").replace('csv"', f'csv"\nallows = {allows}')
+    with pytest.raises(RulesError) as refused:
+        load_rules(written(tmp_path, text, "rules.toml"))
+    assert message in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["lists = 5", "[lists]\na = 5\nb = { file = 5 }", "[[lists]]", "version ="])
 def test_the_files_of_a_file_that_says_nonsense_are_itself(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text, "rules.toml")

@@ -60,7 +60,7 @@ def test_bigquery_accepts_every_query_of_the_suites(suites: dict[str, list[Any]]
         for expected in suite
         if hasattr(expected, "unexpected_rows_query")
     ]
-    assert len(queries) == 9
+    assert len(queries) == 10
     for table, query in queries:
         batch = f"(select * from {'raw_orders' if table == 'recent_orders' else table} where true) as subselect"
         assert google_sql.columns(re.sub(r"`project\.dataset\.(\w+)`", r"\1", query.format(batch=batch)))

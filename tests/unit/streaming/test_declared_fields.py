@@ -212,8 +212,9 @@ def test_a_field_that_is_declared_while_the_stream_runs_is_known_of_orders_from_
     assert stream.feed(rules_of("4", {}, ()), order("e", user_id=7, device_id="d1", second=8)) == {"e": ""}
 
 
-def test_a_segment_of_format_2_has_no_declared_fields() -> None:
+def test_a_segment_of_format_3_has_no_suppressed_reasons_and_one_of_format_2_no_declared_fields() -> None:
     stream = Stream()
     stream.feed(rules_of(), order("a"))
     (segment,) = stream.recents[0].segments
-    assert in_todays_form(segment.orders.drop("attributes")).equals(segment.orders)
+    assert in_todays_form(segment.orders.drop("attributes", "suppressed")).equals(segment.orders)
+    assert in_todays_form(segment.orders.drop("suppressed")).equals(segment.orders)

@@ -12,6 +12,7 @@ from pyspark.sql import Row, SparkSession
 
 from batch.postgres import connect
 from conf.former_rules import CoordinatedUsers
+from conf.lists import Entries, packed
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from jobs.replay import sinks_of
@@ -97,6 +98,7 @@ def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: Spa
     lake.order(genuine[5])["amount_numeric"] += 1
     lake.order(genuine[6])["rules_version"] = "never"
     lake.order(genuine[7])["shadow_reasons"] = ["night_amount"]
+    lake.order(genuine[8])["suppressed_reasons"] = ["night_amount"]
     lost, doubled, *_ = lake.quarantine
     lake.quarantine.remove(lost)
     standing = next(
@@ -115,6 +117,7 @@ def test_whatever_is_tampered_with_is_found_and_has_no_excuse(spark_session: Spa
         (differences.ORDER_DIFFERS, genuine[5]),
         (differences.RULES_UNKNOWN, genuine[6]),
         (differences.REASONS_SURPLUS, genuine[7]),
+        (differences.REASONS_SURPLUS, genuine[8]),
         (differences.DEAD_LETTER_MISSING, (lost["partition"], lost["offset"])),
         (differences.DEAD_LETTER_DOUBLED, (doubled["partition"], doubled["offset"])),
         (differences.DEAD_LETTER_SURPLUS, (standing.partition, standing.offset)),
@@ -212,6 +215,32 @@ def test_a_pattern_across_a_change_of_the_rules_is_explained_and_one_on_either_s
         ("n30", differences.REASONS_MISSING, causes.UNEXPLAINED),
         ("b", differences.REASONS_SURPLUS, causes.UNEXPLAINED),
     }
+
+
+def test_a_list_suppresses_what_it_suppressed_then(spark_session: SparkSession) -> None:
+    """Until the fifth message user 1 is on a list."""
+    content = packed(Entries(["1"], ["known"], [None]))
+    allowing = {"file": "known.csv", "allows": {"by": "user_id", "reasons": ["foreign_country"]}, "content": content}
+    listing = FraudRules.model_validate(RULES.model_dump() | {"lists": {"known": allowing}})
+    then = ["suppressed", "given", "lacking", "moved"]
+    later = ["given later", "suppressed later"]
+    placed = [purchase(name, 1, 20 * number, country="SG") for number, name in enumerate([*then, *later])]
+    lake, judgement = lake_of(in_turn(placed), listing)
+    assert {tuple(verdict.suppressed_reasons) for verdict in judgement.orders.values()} == {("foreign_country",)}
+    lake.history.append(RulesInForce(RECEIVED + timedelta(seconds=3.5), six_rules("2")))
+    lake.says("given", "foreign_country", suppressed_reasons=[])
+    lake.says("lacking", suppressed_reasons=None)
+    for order_id in ("moved", "given later"):
+        lake.says(order_id, "foreign_country", rules_version="2", suppressed_reasons=[])
+    lake.says("suppressed later", rules_version="2")
+    found = lines(found_in(spark_session, lake))
+    reason, suppressed = ["foreign_country"], ["foreign_country (suppressed)"]
+    assert {row["order_id"]: (row["wrong"], row["streamed"], row["expected"]) for row in found} == {
+        "given": (differences.REASONS_SURPLUS, reason, suppressed),
+        "lacking": (differences.REASONS_MISSING, [], suppressed),
+        "suppressed later": (differences.REASONS_MISSING, suppressed, reason),
+    }
+    assert {row["cause"] for row in found} == {causes.UNEXPLAINED}
 
 
 def test_declared_fields_are_read_as_the_rules_of_then_declared_them(spark_session: SparkSession) -> None:

@@ -80,13 +80,14 @@ def merge_verdicts(spark: SparkSession, lakehouse: str, given: Sequence[Given], 
 
 
 def standing(spark: SparkSession, lakehouse: str, version: int | None = None) -> dict[str, tuple[Any, ...]]:
-    """order_id → status, reasons, shadow reasons, rules version, second of `screened_at`."""
+    """order_id → status, reasons, shadow reasons, suppressed ones, rules version, second of `screened_at`."""
     silver = archive.rows(spark, silver_orders(lakehouse), version)
     return {
         row["order_id"]: (
             row["status"],
             row["reasons"],
             row["shadow_reasons"],
+            row["suppressed_reasons"],
             row["rules_version"],
             row["screened_at"].second,
         )
@@ -98,7 +99,7 @@ def test_a_table_of_an_earlier_version_gets_what_it_lacks_and_declared_fields_ar
     spark_session: SparkSession, tmp_path: Path
 ) -> None:
     lakehouse = str(tmp_path / "lakehouse")
-    former = StructType([field for field in SILVER if field.name != "attributes"])
+    former = StructType([field for field in SILVER if field.name not in ("attributes", "suppressed_reasons")])
     silver = DeltaTable.create(spark_session).location(silver_orders(lakehouse)).addColumns(former)
     silver.partitionedBy("event_date").execute()
     create_tables(spark_session, lakehouse)
@@ -124,11 +125,18 @@ HISTORY = [
     Given(2, ["repeat_purchase"], ["night_amount"], version="3", second=3),
     Given(2, [], [], version="4", second=4),
     Given(3, [], version="4", second=4),
+    Given(4, [], suppressed_reasons=["night_amount", "repeat_purchase"], version="1", second=1),
+    Given(4, ["repeat_purchase"], suppressed_reasons=["coordinated_users"], version="2", second=2),
+    Given(4, [], suppressed_reasons=["repeat_purchase"], version="3", second=3),
+    Given(5, [], version="1", second=1),
+    Given(5, [], suppressed_reasons=["night_amount"], version="2", second=2),
 ]
 AT_THE_END = {
-    "o1": ("Fraud", ["foreign_country", "night_amount"], [], "2", 2),
-    "o2": ("Fraud", ["repeat_purchase"], ["night_amount"], "3", 3),
-    "o3": ("Genuine", [], [], "4", 4),
+    "o1": ("Fraud", ["foreign_country", "night_amount"], [], [], "2", 2),
+    "o2": ("Fraud", ["repeat_purchase"], ["night_amount"], [], "3", 3),
+    "o3": ("Genuine", [], [], [], "4", 4),
+    "o4": ("Fraud", ["repeat_purchase"], [], ["coordinated_users", "night_amount"], "2", 2),
+    "o5": ("Genuine", [], [], ["night_amount"], "2", 2),
 }
 
 
@@ -154,8 +162,8 @@ def test_time_travel_shows_the_verdict_before_a_revision_and_what_changes_nothin
     before = newest_version(spark_session, lakehouse)
     merge_verdicts(spark_session, lakehouse, [Given(1, ["repeat_purchase"], version="2", second=9)])
     merge_verdicts(spark_session, lakehouse, [Given(1), Given(2)])
-    assert standing(spark_session, lakehouse, before)["o1"] == ("Genuine", [], [], "1", 0)
-    assert standing(spark_session, lakehouse)["o1"] == ("Fraud", ["repeat_purchase"], [], "2", 9)
+    assert standing(spark_session, lakehouse, before)["o1"] == ("Genuine", [], [], [], "1", 0)
+    assert standing(spark_session, lakehouse)["o1"] == ("Fraud", ["repeat_purchase"], [], [], "2", 9)
     assert newest_version(spark_session, lakehouse) == before + 1
 
 

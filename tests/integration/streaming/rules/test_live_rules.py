@@ -4,7 +4,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +16,14 @@ import pytest
 from batch.google_cloud import storage_client
 from batch.postgres import connect
 from conf.rules import FraudRules, load_rules
-from conf.settings import Settings
+from conf.settings import CONF_DIR, Settings
 from streaming.kafka import PROCESSED_ORDERS
+from streaming.screening.verdicts import KINDS
 from tests.oracle.brute_force import Order, screen
+from tests.runs import archive
 from tests.runs import screening as runs
+from tests.runs.commands import finpro
+from tests.runs.spark_events import event_log
 
 pytestmark = pytest.mark.usefixtures("spark_session")
 SHADOWED = ("coordinated_users", "foreign_country", "sequential_users")
@@ -38,9 +42,9 @@ def orders(count: int, rules: FraudRules, *, seed: int, minutes_ago: float) -> l
 
 
 def stored(settings: Settings) -> dict[str, list[Any]]:
-    """Of each order in `raw_orders`: status, reasons, shadow reasons and the version of the rules."""
+    """Of each order in `raw_orders`: status, the reasons of each kind and the version of the rules."""
     with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
-        cursor.execute("select order_id, status, reasons, shadow_reasons, rules_version from raw_orders")
+        cursor.execute("select order_id, status, reasons, shadow_reasons, suppressed_reasons, rules_version from raw_orders")
         return {order_id: rest for order_id, *rest in cursor.fetchall()}
 
 
@@ -50,7 +54,7 @@ def expected(sent: list[Order], rules: FraudRules) -> dict[str, list[Any]]:
     for order_id, verdict in screen(sent, rules).items():
         reasons = [reason for reason in verdict.reasons if reason not in rules.in_shadow]
         shadow = [reason for reason in verdict.reasons if reason in rules.in_shadow]
-        found[order_id] = ["Fraud" if reasons else "Genuine", reasons, shadow, rules.version]
+        found[order_id] = ["Fraud" if reasons else "Genuine", reasons, shadow, verdict.suppressed_reasons, rules.version]
     return found
 
 
@@ -62,10 +66,10 @@ def wait_for(happened: Callable[[], bool], what: str, seconds: float = 90) -> No
 
 
 @contextmanager
-def running(output: Path) -> Iterator[Popen[str]]:
+def running(output: Path, *options: str) -> Iterator[Popen[str]]:
     """`finpro screen`, killed in the end if it still runs."""
     with output.open("w") as file:
-        process = runs.start_screen("--trigger", "0 seconds", output=file)
+        process = runs.start_screen("--trigger", "0 seconds", *options, output=file)
         try:
             yield process
         finally:
@@ -81,9 +85,32 @@ def path(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return path
 
 
+LISTS = """
+[lists.testers]
+file = "testers.csv"
+allows = { by = "user_id", reasons = ["blocked_source", "coordinated_users", "repeat_purchase"] }
+[lists.blocked]
+file = "blocked.csv"
+[rules.blocked_source]
+when = "listed(source, 'blocked')"
+"""
+SECRET = "tr-4711-tr"  # in lists, and nowhere else
+
+
+def with_lists(path: Path, version: str, users: Iterable[int], *, former_users: Iterable[int]) -> FraudRules:
+    """The delivered rules and lists: what these users do is allowed, and what those did was until yesterday."""
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    lines = [*(f"{user},{SECRET}," for user in users), *(f"{user},{SECRET},{yesterday}" for user in former_users)]
+    path.with_name("testers.csv").write_text("value,reason,expiry\n" + "\n".join(lines))
+    path.with_name("blocked.csv").write_text(f"value,reason,expiry\nit's,{SECRET},\n{SECRET},,\nweb,{SECRET},{yesterday}\n")
+    delivered = (CONF_DIR / "fraud_rules.toml").read_text()
+    return write(path, re.sub("^version = .*", f'version = "{version}"', delivered, flags=re.MULTILINE) + LISTS)
+
+
 def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_unusable_one_is_not(
     settings: Settings, path: Path, tmp_path: Path
 ) -> None:
+    """More than a minute: one run goes by all kinds of rules, of lists too, and is audited."""
     first = write(path, 'version = "1"\n')
     output = tmp_path / "output"
     judged: dict[str, list[Any]] = {}
@@ -98,7 +125,7 @@ def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_
     def said(text: str) -> None:
         wait_for(lambda: text in output.read_text(), f"{text!r} is not said")
 
-    with running(output) as process:
+    with running(output, *event_log(tmp_path / "events")) as process:
         screened_by(first, seed=1, minutes_ago=90)
         second = write(path, 'version = "2"\n[foreign_country]\nhome = "SG"\n[repeat_purchase]\norders = 2\nmode = "shadow"\n')
         said("rules version 2 is in force")
@@ -116,10 +143,47 @@ def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_
 
         write(path, 'version = "1"\n')
         said("rules version 1 is in force")
-        screened_by(first, seed=5, minutes_ago=10)
+        screened_by(first, seed=5, minutes_ago=20)
+
+        allowing = with_lists(path, "4", range(1, 11), former_users=range(11, 21))
+        said("rules version 4 is in force")
+        screened_by(allowing, seed=6, minutes_ago=10)
+        fewer = with_lists(path, "5", range(6, 11), former_users=range(1, 6))
+        said("rules version 5 is in force")
+        screened_by(fewer, seed=7, minutes_ago=5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert output.read_text().count("finpro: ") == 2
+    assert_lists_did_something(settings, judged)
+    assert output.read_text().splitlines()[-1].count("| suppressed: blocked_source ") == 1
+
+    archive.archive_all()
+    audited = finpro("audit")
+    assert audited.returncode == 0, audited.stdout
+    assert "every verdict and every dead letter is what it has to be" in audited.stdout
+    recorded, events = (read_below(folder) for folder in (Path(settings.lakehouse, "rules"), tmp_path / "events"))
+    assert allowing.lists["testers"].content in recorded
+    assert "SparkListenerTaskEnd" in events
+    assert not [text for text in (SECRET, *(one.content for one in allowing.lists.values())) if text in events]
+
+
+def assert_lists_did_something(settings: Settings, judged: dict[str, list[Any]]) -> None:
+    """There are orders that a list has hit, that one has allowed, and that have another reason beside; Kafka says the same."""
+    kinds = [(set(reasons), set(suppressed)) for _, reasons, _, suppressed, _ in judged.values()]
+    assert any(not reasons and "repeat_purchase" in suppressed for reasons, suppressed in kinds)
+    assert any(reasons and suppressed for reasons, suppressed in kinds)
+    assert any("blocked_source" in reasons for reasons, _ in kinds)
+    assert any("blocked_source" in suppressed for _, suppressed in kinds)
+    found = runs.outcome(settings)
+    last = {order_id: said.get("suppressed_reasons", []) for order_id, said in found.last_verdicts.items()}
+    assert last == {order_id: suppressed for order_id, (_, _, _, suppressed, _) in judged.items()}
+    assert {order_id: sorted(alert["evidence"]) for order_id, alert in found.alerts.items()} == {
+        order_id: reasons for order_id, (_, reasons, _, _, _) in judged.items() if reasons
+    }
+
+
+def read_below(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_rule_in_shadow_is_counted_and_reported_everywhere_and_changes_no_status(settings: Settings, path: Path) -> None:
@@ -130,23 +194,23 @@ def test_a_rule_in_shadow_is_counted_and_reported_everywhere_and_changes_no_stat
     assert done.returncode == 0, done.stderr
 
     judged = expected(sent, rules)
-    assert any(reasons for _, reasons, _, _ in judged.values())
+    assert any(reasons for _, reasons, *_ in judged.values())
     assert stored(settings) == judged
     found = runs.outcome(settings)
     last = {
-        order_id: [verdict[name] for name in ("status", "reasons", "shadow_reasons", "rules_version")]
+        order_id: [verdict.get(name, []) for name in ("status", *KINDS.values(), "rules_version")]
         for order_id, verdict in found.last_verdicts.items()
     }
     assert last == judged
     assert {order_id: (alert["reasons"], sorted(alert["evidence"])) for order_id, alert in found.alerts.items()} == {
-        order_id: (reasons, reasons) for order_id, (_, reasons, _, _) in judged.items() if reasons
+        order_id: (reasons, reasons) for order_id, (_, reasons, *_) in judged.items() if reasons
     }
-    counts = Counter(reason for _, _, shadow, _ in judged.values() for reason in shadow)
+    counts = Counter(reason for _, _, shadow, *_ in judged.values() for reason in shadow)
     assert set(counts) == set(SHADOWED)
     in_shadow = ", ".join(f"{reason} {counts[reason]:,}" for reason in SHADOWED)
     assert f"in shadow: {in_shadow} |" in done.stdout.splitlines()[-1]
     assert any(
-        found.verdicts_sent[order_id] > 1 for order_id, (_, reasons, shadow, _) in judged.items() if shadow and not reasons
+        found.verdicts_sent[order_id] > 1 for order_id, (_, reasons, shadow, *_) in judged.items() if shadow and not reasons
     ), "no pattern was completed in shadow by a later micro-batch"
     assert sum(found.verdicts_sent.values()) == len(runs.consume(settings, PROCESSED_ORDERS))
 

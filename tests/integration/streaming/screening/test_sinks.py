@@ -32,8 +32,15 @@ EVIDENCE = {"order_ids": ["a"], "value": 1, "limit": 1}
 
 
 def verdict(
-    order_id: str, *reasons: str, shadow: Sequence[str] = (), offset: int = 0, revision: bool = False, **changes: Any
+    order_id: str,
+    *reasons: str,
+    shadow: Sequence[str] = (),
+    suppressed: Sequence[str] = (),
+    offset: int = 0,
+    revision: bool = False,
+    **changes: Any,
 ) -> dict[str, Any]:
+    every = sorted({*reasons, *shadow, *suppressed})
     return (
         {
             "order_id": order_id,
@@ -51,11 +58,13 @@ def verdict(
             "received_at": RECEIVED + timedelta(milliseconds=offset),
             "given": reason_text(reasons),
             "shadow": reason_text(shadow),
+            "suppressed": reason_text(suppressed),
             "gained": reason_text(reasons),
             "shadow_gained": reason_text(shadow),
+            "suppressed_gained": reason_text(suppressed),
             "revision": revision,
         }
-        | {"evidence": json.dumps(dict.fromkeys(sorted({*reasons, *shadow}), EVIDENCE)) if (*reasons, *shadow) else None}
+        | {"evidence": json.dumps(dict.fromkeys(every, EVIDENCE)) if every else None}
         | changes
     )
 
@@ -126,6 +135,41 @@ def test_shadow_reasons_accumulate_beside_the_reasons_and_make_no_order_fraud(ds
         assert shadow == {order_id: found for order_id, (_, _, found) in expected.items()}
     put(dsn, verdict("b", "night_amount", offset=1, revision=True), at=later + timedelta(seconds=1))
     assert shadow_reasons(dsn)["b"] == ("Fraud", ["night_amount"], ["coordinated_users", "night_amount"])
+
+
+def suppressed_reasons(dsn: str) -> dict[str, tuple[str, list[str], list[str]]]:
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("select order_id, status, reasons, suppressed_reasons from raw_orders")
+        return {order_id: (status, reasons, suppressed) for order_id, status, reasons, suppressed in cursor.fetchall()}
+
+
+@pytest.mark.parametrize("is_revision", [True, False])
+def test_suppressed_reasons_accumulate_and_one_that_the_order_is_given_moves_whichever_comes_first(
+    dsn: str, is_revision: bool
+) -> None:
+    """As revisions, which are written straight, and as orders that are known, which are compared first."""
+    put(dsn, verdict("a", suppressed=["night_amount", "repeat_purchase"]), verdict("b", "night_amount", offset=1))
+    assert suppressed_reasons(dsn) == {
+        "a": ("Genuine", [], ["night_amount", "repeat_purchase"]),
+        "b": ("Fraud", ["night_amount"], []),
+    }
+    later = (
+        verdict("a", "repeat_purchase", suppressed=["coordinated_users"], revision=is_revision),
+        verdict("b", suppressed=["night_amount", "repeat_purchase"], offset=1, revision=is_revision),
+    )
+    expected = {
+        "a": ("Fraud", ["repeat_purchase"], ["coordinated_users", "night_amount"]),
+        "b": ("Fraud", ["night_amount"], ["repeat_purchase"]),
+    }
+    for _ in range(2):
+        outcome = put(dsn, *later, at=BATCH_TIME + timedelta(seconds=1))
+        assert suppressed_reasons(dsn) == expected
+        said = dict(zip(outcome.verdicts["order_id"], reason_lists(outcome.verdicts["suppressed"]).to_list(), strict=True))
+        assert said == {order_id: suppressed for order_id, (_, _, suppressed) in expected.items()}
+    before = stored(dsn)
+    less = verdict("a", suppressed=["repeat_purchase", "night_amount"], revision=is_revision)
+    put(dsn, less, at=BATCH_TIME + timedelta(seconds=9))
+    assert stored(dsn) == before
 
 
 def attributes(dsn: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The rules over history, without Spark: any slices, any cuts, and the period a command asks for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import SettingsError
+from conf.lists import Entries, packed
 from conf.rules import FraudRules
 from streaming.contract import ORDER_SCHEMA
 from streaming.history.rescreening import parse_period, rescreened_tables
@@ -104,6 +106,28 @@ def test_a_rule_in_shadow_gives_shadow_reasons_and_no_reasons() -> None:
     (found,) = rescreened_tables([history], rules, 3_600_000_000)
     assert found.select("reasons", "shadow_reasons").row(0) == ([], ["foreign_country"])
     assert found["evidence"].to_list() == ['{"foreign_country":{"order_ids":["o1"],"value":"SG","limit":"ID"}}']
+
+
+@pytest.mark.parametrize(("by", "value"), [("user_id", "7"), ("product_id", "1")])
+def test_a_list_suppresses_a_reason_of_those_on_it(by: str, value: str) -> None:
+    content = packed(Entries([value], ["known"], [None]))
+    allowing = {"file": "known.csv", "allows": {"by": by, "reasons": ["foreign_country"]}, "content": content}
+    rules = FraudRules.model_validate(FraudRules(version="v").model_dump() | {"lists": {"known": allowing}})
+    placed = [order(1, START, user=7, country="SG"), order(2, START + timedelta(minutes=1), user=8, country="SG")]
+    (found,) = rescreened_tables([sliced(table(placed), rules, 3_600_000_000)], rules, 3_600_000_000)
+    given = [[], []] if by == "product_id" else [[], ["foreign_country"]]
+    assert found["reasons"].to_list() == given
+    assert found["suppressed_reasons"].to_list() == [["foreign_country"], [] if given[1] else ["foreign_country"]]
+    assert found["evidence"][0] == '{"foreign_country":{"order_ids":["o1"],"value":"SG","limit":"ID"}}'
+
+
+@pytest.mark.parametrize("when", ["product_id = 5", "listed(product_id, 'some')"])
+def test_a_rule_can_look_at_the_product(when: str) -> None:
+    some = {"file": "some.csv", "content": packed(Entries(["5"], [""], [None]))}
+    rules = FraudRules.model_validate({"version": "v", "lists": {"some": some}, "rules": {"watched": {"when": when}}})
+    placed = [replace(order(product, START), product_id=product) for product in (3, 5, 7)]
+    found = reasons(rescreened_tables([sliced(table(placed), rules, 3_600_000_000)], rules, 3_600_000_000))
+    assert found == {"o3": [], "o5": ["watched"], "o7": []}
 
 
 def test_of_a_hot_product_no_more_than_what_may_still_meet_is_held_back() -> None:

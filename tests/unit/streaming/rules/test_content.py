@@ -83,6 +83,9 @@ def test_lists_survive_their_way_through_a_record(tmp_path: Path) -> None:
     entries = 'value,reason,expiry\nd1,"stolen, twice",2026-12-31T00:00:00.000001+07:00\n"d""2",,\n'
     rules = Content.read(written(tmp_path, LISTS, blocked=entries)).rules
     assert rewritten(rules).rules == rules
+    allowing = LISTS + "allows = { by = 'user_id', reasons = ['all'] }\n[rules.all]\nwhen = 'true'\n"
+    suppressing = Content.read(written(tmp_path, allowing, blocked="value,reason,expiry\n7,,\n")).rules
+    assert rewritten(suppressing).rules == suppressing
     outside = rules.model_copy(update={"lists": {"blocked": rules.lists["blocked"].model_copy(update={"file": "../b.csv"})}})
     with pytest.raises(RulesError, match="does not lie beside the rules"):
         rewritten(outside)

@@ -7,9 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from conf.errors import RulesError
 from conf.rules import FraudRules, load_rules
 from streaming.contract import UTC_MICROSECONDS
 from streaming.rules.examples import tried
+from streaming.rules.lists import allowed
 from streaming.rules.rules import findings
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -71,6 +73,43 @@ def rows(orders: pl.DataFrame, rules: FraudRules) -> dict[str, list[int]]:
 def test_an_order_is_hit_by_what_is_listed_at_its_event_time_and_what_it_lacks_is_neither_listed_nor_not(path: Path) -> None:
     orders = table(("d1", 1, NOON), ("d2", 1, NOON - MICROSECOND), ("d2", 7, NOON), (None, 70, NOON), ("d3", 8, NOON))
     assert rows(orders, load_rules(path)) == {"device": [0, 1], "other": [2, 4], "pair": [0, 1], "user": [2, 3]}
+
+
+ALLOWING = """
+[lists.testers]
+file = "users.csv"
+allows = { by = "user_id", reasons = ["user", "pair"] }
+[lists.known_products]
+file = "products.csv"
+allows = { by = "product_id", reasons = ["user"] }
+"""
+
+
+def test_an_order_is_allowed_by_an_entry_that_holds_at_its_event_time_whichever_list_it_is_on(path: Path) -> None:
+    path.write_text(RULES + ALLOWING)
+    path.with_name("users.csv").write_text("value,reason,expiry\n7,,2026-11-01T12:00:00Z\n70,x,\n")
+    path.with_name("products.csv").write_text("value,reason,expiry\n2,,\n")
+    orders = table(("d1", 7, NOON - MICROSECOND), ("d1", 7, NOON), ("d1", 70, NOON), ("d1", 8, NOON))
+    found = allowed(orders, load_rules(path))
+    assert {name: which.tolist() for name, which in found.items()} == {
+        "user": [True, False, True, False],
+        "pair": [True, False, True, False],
+    }
+    of_product = allowed(orders.with_columns(product_id=2), load_rules(path))
+    assert [of_product["user"].all(), of_product["pair"].all()] == [True, False]
+    path.write_text(RULES)
+    assert allowed(orders, load_rules(path)) == {}
+
+
+def test_an_example_of_somebody_who_is_on_a_list_is_not_hit(path: Path) -> None:
+    example = "[[rules.other.examples]]\nhit = {hit}\norders = [{{ user_id = {user}, device_id = 'd9' }}]\n"
+    allowing = ALLOWING.replace('["user", "pair"]', '["other", "user"]')
+    path.with_name("products.csv").write_text("value,reason,expiry\n2,,\n")
+    path.write_text(RULES + allowing + example.format(hit="false", user=7) + example.format(hit="true", user=8))
+    assert tried(path) == "4 examples of 2 rules hold."
+    path.write_text(RULES + allowing + example.format(hit="true", user=7))
+    with pytest.raises(RulesError, match="other, example 1: order 1 must be hit and is not"):
+        tried(path)
 
 
 def test_the_evidence_says_why_it_is_listed(path: Path) -> None:

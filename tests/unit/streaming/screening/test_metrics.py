@@ -48,12 +48,14 @@ def test_receipts_of_all_buckets_and_batches_add_up(registry: CollectorRegistry)
 
     metrics.settled([receipt(orders=3, genuine=2, frauds=1, by_reason={"night_amount": 1}), receipt(orders=1, genuine=1)])
     metrics.settled([receipt(orders=2, genuine=2, late=1, shadow_by_reason={"night_amount": 2})])
+    metrics.settled([receipt(suppressed_by_reason={"night_amount": 4})])
 
     assert registry.get_sample_value("finpro_orders_total") == 6
     assert registry.get_sample_value("finpro_verdicts_total", {"status": "Genuine"}) == 5
     assert registry.get_sample_value("finpro_verdicts_total", {"status": "Fraud"}) == 1
     assert registry.get_sample_value("finpro_fraud_reasons_total", {"reason": "night_amount"}) == 1
     assert registry.get_sample_value("finpro_shadow_reasons_total", {"reason": "night_amount"}) == 2
+    assert registry.get_sample_value("finpro_suppressed_reasons_total", {"reason": "night_amount"}) == 4
     assert registry.get_sample_value("finpro_late_orders_total") == 1
 
 

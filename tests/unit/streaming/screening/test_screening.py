@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from conf.errors import TopicNotKeyed
 from conf.former_rules import SIX
+from conf.lists import Entries, packed
 from conf.rules import FraudRules
 from streaming.contract import CLASH_SCHEMA, CONTENT, NO_CLASHES, ORDER_SCHEMA, clash_dead_letters, clashes_among, read_messages
 from streaming.screening.chunks import Arrivals, PartitionRead, pack_arrivals, unpack_arrivals
@@ -24,7 +25,7 @@ from streaming.screening.pipeline import divided, read_arrivals, screen_arrivals
 from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Receipt, latencies, summed
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
-from streaming.screening.verdicts import Watermark, advance, reason_lists
+from streaming.screening.verdicts import KINDS, Watermark, advance, epoch_us, reason_lists
 from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Message, judge
 from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
@@ -48,6 +49,7 @@ class Stream:
     stored: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     reasons: dict[str, set[str]] = field(default_factory=dict)
     shadow_reasons: dict[str, set[str]] = field(default_factory=dict)
+    suppressed_reasons: dict[str, set[str]] = field(default_factory=dict)
     announced: dict[str, list[frozenset[str]]] = field(default_factory=lambda: defaultdict(list))
     dead: set[tuple[int, int]] = field(default_factory=set)
     late: int = 0
@@ -107,17 +109,26 @@ class Stream:
         return pl.DataFrame(found, CLASH_SCHEMA, orient="row")
 
     def _settle(self, verdicts: pl.DataFrame) -> None:
-        given, shadow = reason_lists(verdicts["given"]), reason_lists(verdicts["shadow"])
-        for row, reasons, in_shadow in zip(verdicts.iter_rows(named=True), given, shadow, strict=True):
+        kinds = zip(*(map(set, reason_lists(verdicts[column]).to_list()) for column in KINDS), strict=True)
+        for row, (reasons, in_shadow, suppressed) in zip(verdicts.iter_rows(named=True), kinds, strict=True):
+            assert not reasons & suppressed
             order_id = row["order_id"]
             is_known = order_id in self.stored
             self.stored.setdefault(order_id, tuple(row[name] for name in CONTENT))
-            known, known_shadow = self.reasons.setdefault(order_id, set()), self.shadow_reasons.setdefault(order_id, set())
-            if is_known and known >= set(reasons) and known_shadow >= set(in_shadow):
+            known, known_shadow, known_suppressed = (
+                kind.setdefault(order_id, set()) for kind in (self.reasons, self.shadow_reasons, self.suppressed_reasons)
+            )
+            if is_known and known >= reasons and known_shadow >= in_shadow and known_suppressed | known >= suppressed:
                 continue
-            known |= set(reasons)
-            known_shadow |= set(in_shadow)
-            self.announced[order_id].append(frozenset(known) | {f"{reason} in shadow" for reason in known_shadow})
+            known |= reasons
+            known_shadow |= in_shadow
+            known_suppressed |= suppressed
+            known_suppressed -= known
+            # A reason is all that a suppressed one is, and more.
+            said = {f"{reason} in shadow" for reason in known_shadow} | {
+                f"{reason} or suppressed" for reason in known | known_suppressed
+            }
+            self.announced[order_id].append(frozenset(known | said))
 
 
 def as_batch(messages: list[Message]) -> pa.RecordBatch:
@@ -317,6 +328,91 @@ def test_a_rule_that_enters_or_leaves_the_shadow_takes_nothing_back_and_misses_n
         assert all(earlier < later for earlier, later in pairwise(verdicts))
 
 
+# --- lists that suppress -------------------------------------------------------------------------------------------
+
+
+@st.composite
+def allowing(draw: st.DrawFn, case: OrderSet, rules: FraudRules) -> FraudRules:
+    """These rules with lists of users and products of these orders, some of whose entries end while orders come."""
+    orders = list(judge(case.messages, rules).orders.values())
+    lists = {}
+    for number, by in enumerate(draw(st.lists(st.sampled_from(("user_id", "product_id")), max_size=3))):
+        ids = st.sampled_from(sorted({str(getattr(order, by)) for order in orders}) or ["1"])
+        expiries = st.none() | st.sampled_from([order.event_ts for order in orders] or [LONG_AFTER])
+        chosen = sorted(draw(st.dictionaries(ids, expiries, max_size=4)).items())
+        expiries_us = [None if expiry is None else epoch_us(expiry) for _, expiry in chosen]
+        content = packed(Entries([value for value, _ in chosen], ["known"] * len(chosen), expiries_us))
+        reasons = sorted(draw(st.sets(st.sampled_from(SIX), min_size=1)))
+        lists[f"list{number}"] = {"file": "any.csv", "allows": {"by": by, "reasons": reasons}, "content": content}
+    return FraudRules.model_validate(rules.model_dump() | {"lists": lists})
+
+
+@settings(max_examples=100)
+@given(st.data(), st.sets(st.sampled_from(SIX)))
+def test_what_a_list_suppresses_is_no_reason_and_no_shadow_reason_and_counts_for_others_as_before(
+    data: st.DataObject, shadowed: set[str]
+) -> None:
+    case = data.draw(order_sets())
+    rules = data.draw(allowing(case, in_mode(case.rules, shadowed, "shadow")))
+    stream = Stream(rules, buckets=2)
+    for batch in data.draw(micro_batches(case.messages)):
+        stream.feed(batch)
+    judged = judge(case.messages, rules).orders
+    assert stream.suppressed_reasons == {order_id: set(verdict.suppressed_reasons) for order_id, verdict in judged.items()}
+    assert stream.reasons == {order_id: set(verdict.reasons) - shadowed for order_id, verdict in judged.items()}
+    assert stream.shadow_reasons == {order_id: set(verdict.reasons) & shadowed for order_id, verdict in judged.items()}
+    assert expected(case) == {order_id: {*verdict.reasons, *verdict.suppressed_reasons} for order_id, verdict in judged.items()}
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_lists_that_change_take_no_reason_back_and_one_that_is_gone_gives_the_reason(data: st.DataObject) -> None:
+    case = data.draw(order_sets())
+    versions = [data.draw(allowing(case, case.rules)), data.draw(allowing(case, case.rules))]
+    stream = Stream(versions[0], buckets=2)
+    batches = data.draw(micro_batches(case.messages))
+    change = data.draw(st.integers(0, len(batches)))
+    for number, batch in enumerate(batches):
+        stream.rules = versions[number >= change]
+        stream.feed(batch)
+    by_version = [judge(case.messages, rules).orders for rules in versions]
+    for order_id, found in expected(case).items():
+        given, suppressed = stream.reasons[order_id], stream.suppressed_reasons[order_id]
+        assert given | suppressed == found
+        assert set.intersection(*(set(judged[order_id].reasons) for judged in by_version)) <= given
+        assert set.intersection(*(set(judged[order_id].suppressed_reasons) for judged in by_version)) <= suppressed
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+
+
+def test_a_pattern_of_which_one_order_is_allowed_is_one_still_and_by_a_list_without_it_that_order_is_fraud_too() -> None:
+    plain = FraudRules(version="test")
+    rules = FraudRules.model_validate(
+        plain.model_dump()
+        | {
+            "lists": {
+                "testers": {
+                    "file": "testers.csv",
+                    "allows": {"by": "user_id", "reasons": ["coordinated_users"]},
+                    "content": packed(Entries(["7"], ["tests the shop"], [None])),
+                }
+            }
+        }
+    )
+    stream, start = Stream(rules, buckets=1), datetime(2026, 11, 1, 5, tzinfo=UTC)
+    for second, user_id in enumerate((7, 20, 30)):
+        stream.feed([plain_order(second, start + timedelta(seconds=second), user_id=user_id)])
+    found = {"coordinated_users"}
+    assert stream.reasons == {"o0": set(), "o1": found, "o2": found}
+    assert stream.suppressed_reasons == {"o0": found, "o1": set(), "o2": set()}
+    assert [(one.genuine, one.frauds, one.revisions) for one in stream.receipts] == [(1, 0, 0), (1, 0, 0), (0, 2, 2)]
+    assert stream.receipts[-1].suppressed_by_reason["coordinated_users"] == 1
+    stream.rules = plain
+    stream.feed([plain_order(3, start + timedelta(seconds=3), user_id=40)])
+    assert stream.reasons["o0"] == found
+    assert stream.suppressed_reasons["o0"] == set()
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
@@ -325,14 +421,18 @@ def test_receipts_count_what_was_announced(data: st.DataObject) -> None:
     messages = data.draw(
         micro_batches([m for m in case.messages if m.place not in judge(case.messages, case.rules).dead_letters])
     )
-    stream = Stream(in_mode(case.rules, shadowed, "shadow"), buckets=2)
+    stream = Stream(data.draw(allowing(case, in_mode(case.rules, shadowed, "shadow"))), buckets=2)
     for batch in messages:
         stream.feed(batch)
     verdicts = list(stream.announced.values())
     assert sum(receipt.genuine for receipt in stream.receipts) == sum(not (first[0] & set(SIX)) for first in verdicts)
     assert sum(receipt.revisions for receipt in stream.receipts) == sum(len(announced) - 1 for announced in verdicts)
     assert sum(receipt.frauds for receipt in stream.receipts) == sum(bool(reasons) for reasons in stream.reasons.values())
-    for name, found in (("by_reason", stream.reasons), ("shadow_by_reason", stream.shadow_reasons)):
+    for name, found in (
+        ("by_reason", stream.reasons),
+        ("shadow_by_reason", stream.shadow_reasons),
+        ("suppressed_by_reason", stream.suppressed_reasons),
+    ):
         counted = Counter[str]()
         for receipt in stream.receipts:
             counted.update(getattr(receipt, name))
