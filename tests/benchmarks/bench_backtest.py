@@ -91,6 +91,7 @@ def _orders(spark: SparkSession, count: int) -> DataFrame:
         "screened_at": F.col("event_ts"),
         "event_date": F.to_date("event_ts"),
         "attributes": F.lit(None).cast("string"),
+        "suppressed_reasons": F.array().cast("array<string>"),
     }
     return spark.range(count).withColumns(drawn | made).withColumns(derived).select(SILVER.names)
 

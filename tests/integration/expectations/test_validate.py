@@ -44,6 +44,11 @@ TAMPERED = [
         "set reasons = ['A b'] where order_id = 'after days without any'",
         "every reason is a name that a rule can have",
     ),
+    (
+        "raw_orders",
+        "set suppressed_reasons = reasons where order_id = 'tied 1'",
+        "no reason that an order has is suppressed too",
+    ),
     ("raw_orders", "set status = 'Fraud' where order_id = 'worth nothing'", "an order is Fraud exactly when it has a reason"),
     ("raw_orders", "set screened_at = null where order_id = 'worth nothing'", "screened_at is never null"),
 ]

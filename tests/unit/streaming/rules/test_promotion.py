@@ -83,6 +83,20 @@ def test_of_a_list_it_is_told_how_many_values_it_has_and_that_they_are_others() 
     assert re.fullmatch(r"  values: 2 \(\w{12}\) -> 2 \(\w{12}\)", told_of)
 
 
+def test_what_a_list_suppresses_is_told() -> None:
+    def allowing(*reasons: str) -> FraudRules:
+        known = {
+            "file": "k.csv",
+            "allows": {"by": "user_id", "reasons": reasons},
+            "content": packed(Entries(["7"], [""], [None])),
+        }
+        rules = {name: {"when": "true"} for name in ("dear", "far")}
+        return FraudRules.model_validate({"version": "1", "lists": {"known": known}, "rules": rules})
+
+    found = in_words(differences(allowing("dear"), allowing("dear", "far")))
+    assert found == ["changed lists.known", '  allows.reasons: ["dear"] -> ["dear", "far"]']
+
+
 def test_a_version_belongs_to_the_promotion_that_it_was_taken_up_after_and_others_were_written_by_hand() -> None:
     recorded = [RulesInForce(hours(at), rules(version)) for at, version in ((0, "1"), (2, "2"), (3, "1"), (4, "2"))]
     found = history(recorded, [promoted(1, "2", 1.9), promoted(2, "3", 5)])
