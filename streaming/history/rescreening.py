@@ -225,10 +225,12 @@ def _with_found_across(orders: DataFrame, found: Sequence[DataFrame]) -> DataFra
 
 def _united(fold: Fold, screened: pl.DataFrame) -> pl.DataFrame:
     """Folds orders with all that was found of them, by whichever rules."""
-    given = zip(screened["evidence"], screened[_ACROSS_EVIDENCE], strict=True)
-    evidence = [united_evidence([*([own] if own else []), *further]) if further else own for own, further in given]
+    some = np.flatnonzero((screened[_ACROSS_EVIDENCE].list.len() > 0).to_numpy())
+    pairs = zip(screened["evidence"][some].to_list(), screened[_ACROSS_EVIDENCE][some].to_list(), strict=True)
+    texts = pl.Series([united_evidence([own, *further] if own else further) for own, further in pairs], dtype=pl.String)
+    evidence = screened["evidence"].scatter(some, texts)
     united = {reasons: pl.concat_list(reasons, name).list.sort() for name, reasons in _ACROSS.items()}
-    screened = screened.with_columns(**united, evidence=pl.Series(evidence, dtype=pl.String))
+    screened = screened.with_columns(**united, evidence=evidence)
     return fold(screened.drop(*_ACROSS, _ACROSS_EVIDENCE))
 
 

@@ -51,7 +51,17 @@ from streaming.rules.windows import ints
 from streaming.screening.chunks import Arrivals, PartitionRead, bucket_keys, pack_arrivals, unpack_arrivals
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import Entry, require_open
-from streaming.screening.receipts import REPORT, BucketState, Failed, NotKeyed, Receipt, Report, encode_report, latencies
+from streaming.screening.receipts import (
+    REPORT,
+    BucketState,
+    Failed,
+    NotKeyed,
+    Receipt,
+    Report,
+    decode_report,
+    encode_report,
+    latencies,
+)
 from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, revise, store, stored_orders
 from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
@@ -264,11 +274,25 @@ def _reporting(work: Callable[[Task, Batches], Batches], task: Task, batches: Ba
 
 
 def _either(work: Callable[[Task, Batches], Batches], task: Task, batches: Batches) -> Batches:
-    """What a task yields that hands its orders on: reports and chunks, as rows of one kind."""
+    """What a task yields that hands its orders on: reports and chunks, as rows of one kind.
+
+    One that has not accepted its part says so to all buckets, by a chunk without content: the micro-batch will be done again,
+    and what a worker remembers of it has to be the same then.
+    """
     kinds = {"bucket": pa.int32(), "payload": pa.binary(), "report": pa.binary()}
     for batch in _reporting(work, task, batches):
         given = dict(zip(batch.schema.names, batch.columns, strict=True))
         yield pa.record_batch({name: given.get(name, pa.nulls(batch.num_rows, kind)) for name, kind in kinds.items()})
+        if any(decode_report(report.as_py()).receipt is None for report in given.get("report", ())):
+            keys = bucket_keys(task.screening.tasks)
+            yield pa.record_batch(
+                [
+                    pa.array(keys, kinds["bucket"]),
+                    pa.array([b""] * len(keys), kinds["payload"]),
+                    pa.nulls(len(keys), kinds["report"]),
+                ],
+                names=list(kinds),
+            )
 
 
 def _screen_partitions(task: Task, batches: Batches) -> Batches:
@@ -360,13 +384,16 @@ def _screen_across(task: Task, batches: Batches) -> Batches:
     freeze_imports()
     keys, announcer = bucket_keys(task.screening.tasks), Announcer(task.screening.kafka)
     shares: dict[tuple[str, int], list[Arrivals]] = defaultdict(list)
+    is_whole = True
     for row in (row for batch in batches for row in batch.to_pylist()):
         if row["report"] is not None:
             yield pa.record_batch({"report": pa.array([row["report"]], pa.binary())})
-            continue
-        for field, share in _decode_shares(row["payload"]).items():
-            shares[field, keys.index(row["bucket"])].append(unpack_arrivals(share))
-    for (field, bucket), arrivals in sorted(shares.items(), key=itemgetter(0)):
+        elif row["payload"]:
+            for field, share in _decode_shares(row["payload"]).items():
+                shares[field, keys.index(row["bucket"])].append(unpack_arrivals(share))
+        else:
+            is_whole = False
+    for (field, bucket), arrivals in sorted(shares.items(), key=itemgetter(0)) if is_whole else ():
         yield _report(Report(_settle_across(task, announcer, field, arrivals, bucket)))
 
 

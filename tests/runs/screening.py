@@ -236,9 +236,9 @@ class Outcome:
 
     Attributes:
         stored: `raw_orders`, by order_id, with the columns of `_STORED`.
-        last_verdicts: the last record of each key on `processed_orders`.
+        last_verdicts: the newest record of each key on `processed_orders`, by `screened_at`.
         verdicts_sent: how many records each key has there.
-        alerts: the last record of each key on `fraud_alert`.
+        alerts: the newest record of each key on `fraud_alert`.
         dead_letters: position → reason.
         dead_letters_sent: how many records there are for each.
     """
@@ -257,7 +257,7 @@ def outcome(settings: Settings) -> Outcome:
         cursor.execute(_STORED)
         columns = [column.name for column in cursor.description or ()]
         rows = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-    verdicts = list(_decoded(settings, PROCESSED_ORDERS))
+    verdicts = sorted(_decoded(settings, PROCESSED_ORDERS), key=_screened_at)
     dead_letters = [
         ({name: value.decode() for name, value in record.headers()}) for record in consume(settings, ORDERS_DEAD_LETTER)
     ]
@@ -266,10 +266,15 @@ def outcome(settings: Settings) -> Outcome:
         stored={row["order_id"]: row for row in rows},
         last_verdicts=dict(verdicts),
         verdicts_sent=Counter(key for key, _ in verdicts),
-        alerts=dict(_decoded(settings, FRAUD_ALERT)),
+        alerts=dict(sorted(_decoded(settings, FRAUD_ALERT), key=_screened_at)),
         dead_letters={place: dead_letter["reason"] for place, dead_letter in zip(places, dead_letters, strict=True)},
         dead_letters_sent=Counter(places),
     )
+
+
+def _screened_at(record: tuple[str, dict[str, Any]]) -> str:
+    """By which the newest of a key's records is known: of two tasks that revise an order, either may announce it first."""
+    return str(record[1]["screened_at"])
 
 
 def _decoded(settings: Settings, topic: str) -> Iterator[tuple[str, dict[str, Any]]]:

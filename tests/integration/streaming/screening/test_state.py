@@ -72,7 +72,7 @@ def found(dsn: str, batch: MicroBatch) -> dict[str, int]:
     """Order → whether it has a reason, as the next micro-batch would find them."""
     buckets = range(batch.division.buckets)
     known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
-    tables = {bucket: whole(recent) for bucket, recent in known.recents.items()}
+    tables = {bucket: whole(recent) for bucket, recent in known.recents.items() if recent.segments}
     for bucket, table in tables.items():
         assert set(batch.division.bucket_of(table)) <= {bucket}
     return {
