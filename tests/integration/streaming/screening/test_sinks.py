@@ -237,6 +237,26 @@ def test_what_a_stream_has_added_at_the_same_time_is_answered_too_and_the_time_o
     assert given(add(dsn, *further, at=later))["after"] == [["night_amount", "repeat_purchase"], "1", newest]
 
 
+def meet(dsn: str, reason: str) -> list[tuple[str, datetime, str]]:
+    """Revise 1,000 orders, a hundred at a time: what is to be announced of each. One reason is a stream's."""
+    said = []
+    for first in range(0, 1_000, 100):
+        rows = [verdict(str(number), reason, offset=number, revision=True) for number in range(first, first + 100)]
+        at = BATCH_TIME + timedelta(seconds=1)
+        verdicts = (put(dsn, *rows, at=at) if reason == "night_amount" else add(dsn, *rows, at=at)).verdicts
+        said += verdicts.select("order_id", "screened_at", "given").rows()
+    return said
+
+
+def test_a_stream_and_an_application_that_meet_have_both_reasons_under_the_greatest_time(dsn: str) -> None:
+    put(dsn, *(verdict(str(number), offset=number) for number in range(1_000)))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        said = [one for part in workers.map(meet, [dsn, dsn], ["night_amount", "repeat_purchase"]) for one in part]
+    newest = {order_id: reasons for order_id, _, reasons in sorted(said, key=lambda one: one[1])}
+    assert newest == {str(number): "night_amount,repeat_purchase" for number in range(1_000)}
+    assert {tuple(reasons) for _, reasons, _ in stored(dsn).values()} == {("night_amount", "repeat_purchase")}
+
+
 def test_an_order_that_is_gone_or_another_is_left_out_and_what_was_forgotten_stays_so(dsn: str) -> None:
     put(dsn, verdict("a", attributes='{"device_id":"d1"}'), verdict("b", attributes='{"device_id":"d2"}', offset=1))
     with connect(dsn) as connection, connection.cursor() as cursor:
