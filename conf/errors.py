@@ -157,7 +157,7 @@ class ForgetError(FinproError):
 
 
 class LimitsBroken(FinproError):
-    """Rules that were proposed do not keep the limits that were given."""
+    """Rules that were proposed, or were to be applied to orders of before, do not keep the limits that were given."""
 
     exit_code = 19
 
@@ -166,6 +166,12 @@ class PromotionRefused(FinproError):
     """Rules cannot be put in force: they were not proposed as they stand, or others were put in force meanwhile."""
 
     exit_code = 20
+
+
+class ApplicationRefused(FinproError):
+    """Rules cannot be applied to orders of before: not these, not now, or not while another application is unfinished."""
+
+    exit_code = 21
 
 
 class OutcomesError(FinproError):

@@ -19,6 +19,7 @@ from streaming.history.republish import Published, publish_dead_letters, publish
 from streaming.history.rescreening import Period, parse_period
 from streaming.history.unarchived import reached, with_unarchived_orders
 from streaming.kafka import ORDERS, require_topics
+from streaming.rules.proposals import applications, record_of
 from streaming.screening.sinks import require_tables
 
 _LISTS = ("streamed", "expected")
@@ -52,9 +53,14 @@ def looked_at(spark: SparkSession, settings: Settings, console: Console) -> tupl
     topic = settings.topic(ORDERS)
     try:
         so_far = reached(spark, settings)
-        return with_unarchived_orders(spark, settings, snapshot(spark, settings.lakehouse, topic)), so_far
+        with record_of(settings.require("postgres_dsn")) as cursor:
+            known = applications(cursor)
+        lakehouse = snapshot(spark, settings.lakehouse, topic)._replace(applications=known)
+        return with_unarchived_orders(spark, settings, lakehouse), so_far
     except (KafkaError, PostgresError, SettingsError) as error:
-        console.print(f"note: what is not archived yet cannot be known, and counts as missing: {error}")
+        console.print(
+            f"note: what is not archived yet cannot be known, and counts as missing; nor what rules were applied to: {error}"
+        )
         return snapshot(spark, settings.lakehouse, topic), Reached()
 
 
@@ -67,6 +73,8 @@ def show(console: Console, lakehouse: Snapshot, found: Audit, limit: int) -> Non
         f"audited {counts.orders:,} orders, {counts.duplicates:,} duplicates and {counts.dead_letters:,} dead letters:"
         f" {counts.messages:,} messages\n{versions}; rules {rules}"
     )
+    for one in lakehouse.applications:
+        console.print(f"rules {one.version} were applied to orders of before by {one.by}: {one.orders:,} orders ({one.why})")
     if not found.found:
         console.print("every verdict and every dead letter is what it has to be")
         return

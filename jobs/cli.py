@@ -314,11 +314,15 @@ def rules_promote(
 
 @rules_app.command("history")
 def rules_history() -> None:
-    """Every version of the rules that was in force: since when, by whom, and why."""
+    """Every version of the rules that was in force: since when, by whom, and why; also when one was applied to past orders."""
     from conf.settings import load_settings
     from streaming.rules.promotion import known_history, told
+    from streaming.rules.proposals import applications, record_of
 
-    typer.echo(told(known_history(load_settings())))
+    settings = load_settings()
+    with record_of(settings.require("postgres_dsn")) as cursor:
+        applied = applications(cursor)
+    typer.echo(told(known_history(settings), applied))
 
 
 @rules_app.command("diff")
@@ -356,6 +360,31 @@ def rules_revert(
     settings = load_settings()
     back, new = revert(settings, to, by=_who(by), why=_said("--why", why), version=version)
     typer.echo(f"rules version {new} is in force, the rules of {back}: {settings.rules}; a running `finpro screen` takes it up")
+
+
+@rules_app.command("apply")
+def rules_apply(
+    since: Annotated[str, typer.Option(help="Event time, an ISO 8601 date or timestamp: orders of then and later.")],
+    why: Annotated[
+        str | None, typer.Option(help="The reason, kept in the record; it has to be given, but for --dry-run.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Event time, not included; by default all.")] = None,
+    max_alerts: Annotated[
+        int | None, typer.Option(min=0, help="Fail, and announce nothing, where more orders would get further reasons.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is new, and announce nothing.")] = False,
+    by: By = None,
+    master: Master = "local[*,4]",
+    memory: Memory = "1g",
+    conf: Conf = None,
+) -> None:
+    """Screen orders of before by the rules in force, and announce what is new; interrupted, the same command goes on."""
+    if why is None and not dry_run:
+        raise SettingsError("--why is missing: say, in a few words, why rules are applied to orders of before.")
+    said = None if why is None else _said("--why", why)
+    options = {"--since": since, "--until": until, "--max-alerts": max_alerts, "--by": _who(by), "--why": said}
+    arguments = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    _run("rules/apply", [*arguments, *(["--dry-run"] if dry_run else [])], master, memory, conf, delta=True)
 
 
 @outcomes_app.command("add")

@@ -9,6 +9,7 @@ from conf.errors import (
     DataTestsFailed,
     ExpectationsFailed,
     GoogleCloudRefused,
+    OutcomesError,
     PostgresError,
     PostgresUnavailable,
     ReconciliationError,
@@ -37,7 +38,7 @@ LONGEST_RUN = timedelta(hours=6)
 # The same again would fail the same: a person must act.
 _FOR_A_PERSON = [
     *(SettingsError, RulesError, GoogleCloudRefused, SchemaChanged, PostgresError),
-    *(ReconciliationError, ExpectationsFailed, DataTestsFailed),
+    *(ReconciliationError, ExpectationsFailed, DataTestsFailed, OutcomesError),
 ]
 
 DEFAULT_ARGS: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""What has to be true of rules before they are put in force: they are tried on history, and judged."""
+"""Rules and history: they are tried on it before they are put in force, and applied to it afterwards where that is asked."""

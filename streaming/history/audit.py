@@ -110,7 +110,7 @@ def audit(lakehouse: Snapshot, period: Period, reached: Reached) -> Audit:
     if not (orders.isEmpty() and dead_letters.isEmpty()):
         is_erased = F.exists("headers", lambda header: header["key"] == ERASED_HEADER)
         erased = lakehouse.bronze.where(is_erased).select("partition", "offset")
-        explained = causes(orders, dead_letters, messages, lakehouse.history, reached, erased)
+        explained = causes(orders, dead_letters, messages, lakehouse.history, reached, erased, lakehouse.applications)
         findings = findings.drop("cause", "why").join(explained, ["partition", "offset", "wrong"], "left")
     findings = _with_default_causes(findings).persist()
     found = {(row["wrong"], row["cause"]): row["count"] for row in findings.groupBy("wrong", "cause").count().collect()}

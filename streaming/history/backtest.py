@@ -199,8 +199,7 @@ def groups_of(orders: DataFrame, rules: FraudRules, period: Period, examples: in
 
 def _counting(time_zone: str, period: Period, examples: int) -> Fold:
     day = pl.col("event_ts").dt.convert_time_zone(time_zone).dt.date()
-    since, until = (pl.lit(end, pl.Datetime("us", "UTC")) for end in period)
-    is_asked_for = (pl.col("event_ts") >= since).fill_null(value=True) & (pl.col("event_ts") < until).fill_null(value=True)
+    is_asked_for = period.selects(pl.col("event_ts"))
     has_reason = pl.concat_str("before", "after", "shadow_after") != ""
 
     def count(screened: pl.DataFrame) -> pl.DataFrame:

@@ -2,7 +2,8 @@
 
 What an order's stream was certain to see: the orders near it that were on time and were screened by the same rules. The
 reasons that these alone give have no excuse to be missing. Any other reason has a pattern with an order among its members
-that came late, or was screened by other rules, or is not screened yet: that order is named.
+that came late, or was screened by other rules, or is not screened yet: that order is named. Where rules were applied to an
+order of before, the stream had screened it by others; and what they give it among orders of before has no excuse either.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,16 @@ from streaming.history.differences import (
     all_reasons,
     and_less,
     at,
+    version_at,
     widest_window,
 )
 from streaming.history.rescreening import rescreened
 from streaming.rules.patterns import EVIDENCE_ORDERS
+from streaming.rules.proposals import Application
 from streaming.rules.recorded import RulesInForce
 
 LATE = "late"
+APPLIED = "applied"
 RULES_CHANGED = "rules changed"
 NOT_SCREENED = "not screened yet"
 NOT_ARCHIVED = "not archived yet"
@@ -68,6 +72,7 @@ def causes(
     history: Sequence[RulesInForce],
     reached: Reached,
     erased: DataFrame,
+    applications: Sequence[Application] = (),
 ) -> DataFrame:
     """What explains differences: `partition`, `offset`, `wrong`, `cause` and `why`; nothing for one that is unexplained.
 
@@ -78,6 +83,7 @@ def causes(
         history: which rules were in force when.
         reached: how far the streams had come.
         erased: `partition` and `offset` of the messages of people who are forgotten, which lack the fields that rules declared.
+        applications: rules that were applied to orders of before.
     """
     kinds = {row["kind"] for row in orders.select(F.explode("wrong").alias("kind")).distinct().collect()}
     found = [
@@ -86,7 +92,7 @@ def causes(
         _not_screened(dead_letters.where(F.col("wrong") == DEAD_LETTER_MISSING), DEAD_LETTER_MISSING, reached.screened),
     ]
     if REASONS_MISSING in kinds:
-        found.append(_pattern_causes(_of_kind(orders, REASONS_MISSING), messages, history, reached.screened))
+        found.append(_pattern_causes(_of_kind(orders, REASONS_MISSING), messages, history, reached.screened, applications))
     if REASONS_SURPLUS in kinds:
         found.append(_other_rules(_of_kind(orders, REASONS_SURPLUS), messages, history))
     looking = {
@@ -189,20 +195,27 @@ def _forgotten(
 
 
 def _pattern_causes(
-    orders: DataFrame, messages: DataFrame, history: Sequence[RulesInForce], screened: dict[int, int] | None
+    orders: DataFrame,
+    messages: DataFrame,
+    history: Sequence[RulesInForce],
+    screened: dict[int, int] | None,
+    applications: Sequence[Application],
 ) -> DataFrame:
     """Orders whose every missing reason needs an order that the stream was not certain to see beside them."""
     near = with_delays(messages, history).transform(_near, orders, history)
-    near = near.withColumn("is_unscreened", _is_unscreened(screened) & ~F.col("is_held")).persist()
-    reasons = _members(orders).join(_seen_for_certain(near, orders, history), ["order_id", "reason"], "left")
+    near = near.withColumn("is_unscreened", _is_unscreened(screened) & ~F.col("is_held"))
+    near = near.transform(_with_rules_of_the_stream, history, applications).persist()
+    certain = _seen_for_certain(near, orders, history, applications)
+    reasons = _members(orders).join(certain, ["order_id", "reason"], "left")
     others = near.select(
-        F.col("order_id").alias("member"), "behind", "allowed", "is_late", "is_unscreened", F.col("tag").alias("by")
+        F.col("order_id").alias("member"), "behind", "allowed", "is_late", "is_unscreened", "streamed_by", "applied"
     )
-    is_late = F.col("is_late") & F.col("is_pattern")
+    is_late, is_of_others = F.col("is_late") & F.col("is_pattern"), F.col("streamed_by") != F.col("tag")
     cause = F.coalesce(
         F.max(F.when(F.col("is_unscreened"), _unscreened_member())),
         F.max_by(_late_member(), F.when(is_late, F.col("behind"))),
-        F.max(F.when(F.col("by") != F.col("tag"), _other_member())),
+        F.max(F.when(is_of_others & F.col("applied").isNotNull(), _applied_member())),
+        F.max(F.when(is_of_others, _other_member())),
         F.max(F.when(F.col("is_cut"), _unnamed_member(near))),
     )
     found = F.when(F.bool_or("is_certain"), None).otherwise(cause)
@@ -286,12 +299,45 @@ def _members(orders: DataFrame) -> DataFrame:
     )
 
 
-def _seen_for_certain(near: DataFrame, orders: DataFrame, history: Sequence[RulesInForce]) -> DataFrame:
-    """`order_id`, `reason`, `is_certain`: the reasons that on-time orders screened by the same rules give one another."""
+def _with_rules_of_the_stream(
+    orders: DataFrame, history: Sequence[RulesInForce], applications: Sequence[Application]
+) -> DataFrame:
+    """Adds `applied` (which rules were, and by whom, in words; null where none were) and `streamed_by`, a version.
+
+    Of an order whose verdict is an application's, that is the version of its receipt: by which it had its former verdict is
+    not known more closely.
+    """
+    words = [
+        F.when(_is_of(one), F.lit(f"version {one.version} was applied to it by {one.by}: {one.why}")) for one in applications
+    ]
+    orders = orders.withColumn("applied", F.coalesce(F.lit(None).cast("string"), *words))
+    then = version_at(F.col("received_at"), history)
+    return orders.withColumn("streamed_by", F.when(F.col("applied").isNotNull(), then).otherwise(F.col("tag")))
+
+
+def _is_of(application: Application) -> Column:
+    """Whether an order's verdict is that of an application: the time of one that the stream gave since is another."""
+    is_its = (F.col("held.rules_version") == application.version) & (F.col("held.screened_at") == F.lit(application.at))
+    return F.col("is_held") & is_its
+
+
+def _seen_for_certain(
+    near: DataFrame, orders: DataFrame, history: Sequence[RulesInForce], applications: Sequence[Application]
+) -> DataFrame:
+    """`order_id`, `reason`, `is_certain`: the reasons that orders give one another which were certain to be seen together.
+
+    By the stream: those that were on time and that it screened by the same rules. By an application: those that were received
+    before it, and that the stream had screened by other rules.
+    """
     rules = {entry.rules.version: entry.rules for entry in history}
     certain = near.where(~F.col("is_late") & ~F.col("is_unscreened"))
     tags = [row["tag"] for row in orders.select("tag").distinct().collect()] or [history[-1].rules.version]
-    found = [_found(certain.where(F.col("tag") == tag), rules[tag]) for tag in tags]
+    found = [_found(certain.where(F.col("streamed_by") == tag), rules[tag]) for tag in tags]
+    for one in applications:
+        if one.version in tags:
+            before = near.where((F.col("streamed_by") != one.version) & (F.col("received_at") < F.lit(one.at)))
+            of_it = orders.where(_is_of(one)).select("order_id")
+            found.append(_found(before, rules[one.version]).join(of_it, "order_id", "left_semi"))
     reason = F.explode("found").alias("reason")
     return reduce(DataFrame.unionByName, found).select("order_id", reason, F.lit(True).alias("is_certain"))
 
@@ -313,9 +359,14 @@ def _late_member() -> Column:
     return _cause_of_member(LATE, text, F.col("behind") / 1_000_000, F.col("allowed") / 1_000_000)
 
 
+def _applied_member() -> Column:
+    text = "%s needs order %s, which the stream screened by rules version %s; later %s"
+    return _cause_of_member(APPLIED, text, "streamed_by", "applied")
+
+
 def _other_member() -> Column:
     text = "%s needs order %s, which was screened by rules version %s, and this one by %s"
-    return _cause_of_member(RULES_CHANGED, text, "by", "tag")
+    return _cause_of_member(RULES_CHANGED, text, "streamed_by", "tag")
 
 
 def _unnamed_member(near: DataFrame) -> Column:

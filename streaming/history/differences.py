@@ -22,6 +22,7 @@ from conf.rules import FraudRules
 from streaming.contract import CONTENT, FRAUD, NO_TIMESTAMP, TIME_OF_READING
 from streaming.history.rescreening import Period, orders_of, rescreened
 from streaming.lakehouse.tables import BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER, SILVER_ORDERS, Table
+from streaming.rules.proposals import Application
 from streaming.rules.recorded import RulesInForce, rules_in_force
 from streaming.screening.verdicts import KINDS
 
@@ -73,6 +74,7 @@ class Snapshot(NamedTuple):
         versions: table name → version.
         history: which rules were in force when; at least one entry.
         looked_at: when that was.
+        applications: rules that were applied to orders of before, as far as that is known.
     """
 
     bronze: DataFrame
@@ -81,6 +83,7 @@ class Snapshot(NamedTuple):
     versions: dict[str, int]
     history: Sequence[RulesInForce]
     looked_at: datetime
+    applications: Sequence[Application] = ()
 
 
 def snapshot(spark: SparkSession, lakehouse: str, topic: str) -> Snapshot:
@@ -97,7 +100,7 @@ def snapshot(spark: SparkSession, lakehouse: str, topic: str) -> Snapshot:
     """
     # What silver and quarantine say was received before: bronze, looked at after them, has it as soon as it can.
     versions = {
-        table.name: _newest_version(spark, table, lakehouse) for table in (SILVER_ORDERS, QUARANTINE_ORDERS, BRONZE_ORDERS)
+        table.name: newest_version(spark, table, lakehouse) for table in (SILVER_ORDERS, QUARANTINE_ORDERS, BRONZE_ORDERS)
     }
     history = rules_in_force(spark, lakehouse)
     if not history:
@@ -119,7 +122,12 @@ def _with_all_columns(silver: DataFrame) -> DataFrame:
     return silver.withColumns(missing)
 
 
-def _newest_version(spark: SparkSession, table: Table, lakehouse: str) -> int:
+def newest_version(spark: SparkSession, table: Table, lakehouse: str) -> int:
+    """The version that a table has now.
+
+    Raises:
+        LakehouseError: there is no such table.
+    """
     path = table.path(lakehouse)
     if not DeltaTable.isDeltaTable(spark, path):
         raise LakehouseError(f"{path} is no Delta table: `finpro archive` fills the lakehouse that FINPRO_LAKEHOUSE names.")
@@ -281,12 +289,12 @@ def _of_period(silver: DataFrame, claims: DataFrame, period: Period, history: Se
 
 def _tag(history: Sequence[RulesInForce]) -> Column:
     is_known = F.col("is_held") & F.col("held.rules_version").isin(_versions(history))
-    then = at(F.col("received_at"), history, _version)
-    return F.when(is_known, F.col("held.rules_version")).otherwise(then)
+    return F.when(is_known, F.col("held.rules_version")).otherwise(version_at(F.col("received_at"), history))
 
 
-def _version(rules: FraudRules) -> str:
-    return rules.version
+def version_at(moment: Column, history: Sequence[RulesInForce]) -> Column:
+    """Which rules were in force at a moment."""
+    return at(moment, history, lambda rules: rules.version)
 
 
 def _versions(history: Sequence[RulesInForce]) -> list[str]:

@@ -193,8 +193,7 @@ def mistakes_of(orders: DataFrame, rules: FraudRules, period: Period, count: int
 
 def dearest(period: Period, count: int) -> Fold:
     """Keeps those of screened orders (with `before`, `label`, `outcome`) that rules may be wrong about (MISTAKES)."""
-    since, until = (pl.lit(end, pl.Datetime("us", "UTC")) for end in period)
-    is_asked_for = (pl.col("event_ts") >= since).fill_null(value=True) & (pl.col("event_ts") < until).fill_null(value=True)
+    is_asked_for = period.selects(pl.col("event_ts"))
     is_fraud = pl.col("reasons").list.len() > 0
     is_held = is_fraud & (pl.col("before") == "") & (pl.col("outcome") != CONFIRMED)
     is_missed = ~is_fraud & ((pl.col("outcome") == CONFIRMED) | ((pl.col("outcome") == "") & (pl.col("before") != "")))

@@ -60,7 +60,7 @@ def publish_orders(orders: DataFrame, sinks: Sinks) -> Published:
         sent = [_send_verdicts(as_verdicts(part), str(version), sinks) for (version,), part in parts]
         return Published(sum(one.announced for one in sent), sum(one.clashes for one in sent))
 
-    return _on_executors(orders.select(*_ORDER_COLUMNS), send)
+    return on_executors(orders.select(*_ORDER_COLUMNS), send)
 
 
 def publish_dead_letters(dead_letters: DataFrame, sinks: Sinks) -> Published:
@@ -72,7 +72,7 @@ def publish_dead_letters(dead_letters: DataFrame, sinks: Sinks) -> Published:
         announcer.wait()
         return Published(len(table), 0)
 
-    return _on_executors(dead_letters.select(*DEAD_LETTER_SCHEMA.names()), send)
+    return on_executors(dead_letters.select(*DEAD_LETTER_SCHEMA.names()), send)
 
 
 def as_verdicts(orders: pl.DataFrame) -> pl.DataFrame:
@@ -94,8 +94,8 @@ def _send_verdicts(verdicts: pl.DataFrame, rules_version: str, sinks: Sinks) -> 
     return Published(len(remaining), len(stored.clashes))
 
 
-def _on_executors(rows: DataFrame, send: Send) -> Published:
-    """Hand rows to `send` where they are, table by table, and add up what it returns."""
+def on_executors(rows: DataFrame, send: Send) -> Published:
+    """Hand rows to `send` where they are, table by table, and add up what it returns. It may get a table twice."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -79,6 +79,11 @@ class Period(NamedTuple):
         after = F.lit(True) if self.since is None else moment >= F.lit(self.since)
         return after if self.until is None else after & (moment < F.lit(self.until))
 
+    def selects(self, moment: pl.Expr) -> pl.Expr:
+        """`holds`, of a time of polars."""
+        since, until = (pl.lit(end, pl.Datetime("us", "UTC")) for end in self)
+        return (moment >= since).fill_null(value=True) & (moment < until).fill_null(value=True)
+
     def touches(self, day: Column) -> Column:
         """Whether some of a UTC day of Spark's lies in it: what reading can leave out."""
         after = F.lit(True) if self.since is None else day >= F.lit(self.since).cast("date")

@@ -32,13 +32,24 @@ def reached(spark: SparkSession, settings: Settings) -> Reached:
         KafkaError: Kafka does not answer.
     """
     screening = last_settled(settings)
-    said = _beyond_commit(spark, settings, SILVER, PROCESSED_ORDERS)
+    said = unarchived_verdicts(spark, settings)
     refused = _beyond_commit(spark, settings, QUARANTINE, ORDERS_DEAD_LETTER)
     return Reached(
         screened=screening.ends.get(settings.topic(ORDERS), {}) if screening else None,
-        verdicts=None if said is None else _announced(verdicts(said)),
+        verdicts=None if said is None else _announced(said),
         dead_letters=None if refused is None else dead_letters(refused).select("partition", "offset", "reason").distinct(),
     )
+
+
+def unarchived_verdicts(spark: SparkSession, settings: Settings) -> DataFrame | None:
+    """What `processed_orders` has beyond what is archived (`archive.verdicts`); None where that is nothing.
+
+    Raises:
+        SettingsError: the checkpoints lie where only Spark can read.
+        KafkaError: Kafka does not answer.
+    """
+    said = _beyond_commit(spark, settings, SILVER, PROCESSED_ORDERS)
+    return None if said is None else verdicts(said)
 
 
 def with_unarchived_orders(spark: SparkSession, settings: Settings, lakehouse: Snapshot) -> Snapshot:

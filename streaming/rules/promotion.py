@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain, count
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
 from streaming.rules.content import Content, rewritten
 from streaming.rules.proposals import (
+    Application,
     Promotion,
     Proposal,
     add_promotion,
@@ -124,17 +125,26 @@ def known_history(settings: Settings) -> list[Version]:
     return history(recorded_without_spark(settings), promoted)
 
 
-def told(versions: Sequence[Version]) -> str:
-    """A line for each version, the newest last: since when, which, by whom and why."""
+def told(versions: Sequence[Version], applied: Sequence[Application] = ()) -> str:
+    """A line for each version, the newest last: since when, which, by whom and why; and for each time one was applied."""
     if not versions:
         return "No rules were in force yet: `finpro screen` records those that it goes by."
-    width = max(len(version.rules.version) for version in versions)
-    by_width = max([len(version.promotion.by) for version in versions if version.promotion] + [1])
-    return "\n".join(
-        f"{version.since:%Y-%m-%d %H:%M:%S} UTC  {version.rules.version:<{width}}  "
-        f"{version.promotion.by if version.promotion else '-':<{by_width}}  {_reason(version)}"
+    lines = [
+        (version.since, version.rules.version, version.promotion.by if version.promotion else "-", _reason(version))
         for version in versions
+    ]
+    lines += [(one.at.astimezone(UTC), one.version, one.by, _of_before(one)) for one in applied]
+    width, by_width = max(len(line[1]) for line in lines), max(len(line[2]) for line in lines)
+    return "\n".join(
+        f"{at:%Y-%m-%d %H:%M:%S} UTC  {version:<{width}}  {by:<{by_width}}  {text}" for at, version, by, text in sorted(lines)
     )
+
+
+def _of_before(one: Application) -> str:
+    until = f" until {one.until.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if one.until else ""
+    left = f", {len(one.days_left):,} days left" if one.days_left else ""
+    since = f"since {one.since.astimezone(UTC):%Y-%m-%d %H:%M:%S}{until} UTC"
+    return f"(applied to {one.orders:,} orders of before, {since}{left}) {one.why}"
 
 
 def _reason(version: Version) -> str:

@@ -1,4 +1,4 @@
-"""The record of rules that were proposed and put in force: two tables of Postgres to which rows are only added.
+"""The record of rules that were proposed, put in force, and applied to orders of before: tables to which rows are only added.
 
 Its promotions are numbered one after the other. A proposal notes the newest one, and the rules file that it was held against:
 so whatever is put in force meanwhile makes it stale.
@@ -8,17 +8,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from psycopg2.extensions import cursor as Cursor
 
 from batch.postgres import LockHeld, connect, explained, take_lock
-from conf.errors import PromotionRefused
+from batch.sessions import BULK
+from conf.errors import ApplicationRefused, PromotionRefused
 from streaming.rules.content import Content, content_of
 
 _NAME = "finpro rules"
 _LOCK = 0x72756C6573  # "rules": one puts rules in force at a time
+_APPLYING = 0x6170706C79  # "apply": one applies them at a time
 _PATIENCE_SECONDS = 30
 
 
@@ -60,6 +62,30 @@ class Promotion:
     by: str
     why: str
     despite: str | None
+
+
+@dataclass(frozen=True)
+class Application:
+    """Rules that somebody applied to orders of before.
+
+    Attributes:
+        number: of the application.
+        version: of the rules.
+        since, until: the event times of the orders, `until` not included; None where it had no end.
+        at: the time that its verdicts carry.
+        orders: how many orders were given further reasons.
+        days_left: the UTC days of event time that are still to be done; none once it is finished.
+    """
+
+    number: int
+    version: str
+    since: datetime
+    until: datetime | None
+    at: datetime
+    by: str
+    why: str
+    orders: int
+    days_left: Sequence[date]
 
 
 @contextmanager
@@ -156,3 +182,67 @@ def add_promotion(
             *(replaced and replaced.as_json(), by, why, despite),
         ],
     )
+
+
+# --- orders of before ------------------------------------------------------------------------------------------------
+
+
+def applications(cursor: Cursor) -> list[Application]:
+    """All, the oldest first."""
+    cursor.execute(
+        "select number, version, since, until, applied_at, applied_by, why,"
+        " (select coalesce(sum(orders), 0)::bigint from rules_application_days where application = number),"
+        " array(select unnest(days) except select day from rules_application_days where application = number order by 1)"
+        " from rules_applications order by number"
+    )
+    return [Application(*row) for row in cursor.fetchall()]
+
+
+def add_application(
+    cursor: Cursor,
+    version: str,
+    *,
+    since: datetime,
+    until: datetime | None,
+    days: Sequence[date],
+    figures: Mapping[str, Any],
+    at: datetime,
+    by: str,
+    why: str,
+) -> Application:
+    """Note that rules are being applied to orders of before."""
+    cursor.execute(
+        "insert into rules_applications (number, version, since, until, days, figures, applied_at, applied_by, why)"
+        " select coalesce(max(number), 0) + 1, %s, %s, %s, %s::date[], %s, %s, %s, %s from rules_applications returning number",
+        [version, since, until, list(days), json.dumps(figures), at, by, why],
+    )
+    [[number]] = cursor.fetchall()
+    return Application(int(number), version, since, until, at, by, why, 0, days)
+
+
+def add_application_day(cursor: Cursor, application: Application, day: date, orders: int) -> None:
+    """Note that a day is done."""
+    cursor.execute(
+        "insert into rules_application_days (application, day, orders) values (%s, %s, %s)", [application.number, day, orders]
+    )
+
+
+@contextmanager
+def applying_alone(dsn: str) -> Iterator[None]:
+    """Keep others from applying rules during the block.
+
+    Raises:
+        ApplicationRefused: somebody is; says who.
+        PostgresError: Postgres does not answer.
+    """
+    # It is idle as long as the application takes, and sees nothing: that holds up nobody.
+    with (
+        explained(dsn),
+        connect(dsn, application_name="finpro rules apply", limits=BULK) as connection,
+        connection.cursor() as cursor,
+    ):
+        try:
+            take_lock(cursor, _APPLYING, seconds=0, on_wait=lambda holder: None)
+        except LockHeld as held:
+            raise ApplicationRefused(f"Rules are being applied to orders of before by {held}: wait for its end.") from held
+        yield

@@ -120,7 +120,7 @@ def store(
 
 
 def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:
-    """Verdicts as `raw_orders` has them."""
+    """Verdicts (VERDICT_SCHEMA, or less of an order) as `raw_orders` has them."""
     given = verdicts["given"]
     return verdicts.with_columns(
         status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
@@ -413,6 +413,62 @@ def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
     return _as_standing(verdicts, rows)
 
 
+class Added(NamedTuple):
+    """What became of further reasons for stored orders.
+
+    Attributes:
+        verdicts: those that have got some since the time that was given, as they now stand: STORED_SCHEMA and `rules_version`.
+        left_out: how many orders Postgres does not hold, or holds with other content.
+    """
+
+    verdicts: pl.DataFrame
+    left_out: int
+
+
+def add_reasons(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> Added:
+    """Give stored orders further reasons, in one transaction. No order is inserted; repeating it changes nothing.
+
+    Runs on a worker. What it answers is what `raw_orders` then holds, declared fields too: somebody may have been forgotten.
+
+    Args:
+        dsn: of Postgres.
+        verdicts: VERDICT_SCHEMA, at most one an order.
+        rules_version, screened_at: what an order carries that gets further reasons.
+
+    Raises:
+        PostgresError: Postgres stays unreachable, or refuses.
+    """
+    rows = _rows(verdicts, rules_version, screened_at)
+
+    def add(cursor: ArrowCursor) -> tuple[int, pl.DataFrame]:
+        _copy_screened(cursor, rows)
+        left_out = _fetched(cursor, _LEFT_OUT, pl.Schema({"rows": pl.Int64()})).item()
+        cursor.execute(_FURTHER_REASONS)
+        return left_out, _fetched(cursor, _ADDED, _ADDED_SCHEMA, (screened_at.isoformat(),))
+
+    left_out, added = in_transaction(dsn, add)
+    now = _as_standing(verdicts, added.select(_STANDING_SCHEMA.names())).drop("attributes")
+    now = now.join(added.select("order_id", "attributes", "rules_version"), on="order_id")
+    return Added(now.select(*STORED_SCHEMA.names(), "rules_version"), left_out)
+
+
+_ADDED_SCHEMA = pl.Schema({**_STANDING_SCHEMA, "rules_version": pl.String(), "attributes": pl.String()})
+
+_LEFT_OUT = """
+    with left_out as (
+        delete from screened where not exists (
+            select from raw_orders as stored where ({}) = ({})
+        ) returning order_id
+    )
+    select count(*) as rows from left_out
+""".format(*(", ".join(f"{table}.{name}" for name in ("order_id", *CONTENT)) for table in ("stored", "screened")))
+
+_ADDED = f"""
+    select {_STANDING}, stored.rules_version, stored.attributes::text as attributes
+    from raw_orders as stored join screened using (order_id)
+    where stored.screened_at >= $1::timestamptz
+"""
+
 _NEEDED_RIGHTS = {
     "raw_orders": ("select", "insert", "update"),
     "screening_state": ("select", "insert", "update", "delete"),
@@ -529,11 +585,11 @@ class Announcer:
         with self._producing():  # a new one has its id, for which it waits half a second, when there is something to say
             pass
 
-    def verdicts(self, verdicts: pl.DataFrame, rules_version: str) -> None:
-        """Send verdicts (STORED_SCHEMA), and alerts."""
+    def verdicts(self, verdicts: pl.DataFrame, rules_version: str, application: int | None = None) -> None:
+        """Send verdicts (STORED_SCHEMA), and alerts; `application` as for `encode_verdicts`."""
         with self._producing() as producer:
             for part in verdicts.iter_slices(_SLICE):
-                encoded = encode_verdicts(part, rules_version)
+                encoded = encode_verdicts(part, rules_version, application)
                 for topic, column in ((PROCESSED_ORDERS, "verdict"), (FRAUD_ALERT, "alert")):
                     said = encoded.drop_nulls(column)
                     if len(said):
@@ -592,10 +648,11 @@ def _worker_producer(config: tuple[tuple[str, Any], ...]) -> ColumnProducer:
     return ColumnProducer(dict(config))
 
 
-def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
+def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, application: int | None = None) -> pl.DataFrame:
     """Verdicts (STORED_SCHEMA) as JSON: columns `order_id`, `verdict`, and `alert` (null where genuine).
 
-    What has no declared fields says nothing of them, and what has no suppressed reasons nothing of these.
+    What has no declared fields says nothing of them, and what has no suppressed reasons nothing of these. Only revisions of
+    orders of before name an `application`, its number.
     """
     iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
     is_fraud = pl.col("given") != ""
@@ -617,6 +674,8 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str) -> pl.DataFrame:
         names = ',"suppressed_reasons":["' + pl.col("suppressed").str.replace_all(",", '","', literal=True) + '"]'
         suppressed = pl.when(pl.col("suppressed") != "").then(names).otherwise(pl.lit(""))
         verdict = verdict.str.strip_suffix("}") + suppressed + "}"
+    if application is not None:
+        verdict = verdict.str.strip_suffix("}") + f',"application":{application}' + "}"
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":' + pl.col("evidence") + "}"
     return (
         verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))

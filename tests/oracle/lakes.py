@@ -12,6 +12,7 @@ from conf.rules import FraudRules
 from streaming.history.differences import Snapshot
 from streaming.kafka import ORDERS
 from streaming.lakehouse.tables import BRONZE, QUARANTINE, SILVER
+from streaming.rules.proposals import Application
 from streaming.rules.recorded import RulesInForce
 from tests.oracle.brute_force import LONG_AFTER, Judgement, Message, Order, judge
 from tests.oracle.order_sets import spelled
@@ -30,6 +31,7 @@ class Lake:
         silver: its rows.
         quarantine: its rows.
         looked_at: when it is.
+        applications: rules that were applied to orders of before.
     """
 
     messages: list[Message]
@@ -37,6 +39,7 @@ class Lake:
     silver: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     looked_at: datetime = LONG_AFTER
+    applications: list[Application] = field(default_factory=list)
 
     def order(self, order_id: str) -> dict[str, Any]:
         """The row of silver."""
@@ -63,6 +66,7 @@ class Lake:
             {},
             self.history,
             self.looked_at,
+            self.applications,
         )
 
 

@@ -217,6 +217,8 @@ READS_DELETIONS = "select key from deleted_rows"
 FORGETS_DELETIONS = "delete from deleted_rows"
 READS_PROMOTIONS = "select why from rules_promotions"
 PROMOTES = "insert into rules_promotions select * from rules_promotions"
+READS_APPLICATIONS = "select why from rules_applications, rules_application_days"
+APPLIES = "insert into rules_applications select * from rules_applications"
 READS_WHO_IS_FORGOTTEN = "select user_id from forgotten_users"
 READS_OUTCOMES = "select outcome from order_outcomes"
 STATES = (
@@ -225,7 +227,7 @@ STATES = (
 MAY = {
     "finpro_generate": {READS_USERS, ADDS_USERS, READS_WHO_IS_FORGOTTEN},
     "finpro_produce": {READS_USERS},
-    "finpro_screen": {READS_ORDERS, ADDS_ORDERS},
+    "finpro_screen": {READS_ORDERS, ADDS_ORDERS, READS_APPLICATIONS},
     "finpro_export": {
         *(READS_ORDERS, READS_USERS, LEAVES_A_WITNESS, KEEPS_DAYS, READS_DELETIONS, FORGETS_DELETIONS),
         *(READS_WHO_IS_FORGOTTEN, READS_OUTCOMES),
@@ -233,7 +235,7 @@ MAY = {
     "finpro_reconcile": {FINDS, READS_FINDINGS, READS_ORDERS, READS_DELETIONS, READS_OUTCOMES},
     "finpro_monitor": {READS_ORDERS, READS_FINDINGS},
     "finpro_outcomes": {READS_ORDERS, READS_OUTCOMES, STATES},
-    "finpro_rules": {READS_PROMOTIONS, PROMOTES},
+    "finpro_rules": {READS_PROMOTIONS, PROMOTES, READS_APPLICATIONS, APPLIES},
 }
 NOBODY_MAY = {
     "delete from raw_orders",
@@ -244,6 +246,7 @@ NOBODY_MAY = {
     "insert into deleted_rows (table_name) values ('raw_orders')",
     "delete from export_runs",
     "update rules_promotions set why = 'another'",
+    "update rules_applications set why = 'another'",
     "insert into forgotten_users (user_id) values (1)",
     "update order_outcomes set reason = null",
 }

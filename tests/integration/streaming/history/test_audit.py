@@ -1,5 +1,6 @@
 """The audit on lakehouses made by hand, and the whole of it on the real platform: nothing differs without being found."""
 
+import subprocess
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from pyspark.sql import Row, SparkSession
 
 from batch.postgres import connect
-from conf.former_rules import CoordinatedUsers
+from conf.former_rules import CoordinatedUsers, NightQuantity
 from conf.lists import Entries, packed
 from conf.rules import FraudRules, load_rules
 from conf.settings import Settings
@@ -25,6 +26,7 @@ from streaming.history.rescreening import Period
 from streaming.history.unarchived import reached
 from streaming.kafka import ORDERS, TOPICS, create_topics, existing_topics, librdkafka_config
 from streaming.lakehouse.tables import silver_orders
+from streaming.rules.proposals import Application
 from streaming.rules.recorded import RulesInForce
 from tests.oracle.bad_messages import BAD
 from tests.oracle.brute_force import NO_TIMESTAMP, Judgement, Message
@@ -32,7 +34,7 @@ from tests.oracle.lakes import RECEIVED, START, Lake, in_turn, lake_of, purchase
 from tests.oracle.order_sets import six_rules, spelled
 from tests.runs import screening as screening_runs
 from tests.runs.archive import archive_all, committed, raw_orders, rows, wait_until
-from tests.runs.commands import finpro
+from tests.runs.commands import FINPRO, finpro
 from tests.runs.screening import dense_orders, repeated
 
 RULES = FraudRules(version="1")
@@ -243,6 +245,40 @@ def test_a_list_suppresses_what_it_suppressed_then(spark_session: SparkSession) 
     assert {row["cause"] for row in found} == {causes.UNEXPLAINED}
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_stream_was_not_certain_to_see_an_order_that_rules_were_applied_to_later_and_these_have_no_excuse(
+    spark_session: SparkSession, is_known: bool
+) -> None:
+    """`a` and `d` to `g` came before the rules of today, `b` and `c` after; then these were applied to those."""
+    former = six_rules("1", coordinated_users=CoordinatedUsers(users=4), night_quantity=NightQuantity(above=1000))
+    before = [
+        purchase("a", 1, 0),
+        purchase("d", 2, -8 * 3600, product=7, quantity=101),
+        *(purchase(f"{name}", user, 0, product=6) for name, user in zip("efg", (1, 7, 20), strict=True)),
+    ]
+    lake, _ = lake_of(in_turn([*before, purchase("b", 7, 1), purchase("c", 20, 2)]), former)
+    lake.history.append(RulesInForce(RECEIVED + timedelta(seconds=4.5), RULES.model_copy(update={"version": "2"})))
+    at = RECEIVED + timedelta(seconds=5.5)  # between b and c
+    for order_id in "adefg":
+        lake.says(order_id, *(["coordinated_users"] if order_id in "fg" else []), rules_version="2", screened_at=at)
+    for order_id in "bc":  # the stream no longer knew a
+        lake.says(order_id, rules_version="2")
+    if is_known:
+        lake.applications.append(Application(1, "2", START - timedelta(days=1), None, at, "sari", "INC-481", 5, []))
+    found = lines(found_in(spark_session, lake))
+    cause = {row["order_id"]: row["cause"] for row in found}
+    assert {row["wrong"] for row in found} == {differences.REASONS_MISSING}
+    assert cause == dict.fromkeys("abc", causes.APPLIED if is_known else causes.UNEXPLAINED) | dict.fromkeys(
+        "de", causes.UNEXPLAINED
+    )
+    why = {row["order_id"]: row["why"] for row in found}
+    if is_known:
+        assert why["b"] == (
+            "coordinated_users needs order a, which the stream screened by rules version 1;"
+            " later version 2 was applied to it by sari: INC-481"
+        )
+
+
 def test_declared_fields_are_read_as_the_rules_of_then_declared_them(spark_session: SparkSession) -> None:
     """The stream has read the first four messages only after the field was declared, but for `before`."""
     fields: dict[str, dict[str, Any]] = {
@@ -410,6 +446,92 @@ def test_late_orders_are_named_repair_mends_their_patterns_and_time_travel_still
     assert without_times(raw_orders(settings)) == without_times(stored)
     screening_runs.assert_agrees(screening_runs.outcome(settings), expected)
     assert "--starting-offsets 'earliest'" in replayed.stdout
+
+
+APPLY = ("rules", "apply", "--by", "sari", "--why", "INC-481")
+
+
+@pytest.mark.timeout(600)
+def test_rules_applied_to_orders_of_before_are_announced_once_whatever_is_killed_and_the_audit_is_empty(
+    spark_session: SparkSession, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than half a minute: it screens and archives twice, and is killed as a process of its own."""
+    path = tmp_path / "rules.toml"
+    monkeypatch.setenv("FINPRO_RULES", str(path))
+    path.write_text('version = "1"\n')
+    first_day = datetime.now(UTC).replace(hour=3, minute=0) - timedelta(days=6)
+    days = [dense_orders(120, RULES, seed=day, start=first_day + timedelta(days=day), step=STEP) for day in range(5)]
+    screening_runs.send(settings, screening_runs.by_product([order for orders in days for order in orders]))
+    assert screening_runs.run_screen("--available-now").returncode == 0
+    since = (*APPLY, "--since", days[1][0].event_ts.date().isoformat())
+    assert finpro(*since).returncode == 15  # no lakehouse
+
+    wider = 'version = "2"\n[coordinated_users]\nusers = 2\n[repeat_purchase]\norders = 2\n'
+    path.write_text(wider)
+    refused = finpro(*since)
+    assert (refused.returncode, "has not taken up" in refused.stderr) == (21, True)
+    assert screening_runs.run_screen("--available-now").returncode == 0
+    archive_all()
+    stored = raw_orders(settings)
+    before = {row["order_id"]: row["reasons"] for row in stored}
+    sent = screening_runs.outcome(settings).verdicts_sent
+    expected = screening_runs.judged(settings, load_rules(path))
+    later = {order.order_id for orders in days[1:] for order in orders}
+    grown = {name for name in later if set(expected.orders[name].reasons) - set(before[name])}
+    assert 0 < len(grown) < len(later)
+
+    tried = finpro("rules", "apply", *since[len(APPLY) :], "--dry-run")
+    assert (tried.returncode, f"{len(grown):,} orders get further reasons" in tried.stdout) == (0, True), tried.stderr
+    limited = finpro(*since, "--max-alerts", str(len(grown) - 1))
+    assert (limited.returncode, f"{len(grown):,} alerts" in limited.stderr) == (19, True)
+    assert raw_orders(settings) == stored
+    assert screening_runs.outcome(settings).verdicts_sent == sent
+
+    killed = subprocess.Popen([FINPRO, *since, "--max-alerts", str(len(grown))], start_new_session=True, text=True)
+    try:
+        wait_until(lambda: days_done(settings) > 0)
+    finally:
+        screening_runs.kill_group(killed)
+    done = days_done(settings)
+    assert 0 < done < 4
+    other = finpro(*since, "--until", datetime.now(UTC).isoformat())
+    assert (other.returncode, "is unfinished" in other.stderr) == (21, True)
+    rest = finpro(*since)
+    assert rest.returncode == 0, rest.stderr
+    assert f"application 1, which sari began, has {4 - done} days left" in rest.stdout
+
+    now = {row["order_id"]: row for row in raw_orders(settings)}
+    assert {name: now[name]["reasons"] for name in later} == {name: expected.orders[name].reasons for name in later}
+    assert {name: row["reasons"] for name, row in now.items() if name not in later} == {
+        name: reasons for name, reasons in before.items() if name not in later
+    }
+    assert {name for name, row in now.items() if row["rules_version"] == "2"} == grown
+    found = screening_runs.outcome(settings)
+    marked = {name: verdict for name, verdict in found.last_verdicts.items() if verdict.get("application") == 1}
+    assert marked.keys() == grown
+    for name, verdict in marked.items():
+        assert verdict["reasons"] == sorted(found.alerts[name]["evidence"]) == now[name]["reasons"]
+        assert datetime.fromisoformat(verdict["screened_at"]) == now[name]["screened_at"]
+        assert found.alerts[name]["application"] == 1
+
+    said = found.verdicts_sent
+    again = finpro(*since)  # before the archive knows of it
+    assert "0 orders get further reasons" in again.stdout
+    archive_all()
+    audited = finpro("audit")
+    assert audited.returncode == 0, audited.stdout
+    assert f"rules 2 were applied to orders of before by sari: {len(grown):,} orders (INC-481)" in audited.stdout
+    assert "every verdict and every dead letter is what it has to be" in audited.stdout
+    again = finpro(*since)
+    assert (again.returncode, "0 orders get further reasons" in again.stdout) == (0, True), again.stderr
+    assert screening_runs.outcome(settings).verdicts_sent == said
+    assert f"(applied to {len(grown):,} orders of before" in finpro("rules", "history").stdout
+
+
+def days_done(settings: Settings) -> int:
+    with connect(settings.require("postgres_dsn")) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from rules_application_days")
+        return int(cursor.fetchall()[0][0])
 
 
 def test_a_replay_goes_on_where_it_was_stopped_and_doubles_nothing(

@@ -233,7 +233,7 @@ def test_rules_that_were_written_by_hand_come_back_although_nobody_kept_their_fi
 def test_the_record_is_added_to_and_never_changed(desk: Desk) -> None:
     assert desk.proposed(rules_text("2", DEAR)).returncode == 0
     assert desk.promoted().returncode == 0
-    for table in ("rules_proposals", "rules_promotions"):
+    for table in ("rules_proposals", "rules_promotions", "rules_applications"):
         for statement in (f"update {table} set version = 'x'", f"delete from {table}", f"truncate {table} cascade"):
             with pytest.raises(psycopg2.Error, match="is a record"), connect(desk.settings.require("postgres_dsn")) as one:
                 one.cursor().execute(statement)

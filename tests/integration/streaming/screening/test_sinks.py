@@ -15,7 +15,17 @@ from batch.postgres import connect
 from conf.settings import Settings
 from streaming.contract import DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, librdkafka_config
-from streaming.screening.sinks import Announcer, KafkaSink, Stored, encode_verdicts, revise, store, stored_orders
+from streaming.screening.sinks import (
+    Added,
+    Announcer,
+    KafkaSink,
+    Stored,
+    add_reasons,
+    encode_verdicts,
+    revise,
+    store,
+    stored_orders,
+)
 from streaming.screening.verdicts import VERDICT_SCHEMA, reason_lists, reason_text
 from tests.runs.screening import consume
 
@@ -233,6 +243,86 @@ def test_two_workers_that_meet_the_same_new_ids_end_with_one_order_each_and_the_
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         assert sorted(workers.map(clashes_of, [dsn, dsn], [one, other])) == [0, 2_000]
     assert len(stored(dsn)) == 2_000
+
+
+def add(dsn: str, *rows: dict[str, Any], at: datetime, version: str = "2") -> Added:
+    return add_reasons(dsn, table(rows), version, at)
+
+
+def given(added: Added) -> dict[str, list[Any]]:
+    """What is answered: reasons, version and time of each order."""
+    found = added.verdicts.with_columns(reasons=reason_lists(added.verdicts["given"]))
+    columns = ("order_id", "reasons", "rules_version", "screened_at")
+    return {order_id: rest for order_id, *rest in found.select(columns).rows()}
+
+
+def test_further_reasons_are_united_with_those_there_and_answered_again_until_the_time_is_another(dsn: str) -> None:
+    put(dsn, verdict("a", "night_amount"), verdict("b", offset=1), verdict("same", "night_amount", offset=2))
+    later = BATCH_TIME + timedelta(seconds=9)
+    further = [
+        verdict("a", "repeat_purchase"),
+        verdict("b", "night_amount", shadow=["repeat_purchase"]),
+        verdict("same", "night_amount"),
+    ]
+    expected = {"a": [["night_amount", "repeat_purchase"], "2", later], "b": [["night_amount"], "2", later]}
+    first, again = add(dsn, *further, at=later), add(dsn, *further, at=later)
+    assert given(first) == given(again) == expected
+    assert stored(dsn) == {order_id: ["Fraud", reasons, at] for order_id, (reasons, _, at) in expected.items()} | {
+        "same": ["Fraud", ["night_amount"], BATCH_TIME]
+    }
+    assert shadow_reasons(dsn)["b"] == ("Fraud", ["night_amount"], ["repeat_purchase"])
+    assert given(add(dsn, *further, at=later + timedelta(seconds=1))) == {}
+
+
+def test_what_a_stream_has_added_at_the_same_time_is_answered_too_and_the_time_only_grows(dsn: str) -> None:
+    put(dsn, verdict("before"), verdict("after", offset=1))
+    later = BATCH_TIME + timedelta(seconds=9)
+    newest = later + timedelta(seconds=5)  # of a stream, which has come first
+    put(dsn, verdict("before", "night_amount", revision=True), at=newest)
+    further = [verdict("before", "repeat_purchase"), verdict("after", "repeat_purchase")]
+    grown = newest + timedelta(microseconds=1)
+    assert given(add(dsn, *further, at=later)) == {
+        "before": [["night_amount", "repeat_purchase"], "2", grown],
+        "after": [["repeat_purchase"], "2", later],
+    }
+    assert standing(put(dsn, verdict("after", "night_amount", revision=True), at=newest)) == {
+        "after": ["night_amount", "repeat_purchase"]
+    }
+    assert given(add(dsn, *further, at=later))["after"] == [["night_amount", "repeat_purchase"], "1", newest]
+
+
+def meet(dsn: str, reason: str) -> list[tuple[str, datetime, str]]:
+    """Revise 1,000 orders, a hundred at a time: what is to be announced of each. One reason is a stream's."""
+    said = []
+    for first in range(0, 1_000, 100):
+        rows = [verdict(str(number), reason, offset=number, revision=True) for number in range(first, first + 100)]
+        at = BATCH_TIME + timedelta(seconds=1)
+        verdicts = (put(dsn, *rows, at=at) if reason == "night_amount" else add(dsn, *rows, at=at)).verdicts
+        said += verdicts.select("order_id", "screened_at", "given").rows()
+    return said
+
+
+def test_a_stream_and_an_application_that_meet_have_both_reasons_under_the_greatest_time(dsn: str) -> None:
+    put(dsn, *(verdict(str(number), offset=number) for number in range(1_000)))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        said = [one for part in workers.map(meet, [dsn, dsn], ["night_amount", "repeat_purchase"]) for one in part]
+    newest = {order_id: reasons for order_id, _, reasons in sorted(said, key=lambda one: one[1])}
+    assert newest == {str(number): "night_amount,repeat_purchase" for number in range(1_000)}
+    assert {tuple(reasons) for _, reasons, _ in stored(dsn).values()} == {("night_amount", "repeat_purchase")}
+
+
+def test_an_order_that_is_gone_or_another_is_left_out_and_what_was_forgotten_stays_so(dsn: str) -> None:
+    put(dsn, verdict("a", attributes='{"device_id":"d1"}'), verdict("b", attributes='{"device_id":"d2"}', offset=1))
+    with connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute("update raw_orders set attributes = null where order_id = 'a'")
+    further = [
+        *(verdict("a", "night_amount", attributes='{"device_id":"d1"}'), verdict("gone", "night_amount")),
+        verdict("b", "night_amount", quantity=9),
+    ]
+    added = add(dsn, *further, at=BATCH_TIME + timedelta(seconds=1))
+    assert (added.verdicts.select("order_id", "attributes").rows(), added.left_out) == ([("a", None)], 2)
+    assert stored(dsn).keys() == {"a", "b"}
+    assert stored(dsn)["b"][1] == []
 
 
 def announced(settings: Settings, topic: str) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from conf.errors import (
     DataTestsFailed,
     ExpectationsFailed,
     FinproError,
+    OutcomesError,
     Overtaken,
     PostgresError,
     PostgresUnavailable,
@@ -114,7 +115,8 @@ def _callbacks(callbacks: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "error", [SettingsError, SchemaChanged, PostgresError, ReconciliationError, ExpectationsFailed, DataTestsFailed]
+    "error",
+    [SettingsError, SchemaChanged, PostgresError, ReconciliationError, ExpectationsFailed, DataTestsFailed, OutcomesError],
 )
 def test_what_a_person_must_decide_is_not_tried_again(error: type[FinproError]) -> None:
     decision = DEFAULT_ARGS["retry_policy"].evaluate(error("x"), 1, 3)
@@ -139,6 +141,23 @@ def test_a_digest_is_of_the_hour_before_its_run_whenever_it_is_sent(monkeypatch:
     monkeypatch.setattr("jobs.notify.notifications.send", lambda *_: None)
     task("fraud_digest", "send").python_callable()
     assert asked == [due]
+
+
+def test_what_turned_out_is_taken_without_leaving_anything_out_and_not_where_there_is_no_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[bool] = []
+
+    def take(_: Settings, *, skip_forgotten: bool) -> None:
+        taken.append(skip_forgotten)
+
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
+    monkeypatch.setattr("streaming.outcomes_topic.take", take)
+    with pytest.raises(AirflowSkipException, match="KAFKA"):
+        task("order_outcomes", "take").python_callable()
+    monkeypatch.setenv("FINPRO_KAFKA_BOOTSTRAP_SERVERS", "broker:9092")
+    task("order_outcomes", "take").python_callable()
+    assert taken == [False]
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), [("transformation_dbt", "build"), ("whole_history", "rebuild")])

@@ -169,3 +169,5 @@ def test_words_that_a_record_cannot_keep_are_refused_before_anything_is_looked_a
 def test_a_reason_has_to_be_given() -> None:
     assert "--why" in finpro("rules", "promote", "no-such.toml").stderr
     assert finpro("rules", "revert").returncode == 2
+    applied = finpro("rules", "apply", "--since", "2026-11-01")
+    assert (applied.returncode, "--why is missing" in applied.stderr) == (2, True)
