@@ -68,6 +68,7 @@ class Entry(NamedTuple):
         rules_version: what it is screened by.
         ranges: what it reads.
         is_settled: whether there is nothing left to do.
+        is_again: whether it was begun before, perhaps with another limit of offsets.
     """
 
     query_id: str
@@ -78,6 +79,7 @@ class Entry(NamedTuple):
     rules_version: str
     ranges: Ranges
     is_settled: bool
+    is_again: bool = False
 
     @property
     def offsets(self) -> int:
@@ -462,7 +464,11 @@ class Ledger:
                 "delete from screening_state where query_id = %s and batch >= %s", [self._query_id, row.number * PARTS]
             )
         since, ranges = _since(row.owed, row.moment), _ranges(first, ends)
-        return Entry(self._query_id, row.number, self._epoch, row.moment, since, rules_version, ranges, is_settled=is_settled)
+        return Entry(
+            *(self._query_id, row.number, self._epoch, row.moment, since, rules_version, ranges),
+            is_settled=is_settled,
+            is_again=True,
+        )
 
     def _owed_by_others(self, cursor: Any, topic_id: str) -> _Owed | None:
         """What other queries have left unsettled of the topic: the newest row of each may be."""

@@ -451,9 +451,12 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
 
 
 def _backlog(task: Task) -> int | None:
-    """As `verdicts.advance` takes it: near its limit a micro-batch is part of a backlog, and so is each of its parts."""
+    """As `verdicts.advance` takes it: near its limit a micro-batch is part of a backlog, and so is each of its parts.
+
+    One that is done again had a limit that is not known: it may have been near that.
+    """
     most = task.screening.backlog_offsets
-    return 1 if most is not None and 2 * task.entry.offsets >= most else None
+    return 1 if most is not None and (task.entry.is_again or 2 * task.entry.offsets >= most) else None
 
 
 def _settle_across(task: Task, announcer: Announcer, field: str, arrivals: list[Arrivals], bucket: int) -> Receipt:

@@ -147,6 +147,7 @@ def test_a_micro_batch_that_is_done_again_has_the_time_and_the_rules_that_it_had
     first = opened(ledger, 0, 10, rules="1")
     again = opened(ledger, 0, 10, rules="2")
     assert (again.moment, again.rules_version, again.ranges) == (first.moment, "1", {0: (0, 10), 1: (0, 0)})
+    assert (first.is_again, again.is_again) == (False, True)
     ledger.settle(again, {"orders": 10}, 0)
     assert opened(ledger, 0, 10).is_settled, "Spark had not committed it"
     second = opened(ledger, 1, 15, rules="2")
