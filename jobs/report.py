@@ -40,6 +40,7 @@ def _surroundings(settings: Settings, folder: Path) -> Surroundings:
         links={title: pathname2url(os.path.relpath(page, folder)) for title, page in pages.items() if page.exists()},
         time_zone=rules.time_zone,
         rules_version=rules.version,
+        rules=[name for name in rules.evaluated if name not in rules.in_shadow],
         written_at=datetime.now(UTC),
     )
 

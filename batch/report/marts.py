@@ -8,14 +8,11 @@ from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from conf.errors import ReportError
-from conf.former_rules import SIX
 
 Row = Mapping[str, Any]
 
 # What a page can show of tables that grow.
-DAYS, RISKY_PRODUCTS, PRODUCTS, MONITORED = 90, 10, 10, 15
-
-_REASON_COLUMNS = ", ".join(SIX)
+DAYS, WEEKS, RISKY_PRODUCTS, PRODUCTS, MONITORED = 90, 13, 10, 10, 15
 # The last days with orders; a day that is not yet here, of an order with a wrong date, is not one of them.
 _NEWEST_DAY = """
     (
@@ -23,7 +20,14 @@ _NEWEST_DAY = """
         from {marts}.mart_fraud_attempt_trends
     )"""
 _NEWEST_DAYS = f"date_diff({_NEWEST_DAY}, order_date, day) between 0 and {DAYS - 1}"
-_REASON_TOTALS = ", ".join(f"sum({name}) as {name}" for name in SIX)
+# The last weeks in which a rule has hit an order.
+_NEWEST_WEEKS = f"""
+    date_diff(
+        (
+            select coalesce(max(if(week <= date_add(current_date(), interval 1 day), week, null)), max(week))
+            from {{marts}}.mart_rule_quality
+        ), week, day
+    ) between 0 and {7 * WEEKS - 1}"""
 
 QUERIES = {
     "totals": """
@@ -31,9 +35,22 @@ QUERIES = {
             min(order_date) as first_day, max(order_date) as last_day,
             (select sum(saved_amount) from {marts}.mart_fraud_daily_saved_amount) as saved_amount
         from {marts}.mart_fraud_attempt_trends""",
-    "reasons": f"select {_REASON_TOTALS} from {{marts}}.mart_fraud_attempt_trends",
+    "reasons": """
+        select reason, sum(orders) as orders, sum(amount) as amount
+        from {marts}.mart_fraud_reasons_by_day group by reason order by orders desc, reason""",
+    "reasons_by_day": f"""
+        select order_date, reason, orders, amount
+        from {{marts}}.mart_fraud_reasons_by_day
+        where {_NEWEST_DAYS}
+        order by order_date, orders desc, reason""",
+    "rule_quality": f"""
+        select rule, sum(hits) as hits, sum(reviewed) as reviewed, sum(confirmed) as confirmed,
+            sum(saved_amount) as saved_amount, sum(wrongly_held_amount) as wrongly_held_amount
+        from {{marts}}.mart_rule_quality
+        where {_NEWEST_WEEKS}
+        group by rule order by hits desc, rule""",
     "trend": f"""
-        select order_date, total_orders, fraud_orders, fraud_rate, fraud_orders_7d_avg, {_REASON_COLUMNS}
+        select order_date, total_orders, fraud_orders, fraud_rate, fraud_orders_7d_avg
         from {{marts}}.mart_fraud_attempt_trends
         where {_NEWEST_DAYS}
         order by order_date""",
@@ -72,13 +89,16 @@ QUERIES = {
 class Marts(NamedTuple):
     """The figures of a report. Days are dates, money is whole rupiah, rates are 0 to 1, times are in UTC.
 
-    `totals` and `sales` cover everything; `trend` and `saved` the newest days that have orders, oldest first; of the risky
-    products, of the products by revenue and of the newest ingestion records there are as many as fit on a page. Names,
-    categories, costs and margins are None where a product or user is unknown.
+    `totals`, `reasons` (the most frequent first) and `sales` cover everything; `trend`, `reasons_by_day` and `saved` the newest
+    days that have orders, oldest first; `rule_quality` the newest weeks, those of a rule together. Of the risky products, of
+    the products by revenue and of the newest ingestion records there are as many as fit on a page. Names, categories, costs and
+    margins are None where a product or user is unknown.
     """
 
     totals: Row
-    reasons: Row
+    reasons: Sequence[Row]
+    reasons_by_day: Sequence[Row]
+    rule_quality: Sequence[Row]
     trend: Sequence[Row]
     saved: Sequence[Row]
     active_users: Sequence[Row]
@@ -106,7 +126,7 @@ def read_marts(client: bigquery.Client, *, marts: str, raw: str) -> Marts:
         raise ReportError(f"A mart is missing: {error.message}. Run `finpro transform` first.") from error
     if not found["trend"]:
         raise ReportError("The marts hold no order yet: export, load and transform some first.")
-    single = {name: found[name][0] for name in ("totals", "reasons", "sales")}
+    single = {name: found[name][0] for name in ("totals", "sales")}
     return Marts(**(found | single))
 
 

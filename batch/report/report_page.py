@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from batch.report.charts import DailyChart, daily_chart
-from batch.report.marts import Marts, Row
+from batch.report.marts import WEEKS, Marts, Row
 from batch.report.pages import page_template
-from conf.former_rules import SIX
+
+LEAST_REVIEWED = 20  # hits of a rule, from which on precision is told: as mart_rule_quality has it of a week
 
 
 class Expectation(NamedTuple):
@@ -32,13 +33,15 @@ class Gate(NamedTuple):
 class Surroundings(NamedTuple):
     """What a page says beyond the marts.
 
-    `gate` is None when none has run; `links` are title → address relative to the page; `time_zone` decides what a day is.
+    `gate` is None when none has run; `links` are title → address relative to the page; `time_zone` decides what a day is;
+    `rules` are the names of those in force, which are shown although they have hit nothing.
     """
 
     gate: Gate | None
     links: Mapping[str, str]
     time_zone: str
     rules_version: str
+    rules: Sequence[str]
     written_at: datetime
 
 
@@ -57,14 +60,17 @@ def render_report(marts: Marts, surroundings: Surroundings, *, locale: str = "en
     return template.render(
         marts=marts,
         **surroundings._asdict(),
+        weeks=WEEKS,
+        least_reviewed=LEAST_REVIEWED,
         language="en",
-        reasons=_by_size(marts.reasons),
+        reasons=_with_those_of_none(marts.reasons, surroundings.rules),
+        reasons_of=_by_day(marts.reasons_by_day),
+        rule_quality=_with_precision(marts.rule_quality),
         frauds=_frauds(marts.trend),
         saved_by_day=_saved_by_day(marts.saved),
         saved_in_all=_saved_in_all(marts.saved),
         saved=marts.totals["saved_amount"],
         consistency=_consistency(marts.monitoring),
-        rule_names=SIX,
         now=surroundings.written_at.astimezone(UTC),
     )
 
@@ -86,8 +92,25 @@ def _days(rows: Sequence[Row]) -> list[date]:
     return [row["order_date"] for row in rows]
 
 
-def _by_size(reasons: Row) -> list[tuple[str, int]]:
-    return sorted(((name, reasons[name]) for name in SIX), key=lambda pair: (-pair[1], pair[0]))
+def _with_those_of_none(reasons: Sequence[Row], rules: Sequence[str]) -> list[Row]:
+    """Reasons, the most frequent first, and behind them the rules that have hit nothing."""
+    found = {row["reason"] for row in reasons}
+    return [*reasons, *({"reason": rule, "orders": 0, "amount": 0} for rule in sorted(rules) if rule not in found)]
+
+
+def _with_precision(rules: Sequence[Row]) -> list[Row]:
+    """Rules with the share of frauds among the reviewed ones of their hits; None where these are few."""
+    return [
+        dict(row) | {"precision": row["confirmed"] / row["reviewed"] if row["reviewed"] >= LEAST_REVIEWED else None}
+        for row in rules
+    ]
+
+
+def _by_day(reasons: Sequence[Row]) -> dict[date, list[Row]]:
+    of: dict[date, list[Row]] = {}
+    for row in reasons:
+        of.setdefault(row["order_date"], []).append(row)
+    return of
 
 
 def _consistency(monitoring: Sequence[Row]) -> str:

@@ -20,6 +20,7 @@ from tests.runs.exports import execute
 MARTS = (
     "mart_fraud_attempt_trends",
     "mart_fraud_daily_saved_amount",
+    "mart_fraud_reasons_by_day",
     "mart_high_risk_products",
     "mart_products_revenue_profit",
     "mart_rule_quality",
@@ -52,6 +53,7 @@ def fill(settings: Settings) -> None:
     insert_order(settings, "unknown product", "2026-10-25 10:00:00+00", product=901)
     insert_order(settings, "unknown both", "2026-10-25 10:00:00+00", user=900, product=901, reason="night_amount")
     insert_order(settings, "worth nothing", "2026-10-25 10:00:00+00", amount=0, product=902)
+    insert_order(settings, "of another rule", "2026-10-25 10:00:00+00", reason="spree")
     insert_order(settings, "after days without any", "2026-11-09 10:00:00+00", reason="night_amount")
     for number in range(40):  # more frauds than any other user has, with two reasons equally often
         reason = "night_amount" if number % 2 else "foreign_country"

@@ -39,6 +39,12 @@ select
 from local_orders as orders
 group by order_date;
 
+create temporary view mart_fraud_reasons_by_day as
+select order_date, reason, count(*) as orders, sum(amount_numeric) as amount
+from local_orders
+cross join unnest(reasons) as reason
+group by order_date, reason;
+
 -- The Wilson interval as textbooks write it, with p the share of frauds, n the orders and z = 1.96.
 create temporary view mart_high_risk_products as
 select

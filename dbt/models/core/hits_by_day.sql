@@ -41,6 +41,7 @@ final as (
         looked_at.order_date,
         rule,
         count(*) as hits,
+        sum({{ wide('looked_at.amount_numeric') }}) as amount,
         count(looked_at.outcome) as reviewed,
         countif(looked_at.outcome = 'fraud') as confirmed,
         sum(if(looked_at.outcome = 'fraud', {{ wide('looked_at.amount_numeric') }}, 0)) as saved_amount,

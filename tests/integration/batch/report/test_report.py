@@ -10,7 +10,6 @@ from batch.google_cloud import bigquery_client
 from batch.warehouse.bigquery import load
 from batch.warehouse.reconcile import reconcile
 from conf.errors import ReportError
-from conf.former_rules import SIX
 from conf.settings import Settings
 from jobs.local.platform import Platform
 from jobs.report import write_report
@@ -55,12 +54,6 @@ def figures(table: list[list[Cell]]) -> list[tuple[float | None, ...]]:
     ("table", "mart", "order", "columns"),
     [
         (
-            "trend",
-            "mart_fraud_attempt_trends",
-            "order_date desc",
-            ("total_orders", "fraud_orders", "fraud_rate", "fraud_orders_7d_avg", *SIX),
-        ),
-        (
             "saved",
             "mart_fraud_daily_saved_amount",
             "order_date desc",
@@ -92,6 +85,33 @@ def test_every_figure_of_a_table_is_the_marts(
     assert figures(page.body(table)) == expected
 
 
+def test_the_trend_is_the_marts_with_each_reason_of_a_day(warehouse: Settings, page: Page) -> None:
+    columns = ("total_orders", "fraud_orders", "fraud_rate", "fraud_orders_7d_avg")
+    trend = page.body("trend")
+    assert figures([row[:-1] for row in trend]) == rows(warehouse, "mart_fraud_attempt_trends", "order_date desc", *columns)
+    order = "order_date desc, orders desc, reason"
+    by_day = rows(warehouse, "mart_fraud_reasons_by_day", order, "reason", "orders")
+    assert ("spree", 1) in by_day
+    assert [float(value) for row in trend for value in row[-1].values] == [orders for _, orders in by_day]
+    shown = [part.rsplit(" ", 1)[0] for row in trend if row[-1].text for part in row[-1].text.split(", ")]
+    assert shown == [reason.replace("_", " ") for reason, _ in by_day]
+
+
+def test_how_good_a_rule_is_comes_from_its_weeks_together(warehouse: Settings, page: Page) -> None:
+    columns = ("rule", "hits", "reviewed", "confirmed", "saved_amount", "wrongly_held_amount")
+    expected: dict[str, list[int]] = {}
+    for rule, *counts in rows(warehouse, "mart_rule_quality", "rule", *columns):
+        before = expected.setdefault(rule, [0] * len(counts))
+        expected[rule] = [one + int(more) for one, more in zip(before, counts, strict=True)]
+    found = {row[0].text.replace(" ", "_"): [cell.number for cell in row[1:]] for row in page.body("rule-quality")}
+    assert found.keys() == expected.keys()
+    for rule, (hits, reviewed, confirmed, *amounts) in expected.items():
+        precision = found[rule].pop(3)
+        assert found[rule] == [hits, reviewed, confirmed, *amounts]
+        assert precision == (pytest.approx(confirmed / reviewed) if reviewed >= 20 else None)
+    assert any(reviewed >= 20 for _, reviewed, *_ in expected.values())
+
+
 def test_days_names_and_reasons_are_the_marts(warehouse: Settings, page: Page) -> None:
     days = rows(warehouse, "mart_fraud_attempt_trends", "order_date desc", "order_date")
     assert [row[0].text for row in page.body("trend")] == [f"{day:%-d %b %Y}" for (day,) in days]
@@ -112,8 +132,11 @@ def test_totals_are_those_of_the_marts(warehouse: Settings, page: Page) -> None:
     assert page.parts["tile-profit"].values[0] == str(total("profit", "mart_products_revenue_profit"))
     sums = [total(column, "mart_products_revenue_profit") for column in ("revenue", "cost", "profit")]
     assert figures(page.body("categories"))[-1] == tuple(sums)
-    by_reason = {name: total(name, "mart_fraud_attempt_trends") for name in SIX}
-    assert {row[0].text.replace(" ", "_"): row[1].number for row in page.body("reasons")} == by_reason
+    by_reason: dict[str, list[int]] = {}
+    for reason, orders, amount in rows(warehouse, "mart_fraud_reasons_by_day", "1", "reason", "orders", "amount"):
+        before = by_reason.get(reason, [0, 0])
+        by_reason[reason] = [before[0] + orders, before[1] + int(amount)]
+    assert {row[0].text.replace(" ", "_"): [cell.number for cell in row[1:]] for row in page.body("reasons")} == by_reason
 
 
 def test_the_page_links_to_the_models_pages_from_where_it_lies(warehouse: Settings, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from batch.report.charts import daily_chart
 from batch.report.marts import QUERIES, Marts
-from batch.report.report_page import Expectation, Gate, Surroundings, render_report
+from batch.report.report_page import LEAST_REVIEWED, Expectation, Gate, Surroundings, render_report
 from conf.errors import SettingsError
-from conf.former_rules import SIX
 from jobs.transform import PROJECT
 from tests.oracle.googlesql import GoogleSql
 from tests.runs.pages import Page
@@ -34,12 +33,15 @@ MONITORING = {
 def marts(**other: Any) -> Marts:
     """Figures of one day, one user and one product."""
     trend = {"order_date": DAY, "total_orders": 2_000, "fraud_orders": 3, "fraud_rate": 0.0015, "fraud_orders_7d_avg": 1.5}
-    trend |= dict.fromkeys(SIX, 1)
+    spree = {"reason": "spree", "orders": 2, "amount": 1_000_000}
+    quality = {"rule": "spree", "hits": 2, "reviewed": 1, "confirmed": 1}
     saved = {"order_date": DAY, "fraud_orders": 3, "saved_amount": 1_234_567, "cumulative_saved_amount": 1_234_567}
     product = {"product_id": 7, "product_name": "Kopi", "category": "Groceries", "units_sold": 5, "revenue": 9_000_000}
     one = Marts(
         totals={"total_orders": 2_000, "fraud_orders": 3, "first_day": DAY, "last_day": DAY, "saved_amount": 1_234_567},
-        reasons=dict.fromkeys(SIX, 1),
+        reasons=[spree],
+        reasons_by_day=[spree | {"order_date": DAY}],
+        rule_quality=[quality | {"saved_amount": 900_000, "wrongly_held_amount": 100_000}],
         trend=[trend],
         saved=[saved],
         active_users=[{"user_rank": 1, "user_id": 4, "name": "Siti", "orders": 9, "amount": 1_000}],
@@ -57,7 +59,11 @@ def marts(**other: Any) -> Marts:
 def page(figures: Marts | None = None, *, gate: tuple[Expectation, ...] = (), locale: str = "en", **links: str) -> Page:
     now = datetime(2026, 11, 22, 17, tzinfo=UTC)
     found = Gate("run-1", gate) if gate else None
-    return Page(render_report(figures or marts(), Surroundings(found, links, "Asia/Jakarta", "v1", now), locale=locale))
+    return Page(
+        render_report(
+            figures or marts(), Surroundings(found, links, "Asia/Jakarta", "v1", ["dear", "spree"], now), locale=locale
+        )
+    )
 
 
 def user(name: str | None) -> list[Mapping[str, Any]]:
@@ -95,6 +101,26 @@ def test_money_is_written_as_the_locale_does_and_exact_underneath(locale: str, w
 def test_a_locale_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="not a locale"):
         page(locale="klingon")
+
+
+def test_reasons_of_any_name_are_shown_and_rules_that_have_hit_nothing() -> None:
+    assert [[cell.text for cell in row[:2]] for row in page().body("reasons")] == [["spree", "2"], ["dear", "0"]]
+    assert page().body("trend")[0][-1].text == "spree 2"
+    nothing = page(marts(reasons=[], reasons_by_day=[], rule_quality=[]))
+    assert [row[0].text for row in nothing.body("reasons")] == ["dear", "spree"]
+    assert "No rule has hit an order yet." in nothing.text
+
+
+def test_the_precision_of_few_is_hidden_on_the_page_as_in_the_mart() -> None:
+    few = marts().rule_quality[0]
+    enough = dict(few) | {"reviewed": LEAST_REVIEWED, "confirmed": 15}
+    shown = page(marts(rule_quality=[few, enough])).body("rule-quality")
+    assert [[cell.number for cell in row[1:]] for row in shown] == [
+        [2, 1, 1, None, 900_000, 100_000],
+        [2, 20, 15, 0.75, 900_000, 100_000],
+    ]
+    project = yaml.safe_load(Path(PROJECT, "dbt_project.yml").read_text(encoding="utf-8"))
+    assert project["vars"]["least_reviewed"] == LEAST_REVIEWED
 
 
 def test_times_and_days_are_those_of_the_time_zone() -> None:
