@@ -245,7 +245,7 @@ def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str,
             ('a', 1, 2, 3, 'Rp.1', 9223372036854775807, 'ID', '2026-11-01 00:00:00.000001+07', '1969-12-31 23:59:59.999999+00',
              'Fraud', 'toko é 店', '{foreign_country,"night, \\"amount"}', 'r1', '2026-11-01 12:00:00.123456+00',
              default, default, default, '{"tries": 1, "device_id": "é\\n\\""}', '{night_amount}',
-                 null, null, null, null, null, null, null),
+             null, null, null, null, null, null, null),
             ('b', 1, 2, 3, '', 0, 'ID', '2026-11-01+00', '2026-11-01+00', 'Genuine', '', '{}', 'r1', '2026-11-01+00',
              default, default, default, null, default, '', '2026-02-28', -0.5, false, -1234.56, -7, 'app')""",
     )
