@@ -244,9 +244,10 @@ def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str,
         insert into raw_orders values
             ('a', 1, 2, 3, 'Rp.1', 9223372036854775807, 'ID', '2026-11-01 00:00:00.000001+07', '1969-12-31 23:59:59.999999+00',
              'Fraud', 'toko é 店', '{foreign_country,"night, \\"amount"}', 'r1', '2026-11-01 12:00:00.123456+00',
-             default, default, default, '{"tries": 1, "device_id": "é\\n\\""}', null, null, null, null, null, null, null),
+             default, default, default, '{"tries": 1, "device_id": "é\\n\\""}', '{night_amount}',
+             null, null, null, null, null, null, null),
             ('b', 1, 2, 3, '', 0, 'ID', '2026-11-01+00', '2026-11-01+00', 'Genuine', '', '{}', 'r1', '2026-11-01+00',
-             default, default, default, null, '', '2026-02-28', -0.5, false, -1234.56, -7, 'app')""",
+             default, default, default, null, default, '', '2026-02-28', -0.5, false, -1234.56, -7, 'app')""",
     )
     manifest = export(spark, settings, "types")
     first, second = sorted(exported(bucket, manifest, "raw_orders"), key=lambda row: str(row["order_id"]))
@@ -258,6 +259,7 @@ def test_every_type_arrives_as_it_is(spark: Start, settings: Settings, dsn: str,
     assert [first[name] for name in nullable] == [None] * 7
     assert [second[name] for name in nullable] == ["", date(2026, 2, 28), -0.5, False, Decimal("-1234.56"), -7, "app"]
     assert (second["reasons"], second["amount"], second["attributes"]) == ([], "", None)
+    assert (first["suppressed_reasons"], second["suppressed_reasons"]) == (["night_amount"], [])
     assert msgspec.json.decode(first["attributes"]) == {"tries": 1, "device_id": 'é\n"'}
     (xid,) = execute(dsn, "select change_xid::text::bigint from raw_orders where order_id = 'a'")[0]
     assert first["change_xid"] == xid
