@@ -380,7 +380,7 @@ def test_the_logic_of_fact_and_marts_passes_its_unit_tests(built: Settings, tmp_
         [dbt, "test", "--selector", "logic", *options], env=os.environ | values, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "PASS=20 WARN=0 ERROR=0 SKIP=0" in done.stdout
+    assert "PASS=21 WARN=0 ERROR=0 SKIP=0" in done.stdout
 
 
 def test_the_documentation_is_one_page_and_nothing_is_left_in_the_checkout(built: Settings) -> None:
