@@ -371,7 +371,7 @@ def _other_member() -> Column:
 
 def _unnamed_member(near: DataFrame) -> Column:
     """Why a reason is missing that orders give which are beyond those that evidence names: one of these has to be uncertain."""
-    tags, kinds = F.count_distinct("tag") > 1, ("is_unscreened", "is_late")
+    tags, kinds = F.count_distinct("streamed_by") > 1, ("is_unscreened", "is_late")
     unscreened, late, others = near.agg(*(F.bool_or(kind) for kind in kinds), tags).collect()[0]
     cause = NOT_SCREENED if unscreened else LATE if late else RULES_CHANGED if others else UNEXPLAINED
     text = f"%s needs more orders than the {EVIDENCE_ORDERS} that are named"
