@@ -210,6 +210,11 @@ def _run_dbt(arguments: list[str], home: Path, say: Say) -> list[Any]:
         TransformError: dbt could not begin; with what it said.
     """
     from dbt.cli.main import dbtRunner  # takes seconds
+    from dbt_common.behavior_flags import BehaviorFlagRendered
+
+    # For its log dbt would look up in the whole stack, among all modules, who has made each flag of an adapter: in a process of
+    # many modules that takes longer than all models.
+    BehaviorFlagRendered._default_source = staticmethod(lambda: "an adapter")  # type: ignore[method-assign]
 
     def hear(event: Any) -> None:
         if event.info.name in ("LogModelResult", "LogSnapshotResult"):
