@@ -156,6 +156,14 @@ def spark_session(platform: Platform) -> Iterator["SparkSession"]:
         session.stop()
 
 
+@pytest.fixture(autouse=True)
+def nothing_cached(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test has had Spark cache goes with it: a session looks for each new plan among all that are cached, and keeps them."""
+    yield
+    if "spark_session" in request.fixturenames:
+        request.getfixturevalue("spark_session").catalog.clearCache()
+
+
 @contextmanager
 def own_warehouse(platform: Platform) -> Iterator[Settings]:
     """Settings for a database with finpro's tables, a bucket and a dataset: of one's own, empty, deleted afterwards."""

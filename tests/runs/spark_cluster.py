@@ -1,17 +1,16 @@
 """A Spark standalone cluster as separate processes on this machine: a master, and workers that know nothing of finpro."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyspark
+import requests
 
 from jobs.local.java import spark_java_home
 from jobs.local.ports import LOOPBACK, claim_ports
@@ -84,10 +83,9 @@ class SparkCluster:
         daemon.start(command, environment=environment)
 
     def _alive(self) -> list[Any]:
-        with urllib.request.urlopen(f"http://{LOOPBACK}:{self.ports['spark_master_ui']}/json/", timeout=10) as answer:
-            said = answer.read()
-        # The port is open before the page is there: until then the master answers with another one, or with nothing.
-        workers = json.loads(said)["workers"] if said.startswith(b"{") else []
+        # The port is open before the page is there: until then the master answers with another one, with nothing, or not found.
+        answer = requests.get(f"http://{LOOPBACK}:{self.ports['spark_master_ui']}/json/", timeout=10)
+        workers = answer.json()["workers"] if answer.ok and answer.content.startswith(b"{") else []
         return [worker for worker in workers if worker["state"] == "ALIVE"]
 
 
