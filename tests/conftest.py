@@ -158,7 +158,7 @@ def spark_session(platform: Platform) -> Iterator["SparkSession"]:
 
 @pytest.fixture(autouse=True)
 def nothing_cached(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test has had Spark cache goes with it: a session looks for each new plan among all that are cached, and keeps them."""
+    """What a test has had Spark cache goes with it: a session keeps such plans, and looks among them for each new one."""
     yield
     if "spark_session" in request.fixturenames:
         request.getfixturevalue("spark_session").catalog.clearCache()
