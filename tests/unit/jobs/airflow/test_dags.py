@@ -151,7 +151,8 @@ def test_what_turned_out_is_taken_without_leaving_anything_out_and_not_where_the
     def take(_: Settings, *, skip_forgotten: bool) -> None:
         taken.append(skip_forgotten)
 
-    monkeypatch.setattr("jobs.airflow.settings.task_settings", Settings)  # no embedded platform's, which may be up
+    monkeypatch.delenv("FINPRO_KAFKA_BOOTSTRAP_SERVERS", raising=False)  # a task leaves its settings in its process
+    monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
     monkeypatch.setattr("streaming.outcomes_topic.take", take)
     with pytest.raises(AirflowSkipException, match="KAFKA"):
         task("order_outcomes", "take").python_callable()
