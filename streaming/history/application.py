@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from conf.rules import FraudRules
 from streaming.contract import ORDER_SCHEMA
+from streaming.history.backtest import orders_near
 from streaming.history.republish import Published, Sinks, as_verdicts, on_executors
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
 from streaming.rules.proposals import Application, add_application_day, record_of
@@ -61,12 +62,7 @@ def orders_of_before(silver: DataFrame, rules: FraudRules, period: Period) -> Da
         rules: whose widest window says how far neighbours are.
         period: of event time.
     """
-    around = period.widened(rules.widest_window)
-    # A lakehouse of an earlier version has them once the archive has started.
-    attributes = F.col("attributes") if "attributes" in silver.columns else F.lit(None).cast("string")
-    orders = silver.where(around.touches(F.col("event_date")) & around.holds(F.col("event_ts")))
-    others = [name for name in _ORDER if name != "attributes"]
-    return orders.select(*others, attributes.alias("attributes"), F.col("reasons").alias("before"))
+    return orders_near(silver, period, rules).select(*_ORDER, F.col("reasons").alias("before"))
 
 
 def with_announced(orders: DataFrame, verdicts: DataFrame | None) -> DataFrame:

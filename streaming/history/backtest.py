@@ -141,6 +141,14 @@ class Backtest:
     examples: list[Example]
 
 
+def orders_near(silver: DataFrame, period: Period, rules: FraudRules) -> DataFrame:
+    """The rows of silver (`lakehouse.SILVER`) of a period, and of the neighbours that rules may see beside them."""
+    around = period.widened(rules.widest_window)
+    orders = silver.where(around.touches(F.col("event_date")) & around.holds(F.col("event_ts")))
+    # A lakehouse of an earlier version has declared fields once the archive has started.
+    return orders if "attributes" in orders.columns else orders.withColumn("attributes", F.lit(None).cast("string"))
+
+
 def orders_in_force(
     silver: DataFrame, labels: DataFrame | None, outcomes: DataFrame | None, period: Period, rules: FraudRules
 ) -> DataFrame:
@@ -155,14 +163,11 @@ def orders_in_force(
         period: of event time.
         rules: the candidate, whose widest window says how far neighbours are.
     """
-    around = period.widened(rules.widest_window)
     looked_at = set[str]().union(*rules.looked_at.values())
-    # A lakehouse of an earlier version has them once the archive has started.
-    attributes = F.col("attributes") if "attributes" in silver.columns else F.lit(None).cast("string")
-    orders = silver.where(around.touches(F.col("event_date")) & around.holds(F.col("event_ts"))).select(
+    orders = orders_near(silver, period, rules).select(
         *_SHOWN,
         *sorted(looked_at & (ORDER_FIELDS.keys() - set(_SHOWN))),
-        *([attributes.alias("attributes")] if looked_at & rules.fields.keys() else []),
+        *(["attributes"] if looked_at & rules.fields.keys() else []),
         F.array_join(F.array_sort("reasons"), ",").alias("before"),
         F.array_join(F.array_sort("shadow_reasons"), ",").alias("shadow_before"),
         "rules_version",

@@ -312,7 +312,7 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
         buckets = {read.partition for read in arrivals.reads}
         settled = _settle(task, announcer, [arrivals], buckets)
         yield _report(Report(_with_dead_letters(settled.receipt, reading.dead_letters)))
-        yield from _handed_on(task, settled.accepted)
+        yield from _handed_on(task, [arrivals], settled.verdicts)
 
 
 def _report(report: Report) -> pa.RecordBatch:
@@ -356,22 +356,27 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
     if arrivals:
         settled = _settle(task, announcer, arrivals, buckets)
         yield _report(Report(_with_dead_letters(settled.receipt, dead_letters)))
-        yield from _handed_on(task, settled.accepted)
+        yield from _handed_on(task, arrivals, settled.verdicts)
 
 
-def _handed_on(task: Task, accepted: Arrivals) -> Batches:
-    """What rules across products may find something about: a chunk a bucket, which has a share for each of their fields."""
-    buckets = task.screening.tasks
+def _handed_on(task: Task, arrivals: list[Arrivals], verdicts: pl.DataFrame) -> Batches:
+    """What rules across products may find something about, where there are any, of orders that were new and now stand.
+
+    A chunk a bucket, which has a share for each of their fields.
+    """
+    if not task.rules.across_products:
+        return
+    buckets, accepted = task.screening.tasks, verdicts.remove("revision")
+    reads = [read for part in arrivals for read in part.reads]
     shares: list[dict[str, bytes]] = [{} for _ in range(buckets)]
     for field, rules in task.rules.across_products.items():
-        orders = taking_part_across(accepted.orders, rules, field)
+        orders = taking_part_across(accepted, rules, field)
         bucket_of = _across(task, field).bucket_of(orders)
         for bucket, share in enumerate(shares):
             own = orders.filter(pl.Series(bucket_of == bucket))
-            share[field] = pack_arrivals(Arrivals(accepted.reads, own, NO_DEAD_LETTERS))
-    if task.rules.across_products:
-        payloads = pa.array([msgspec.msgpack.encode(share) for share in shares], pa.binary())
-        yield pa.record_batch({"bucket": pa.array(bucket_keys(buckets), pa.int32()), "payload": payloads})
+            share[field] = pack_arrivals(Arrivals(reads, own, NO_DEAD_LETTERS))
+    payloads = pa.array([msgspec.msgpack.encode(share) for share in shares], pa.binary())
+    yield pa.record_batch({"bucket": pa.array(bucket_keys(buckets), pa.int32()), "payload": payloads})
 
 
 def _across(task: Task, field: str) -> Division:
@@ -404,10 +409,10 @@ _decode_shares = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
 class _Settled(NamedTuple):
-    """A task's part of a micro-batch that is stored and announced: what it came to, and its new orders, which now stand."""
+    """A task's part of a micro-batch that is stored and announced: what it came to, and its verdicts (VERDICT_SCHEMA)."""
 
     receipt: Receipt
-    accepted: Arrivals
+    verdicts: pl.DataFrame
 
 
 def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets: set[int]) -> _Settled:
@@ -445,9 +450,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
         announcer.wait()
     waited = latencies(stored.verdicts.remove("revision"), datetime.now(UTC))
     messages = sum(len(part.orders) + len(part.dead_letters) for part in arrivals)
-    receipt = msgspec.structs.replace(outcome.receipt, messages=messages, **seconds, **waited)
-    reads = [read for part in arrivals for read in part.reads]
-    return _Settled(receipt, Arrivals(reads, outcome.verdicts.remove("revision"), NO_DEAD_LETTERS))
+    return _Settled(msgspec.structs.replace(outcome.receipt, messages=messages, **seconds, **waited), outcome.verdicts)
 
 
 def _backlog(task: Task) -> int | None:
