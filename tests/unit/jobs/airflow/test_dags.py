@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,13 +145,14 @@ def test_a_digest_is_of_the_hour_before_its_run_whenever_it_is_sent(monkeypatch:
 
 
 def test_what_turned_out_is_taken_without_leaving_anything_out_and_not_where_there_is_no_kafka(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bool] = []
 
     def take(_: Settings, *, skip_forgotten: bool) -> None:
         taken.append(skip_forgotten)
 
+    monkeypatch.setenv("FINPRO_HOME", str(tmp_path))  # without a platform, whatever other tests of this process have started
     monkeypatch.delenv("FINPRO_KAFKA_BOOTSTRAP_SERVERS", raising=False)  # a task leaves its settings in its process
     monkeypatch.setattr("jobs.airflow.settings.task_settings", load_settings)
     monkeypatch.setattr("streaming.outcomes_topic.take", take)
