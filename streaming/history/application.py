@@ -21,7 +21,7 @@ from streaming.history.backtest import orders_near
 from streaming.history.republish import Published, Sinks, as_verdicts, on_executors
 from streaming.history.rescreening import Fold, Period, rescreen, struct_of
 from streaming.rules.proposals import Application, add_application_day, record_of
-from streaming.screening.sinks import Announcer, add_reasons
+from streaming.screening.sinks import Announcer, revise
 
 _POSITION = ("partition", "offset", "received_at")
 _ORDER = [name for name in ORDER_SCHEMA.names() if name not in _POSITION]
@@ -137,12 +137,12 @@ def _part(application: Application, day: date) -> Period:
 def _published(further: DataFrame, application: Application, sinks: Sinks) -> Published:
     def send(table: pl.DataFrame) -> Published:
         places = {name: pl.lit(None, dtype) for name, dtype in ORDER_SCHEMA.items() if name in _POSITION}
-        added = add_reasons(sinks.dsn, as_verdicts(table.with_columns(**places)), application.version, application.at)
+        revised = revise(sinks.dsn, as_verdicts(table.with_columns(**places)), application.version, application.at)
         announcer = Announcer(sinks.kafka)
         # Of one that the stream has revised since, the version is another one.
-        for (version,), verdicts in added.verdicts.partition_by("rules_version", as_dict=True, include_key=False).items():
+        for (version,), verdicts in revised.verdicts.partition_by("rules_version", as_dict=True, include_key=False).items():
             announcer.verdicts(verdicts, str(version), application.number)
         announcer.wait()
-        return Published(len(added.verdicts), added.left_out)
+        return Published(len(revised.verdicts), revised.left_out)
 
     return on_executors(further, send)

@@ -482,7 +482,7 @@ def _settle_across(task: Task, announcer: Announcer, field: str, arrivals: list[
             since=task.entry.since,
             require=partial(require_open, entry=task.entry),
             and_then=partial(remember_after, batch=batch, known=known, after=outcome.recents),
-        )
+        ).verdicts
     remembered_now(batch, outcome.recents)
     with _timed(seconds, "announce_seconds"):
         announcer.verdicts(revised, rules.version)

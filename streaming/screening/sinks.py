@@ -130,49 +130,67 @@ def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> 
     ).sort("order_id")  # two workers that meet wait for each other, in one order
 
 
+class Revised(NamedTuple):
+    """What became of further reasons for stored orders.
+
+    Attributes:
+        verdicts: those that have got some since the time that was given, as they now stand: STORED_SCHEMA and `rules_version`,
+            with the evidence for all of their reasons that is known.
+        left_out: how many orders Postgres does not hold, or holds with other content.
+    """
+
+    verdicts: pl.DataFrame
+    left_out: int
+
+
 def revise(
     dsn: str,
     verdicts: pl.DataFrame,
     rules_version: str,
     screened_at: datetime,
     *,
-    since: datetime,
-    require: Callable[[ArrowCursor], None],
-    and_then: Callable[[ArrowCursor], None],
-) -> pl.DataFrame:
-    """Add the reasons of verdicts (VERDICT_SCHEMA, or less of an order) to orders in `raw_orders`, in one transaction.
+    since: datetime | None = None,
+    require: Callable[[ArrowCursor], None] = _nothing,
+    and_then: Callable[[ArrowCursor], None] = _nothing,
+) -> Revised:
+    """Give orders in `raw_orders` further reasons, in one transaction. No order is inserted; repeating it changes nothing.
 
-    Runs on a worker. Repeating it changes nothing. Waits while Postgres restarts.
+    Runs on a worker. What it answers is what `raw_orders` then holds, declared fields too: somebody may have been forgotten.
+    Waits while Postgres restarts.
 
     Args:
         dsn, rules_version, screened_at, since, require, and_then: as for `store`.
-        verdicts: of orders that are stored.
-
-    Returns:
-        STORED_SCHEMA: what is to be announced, with the reasons of each kind and the time that now stand.
+        verdicts: VERDICT_SCHEMA, or less of an order than that; at most one an order.
 
     Raises:
         PostgresError: Postgres stays unreachable, or refuses.
     """
-    ids, rows = json.dumps(verdicts["order_id"].to_list()), _rows(verdicts, rules_version, screened_at)
+    rows, since = _rows(verdicts, rules_version, screened_at), since or screened_at
+    content = [name for name in _CONTENT_SCHEMA if name in rows.columns]
 
-    def work(cursor: ArrowCursor) -> pl.DataFrame:
+    def work(cursor: ArrowCursor) -> tuple[pl.DataFrame, int]:
         require(cursor)
-        standing = pl.DataFrame(schema={**_WHOLE_SCHEMA, "evidence": pl.String()})
+        known, standing = rows, pl.DataFrame(schema=_WHOLE_SCHEMA | {"evidence": pl.String()})
         if len(rows):
-            cursor.execute(_LOCKED, (ids,))
-            cursor.execute(f"{_REVISED} {_FURTHER_REASONS}", (_as_json(rows),))
-            standing = _fetched(cursor, _WHOLE, _WHOLE_SCHEMA, (ids, since.isoformat()))
-            standing = _with_evidence(cursor, rows, standing)
+            stored = _fetched(cursor, _LOCKED, _CONTENT_SCHEMA, (_ids(rows),))
+            known = rows.join(stored, on=content, how="semi", nulls_equal=True)
+        if len(known):
+            cursor.execute(f"{_REVISED} {_FURTHER_REASONS}", (_as_json(known),))
+            standing = _fetched(cursor, _WHOLE, _WHOLE_SCHEMA, (_ids(known), since.isoformat()))
+            standing = _with_evidence(cursor, known, standing)
         and_then(cursor)
-        return standing
+        return standing, len(rows) - len(known)
 
-    standing = in_transaction(dsn, work)
+    standing, left_out = in_transaction(dsn, work)
     attributes = pl.Series([_as_given(text) for text in standing["attributes"]], dtype=pl.String)
-    news = verdicts.select("order_id", *NEWS)
     position = {name: pl.lit(None, VERDICT_SCHEMA[name]) for name in _POSITION}
     whole = standing.with_columns(attributes=attributes, **_reason_texts(standing), **position)
-    return whole.join(news, on="order_id").select(STORED_SCHEMA.names())
+    whole = whole.join(verdicts.select("order_id", *NEWS), on="order_id")
+    return Revised(whole.select(*STORED_SCHEMA.names(), "rules_version"), left_out)
+
+
+def _ids(rows: pl.DataFrame) -> str:
+    return json.dumps(rows["order_id"].to_list())
 
 
 def _as_given(attributes: str | None) -> str | None:
@@ -282,8 +300,7 @@ def _with_evidence(cursor: ArrowCursor, rows: pl.DataFrame, standing: pl.DataFra
         texts = [{name: bytes(part).decode() for name, part in decode_evidence(text).items()} for text in found["evidence"]]
         noted = [{"order_id": order_id, "evidence": text} for order_id, text in zip(found["order_id"], texts, strict=True)]
         cursor.execute(_NOTE, (json.dumps(noted),))
-    ids = (json.dumps(standing["order_id"].to_list()),)
-    all_noted = _fetched(cursor, _NOTED, pl.Schema({"order_id": pl.String(), "noted": pl.String()}), ids)
+    all_noted = _fetched(cursor, _NOTED, pl.Schema({"order_id": pl.String(), "noted": pl.String()}), (_ids(standing),))
     whole = pl.Series("evidence", [_as_evidence(text) for text in all_noted["noted"]], dtype=pl.String)
     return standing.join(all_noted.select("order_id", whole), on="order_id", how="left")
 
@@ -352,15 +369,17 @@ def _as_json(revised: pl.DataFrame) -> str:
 
 _STANDING = ", ".join(f"stored.{name}" for name in _STANDING_SCHEMA)
 
-# Tasks across products may meet at an order: they wait for each other, in one order.
+# Who revises may meet another at an order: they wait for each other, in one order.
 _LOCKED = """
-    select order_id from raw_orders where order_id in (select jsonb_array_elements_text($1::jsonb)) order by order_id for update
-"""
+    select {columns} from raw_orders
+    where order_id in (select jsonb_array_elements_text($1::jsonb)) order by order_id for update
+""".format(columns=", ".join(_CONTENT_SCHEMA))
 
 _WHOLE_SCHEMA = pl.Schema(
     {
         **{name: VERDICT_SCHEMA[name] for name in (*_ORDER_FIELDS, "created_date", "event_ts", "source", "attributes")},
         **{name: dtype for name, dtype in _STANDING_SCHEMA.items() if name != "order_id"},
+        "rules_version": pl.String(),
     }
 )
 _WHOLE = """
@@ -408,66 +427,9 @@ def standing(dsn: str, verdicts: pl.DataFrame) -> pl.DataFrame:
         PostgresError: Postgres stays unreachable, or refuses.
     """
     query = f"select {_STANDING} from raw_orders as stored where order_id in (select jsonb_array_elements_text($1::jsonb))"
-    values = (json.dumps(verdicts["order_id"].to_list()),)
-    rows = in_transaction(dsn, lambda cursor: _fetched(cursor, query, _STANDING_SCHEMA, values))
+    rows = in_transaction(dsn, lambda cursor: _fetched(cursor, query, _STANDING_SCHEMA, (_ids(verdicts),)))
     return _as_standing(verdicts, rows)
 
-
-class Added(NamedTuple):
-    """What became of further reasons for stored orders.
-
-    Attributes:
-        verdicts: those that have got some since the time that was given, as they now stand: STORED_SCHEMA and `rules_version`.
-        left_out: how many orders Postgres does not hold, or holds with other content.
-    """
-
-    verdicts: pl.DataFrame
-    left_out: int
-
-
-def add_reasons(dsn: str, verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> Added:
-    """Give stored orders further reasons, in one transaction. No order is inserted; repeating it changes nothing.
-
-    Runs on a worker. What it answers is what `raw_orders` then holds, declared fields too: somebody may have been forgotten.
-
-    Args:
-        dsn: of Postgres.
-        verdicts: VERDICT_SCHEMA, at most one an order.
-        rules_version, screened_at: what an order carries that gets further reasons.
-
-    Raises:
-        PostgresError: Postgres stays unreachable, or refuses.
-    """
-    rows = _rows(verdicts, rules_version, screened_at)
-
-    def add(cursor: ArrowCursor) -> tuple[int, pl.DataFrame]:
-        _copy_screened(cursor, rows)
-        left_out = _fetched(cursor, _LEFT_OUT, pl.Schema({"rows": pl.Int64()})).item()
-        cursor.execute(_FURTHER_REASONS)
-        return left_out, _fetched(cursor, _ADDED, _ADDED_SCHEMA, (screened_at.isoformat(),))
-
-    left_out, added = in_transaction(dsn, add)
-    now = _as_standing(verdicts, added.select(_STANDING_SCHEMA.names())).drop("attributes")
-    now = now.join(added.select("order_id", "attributes", "rules_version"), on="order_id")
-    return Added(now.select(*STORED_SCHEMA.names(), "rules_version"), left_out)
-
-
-_ADDED_SCHEMA = pl.Schema({**_STANDING_SCHEMA, "rules_version": pl.String(), "attributes": pl.String()})
-
-_LEFT_OUT = """
-    with left_out as (
-        delete from screened where not exists (
-            select from raw_orders as stored where ({}) = ({})
-        ) returning order_id
-    )
-    select count(*) as rows from left_out
-""".format(*(", ".join(f"{table}.{name}" for name in ("order_id", *CONTENT)) for table in ("stored", "screened")))
-
-_ADDED = f"""
-    select {_STANDING}, stored.rules_version, stored.attributes::text as attributes
-    from raw_orders as stored join screened using (order_id)
-    where stored.screened_at >= $1::timestamptz
-"""
 
 _NEEDED_RIGHTS = {
     "raw_orders": ("select", "insert", "update"),

@@ -28,7 +28,8 @@ final as (
         suppressed_reasons,
         rules_version,
         source,
-        attributes,
+        -- The text is what a load is reconciled by; a number that no float64 has exactly is rounded here, not refused.
+        parse_json(attributes, wide_number_mode => 'round') as attributes,
         screened_at,
         ingested_at,
         change_xid

@@ -129,6 +129,16 @@ def test_a_condition_selects_the_same_orders_in_the_warehouse_as_in_the_stream(b
     assert 0 < len(in_the_stream) < len(orders)
 
 
+def test_declared_fields_are_json_in_the_warehouse(built: Settings) -> None:
+    staging = f"{built.bigquery_core_dataset}.stg_orders"
+    text = "json_value(attributes, '$.device_id') || '/' || coalesce(cast(int64(attributes.tries) as string), 'none')"
+    found = bigquery_client(built).query(f"select {text} as text from {staging} where float64(attributes.score) < 1").result()
+    stored = "attributes->>'device_id' || '/' || coalesce(attributes->>'tries', 'none')"
+    expected = execute(built, f"select {stored} from raw_orders where (attributes->'score')::float < 1")
+    assert sorted(row.text for row in found) == sorted(text for (text,) in expected)
+    assert expected
+
+
 def test_the_status_knows_from_which_run_the_marts_were_built_and_when(built: Settings, platform: Platform) -> None:
     found = CHECKS["marts"](built)
     assert found.state is State.OK

@@ -16,11 +16,10 @@ from conf.settings import Settings
 from streaming.contract import DEAD_LETTER_SCHEMA
 from streaming.kafka import FRAUD_ALERT, ORDERS_DEAD_LETTER, PROCESSED_ORDERS, TOPICS, librdkafka_config
 from streaming.screening.sinks import (
-    Added,
     Announcer,
     KafkaSink,
+    Revised,
     Stored,
-    add_reasons,
     encode_verdicts,
     revise,
     store,
@@ -245,11 +244,11 @@ def test_two_workers_that_meet_the_same_new_ids_end_with_one_order_each_and_the_
     assert len(stored(dsn)) == 2_000
 
 
-def add(dsn: str, *rows: dict[str, Any], at: datetime, version: str = "2") -> Added:
-    return add_reasons(dsn, table(rows), version, at)
+def add(dsn: str, *rows: dict[str, Any], at: datetime, version: str = "2") -> Revised:
+    return revise(dsn, table(rows), version, at)
 
 
-def given(added: Added) -> dict[str, list[Any]]:
+def given(added: Revised) -> dict[str, list[Any]]:
     """What is answered: reasons, version and time of each order."""
     found = added.verdicts.with_columns(reasons=reason_lists(added.verdicts["given"]))
     columns = ("order_id", "reasons", "rules_version", "screened_at")
@@ -395,8 +394,7 @@ def test_a_dead_letter_has_all_bytes_or_the_first_ones_with_its_size_and_always_
 def revised(dsn: str, *rows: dict[str, Any], at: datetime, since: datetime | None = None) -> pl.DataFrame:
     """What another task adds, which knows less of an order."""
     less = table(rows).drop("amount", "source", "attributes", "partition", "offset", "received_at")
-    whole = revise(dsn, less, "1", at, since=since or at, require=lambda cursor: None, and_then=lambda cursor: None)
-    return whole.sort("order_id")
+    return revise(dsn, less, "1", at, since=since).verdicts.sort("order_id")
 
 
 def kept(dsn: str, *rows: dict[str, Any], at: datetime = BATCH_TIME) -> Stored:
