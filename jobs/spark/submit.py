@@ -31,6 +31,8 @@ DELTA = [
     # Into how many parts a table's list of files is divided: 50 by default, of which each is a task.
     "spark.databricks.delta.snapshotPartitions=4",
 ]
+# Each of these tasks generates Delta's code anew, for a tenth of a second; two years of whole days are some thousand files.
+_LOCAL_DELTA = [*DELTA, "spark.databricks.delta.snapshotPartitions=1"]
 
 
 def spark_submit(
@@ -61,7 +63,8 @@ def spark_submit(
         command += ["--jars", ",".join(map(str, spark_jars()))]
         # (Its own option would win over a later `--conf`.)
         command += ["--conf", f"spark.executor.memory={memory}", "--py-files", str(package())]
-    for entry in [*cloud_storage_properties(load_settings()), *(DELTA if delta else []), *conf]:
+    of_delta = (_LOCAL_DELTA if is_local(master) else DELTA) if delta else []
+    for entry in [*cloud_storage_properties(load_settings()), *of_delta, *conf]:
         command += ["--conf", entry]
     return [*command, str(_JOBS / f"{job}.py"), *arguments]
 

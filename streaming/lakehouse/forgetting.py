@@ -5,8 +5,8 @@ fields: of the others the user's number is the only one that tells of a person.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from datetime import date, datetime
-from functools import partial, reduce
+from datetime import date, datetime, timedelta
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from conf.conditions import Declared
 from conf.errors import LakehouseError
 from streaming.contract import NOTHING_DECLARED
 from streaming.lakehouse.erased_messages import left_of
-from streaming.lakehouse.maintenance import deleted_by_vacuum
+from streaming.lakehouse.maintenance import vacuum
 from streaming.lakehouse.tables import BRONZE, BRONZE_ORDERS, QUARANTINE_ORDERS, SILVER_ORDERS, Table, commit, is_among, same
 from streaming.small_files import Folder
 
@@ -36,7 +36,7 @@ _LEFT = StructType(
     ]
 )
 # Of an attempt to write that died, which no version knows. A younger one may belong to somebody who is about to commit it.
-_ORPHANS_HOURS = 24
+_ORPHANS = timedelta(hours=24)
 
 
 class Forgot(NamedTuple):
@@ -182,8 +182,5 @@ def _delete_replaced(spark: SparkSession, lakehouse: str, table: Table) -> int:
     Those that its log knows go at once (`lite` looks there, and not at what lies in the folders, where others' files may wait
     for their commit); those of attempts that died, once they are a day old.
     """
-    delta = DeltaTable.forPath(spark, table.path(lakehouse))
-    commit(lakehouse, table, partial(delta.vacuum, _ORPHANS_HOURS))
-    files = deleted_by_vacuum(delta)
-    commit(lakehouse, table, lambda: spark.sql(f"vacuum {table.in_sql(lakehouse)} lite retain 0 hours"))
-    return files + deleted_by_vacuum(delta)
+    orphans = vacuum(spark, lakehouse, table, _ORPHANS)
+    return orphans + vacuum(spark, lakehouse, table, timedelta(0), lite=True)

@@ -15,12 +15,13 @@ from streaming.lakehouse.tables import Table, commit
 # A day of a million orders is a file or two: a reader of an hour skips the others by their times.
 TARGET_FILE_BYTES = 128 * 2**20
 
+_SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
 PROPERTIES: dict[str, str | int | bool] = {
     "spark.databricks.delta.optimize.maxFileSize": TARGET_FILE_BYTES,
     "spark.databricks.io.skipping.mdc.sortWithinFiles": True,
     # A vacuum lists a table's folders, one a day, and would start ten thousand tasks for it.
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": 16,
-    "spark.sql.shuffle.partitions": 16,
+    _SHUFFLE_PARTITIONS: 16,
     # The table's history then says what a vacuum deleted.
     "spark.databricks.delta.vacuum.logging.enabled": True,
     # Delta refuses less than a week; what may be too short here is for `require_retention` to say.
@@ -92,8 +93,8 @@ def maintain(spark: SparkSession, lakehouse: str, table: Table, retention: timed
     for day in days:
         ordered = delta.optimize().where(f"{table.day} = '{day}'")
         commit(lakehouse, table, partial(ordered.executeZOrderBy, table.time))
-    commit(lakehouse, table, partial(delta.vacuum, retention.total_seconds() / 3600))
-    return Upkeep(table.name, len(days), before, _size(spark, path), deleted_by_vacuum(delta))
+    deleted = vacuum(spark, lakehouse, table, retention)
+    return Upkeep(table.name, len(days), before, _size(spark, path), deleted)
 
 
 def _size(spark: SparkSession, path: str) -> Size:
@@ -109,7 +110,31 @@ def _days_in_pieces(spark: SparkSession, path: str, day: str) -> list[str]:
     return [row["day"] for row in sizes.where(in_pieces).orderBy("day").collect()]
 
 
-def deleted_by_vacuum(delta: DeltaTable) -> int:
+def vacuum(spark: SparkSession, lakehouse: str, table: Table, retention: timedelta, *, lite: bool = False) -> int:
+    """Delete files that a table has not consisted of for so long; returns how many.
+
+    Args:
+        spark: with PROPERTIES.
+        lakehouse: a path, or gs://bucket/folder.
+        table: one of its tables.
+        retention: whole hours.
+        lite: only those that the table's log knows, without a look at what lies in its folders.
+
+    Raises:
+        LakehouseError: others write to the table all the time.
+    """
+    hours = retention // timedelta(hours=1)
+    statement = f"vacuum {table.in_sql(lakehouse)} {'lite ' if lite else ''}retain {hours} hours"
+    # It shuffles names of files, six times: one task holds a million of them, and each further one costs it more than they do.
+    spark.conf.set(_SHUFFLE_PARTITIONS, 1)
+    try:
+        commit(lakehouse, table, lambda: spark.sql(statement))
+    finally:
+        spark.conf.set(_SHUFFLE_PARTITIONS, PROPERTIES[_SHUFFLE_PARTITIONS])
+    return _deleted(DeltaTable.forPath(spark, table.path(lakehouse)))
+
+
+def _deleted(delta: DeltaTable) -> int:
     """How many files the newest vacuum of a table has deleted, as its history says."""
     vacuums = delta.history().where(F.col("operation") == "VACUUM END")
     newest = vacuums.orderBy(F.desc("version")).select("operationMetrics").first()
