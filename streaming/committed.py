@@ -67,6 +67,23 @@ def last_settled(settings: Settings) -> Committed | None:
     return Committed(number, at, {settings.topic(ORDERS): {int(partition): end for partition, end in ends.items()}})
 
 
+def open_by(settings: Settings) -> str | None:
+    """The version of the rules by which the newest micro-batch of screening is being screened; None where it is settled.
+
+    Raises:
+        PostgresError: Postgres does not answer, or refuses.
+    """
+    dsn = settings.require("postgres_dsn")
+    with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select rules_version, settled_at is null from screening_drivers as driver cross join lateral ("
+            "   select * from screening_ledger where query_id = driver.query_id order by number desc limit 1) as newest"
+            " order by moment desc limit 1"
+        )
+        version, is_open = cursor.fetchone() or (None, False)
+    return version if is_open else None
+
+
 def unread(settings: Settings, commit: Committed) -> int:
     """How many messages Kafka has beyond a commit.
 

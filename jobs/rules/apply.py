@@ -15,6 +15,7 @@ from conf.rules import FraudRules, load_rules
 from conf.settings import Settings, load_settings
 from jobs.replay import sinks_of
 from jobs.spark.session import history_session, run_as_program
+from streaming.committed import open_by
 from streaming.history.application import Further, applied, orders_of_before, what_is_new, with_announced
 from streaming.history.differences import newest_version
 from streaming.history.rescreening import Period, parse_period
@@ -54,6 +55,20 @@ def rules_of_screening(spark: SparkSession, settings: Settings) -> FraudRules:
             " it has, orders to come are screened by these rules, and those of before can be."
         )
     return recorded[-1].rules
+
+
+def require_settled(settings: Settings, rules: FraudRules) -> None:
+    """Check that no order is being screened by other rules: from now on all are by these, or stand already.
+
+    Raises:
+        ApplicationRefused: a micro-batch that began before these rules has not ended.
+    """
+    version = open_by(settings)
+    if version not in (None, rules.version):
+        raise ApplicationRefused(
+            f"A micro-batch is being screened by rules {version}: its orders would be left out. Let `finpro screen` finish it,"
+            " and `finpro archive` go on."
+        )
 
 
 def require_archived(verdicts: DataFrame | None, rules: FraudRules) -> None:
@@ -170,6 +185,7 @@ def main(given: Sequence[str] | None = None) -> None:
     require_tables(dsn)
     with history_session() as spark, applying_alone(dsn):
         rules = rules_of_screening(spark, settings)
+        require_settled(settings, rules)
         period = parse_period(options.since, options.until, rules.time_zone)
         version = newest_version(spark, SILVER_ORDERS, settings.lakehouse)
         silver = spark.read.format("delta").option("versionAsOf", version).load(silver_orders(settings.lakehouse))

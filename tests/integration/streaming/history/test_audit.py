@@ -35,6 +35,7 @@ from tests.oracle.order_sets import six_rules, spelled
 from tests.runs import screening as screening_runs
 from tests.runs.archive import archive_all, committed, raw_orders, rows, wait_until
 from tests.runs.commands import FINPRO, finpro
+from tests.runs.exports import execute
 from tests.runs.screening import dense_orders, repeated
 
 RULES = FraudRules(version="1")
@@ -479,6 +480,12 @@ def test_rules_applied_to_orders_of_before_are_announced_once_whatever_is_killed
     later = {order.order_id for orders in days[1:] for order in orders}
     grown = {name for name in later if set(expected.orders[name].reasons) - set(before[name])}
     assert 0 < len(grown) < len(later)
+
+    newest = "where number = (select max(number) from screening_ledger)"
+    execute(settings, f"update screening_ledger set settled_at = null {newest}")  # as if it were at work still
+    refused = finpro(*since)
+    assert (refused.returncode, "is being screened by rules 1" in refused.stderr) == (21, True)
+    execute(settings, f"update screening_ledger set settled_at = moment {newest}")
 
     tried = finpro("rules", "apply", *since[len(APPLY) :], "--dry-run")
     assert (tried.returncode, f"{len(grown):,} orders get further reasons" in tried.stdout) == (0, True), tried.stderr
