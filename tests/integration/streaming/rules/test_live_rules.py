@@ -97,14 +97,16 @@ when = "listed(source, 'blocked')"
 SECRET = "tr-4711-tr"  # in lists, and nowhere else
 
 
-def with_lists(path: Path, version: str, users: Iterable[int], *, former_users: Iterable[int], further: str = "") -> FraudRules:
-    """The delivered rules, lists and further rules: what these users do is allowed, and what those did was until yesterday."""
+def with_lists(
+    path: Path, version: str, users: Iterable[int], *, former_users: Iterable[int], lists: str = LISTS
+) -> FraudRules:
+    """The delivered rules and lists: what these users do is allowed, and what those did was until yesterday."""
     yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
     lines = [*(f"{user},{SECRET}," for user in users), *(f"{user},{SECRET},{yesterday}" for user in former_users)]
     path.with_name("testers.csv").write_text("value,reason,expiry\n" + "\n".join(lines))
     path.with_name("blocked.csv").write_text(f"value,reason,expiry\nit's,{SECRET},\n{SECRET},,\nweb,{SECRET},{yesterday}\n")
     delivered = (CONF_DIR / "fraud_rules.toml").read_text()
-    return write(path, re.sub("^version = .*", f'version = "{version}"', delivered, flags=re.MULTILINE) + LISTS + further)
+    return write(path, re.sub("^version = .*", f'version = "{version}"', delivered, flags=re.MULTILINE) + lists)
 
 
 def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_unusable_one_is_not(
@@ -153,14 +155,17 @@ def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_
         fewer = with_lists(path, "5", range(6, 11), former_users=range(1, 6))
         said("rules version 5 is in force")
         screened_by(fewer, seed=7, minutes_ago=8)
-        across = with_lists(path, "6", range(6, 11), former_users=range(1, 6), further=runs.ACROSS_PRODUCTS)
+        others = LISTS.replace("blocked_source", "renamed_source") + runs.ACROSS_PRODUCTS
+        across = with_lists(path, "6", range(6, 11), former_users=range(1, 6), lists=others)
         said("rules version 6 is in force")
         screened_by(across, seed=8, minutes_ago=4)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert output.read_text().count("finpro: ") == 2
     assert_lists_did_something(settings, judged)
-    assert {"busy_user", "foreign_rush"} <= {reason for _, reasons, *_ in judged.values() for reason in reasons}
+    assert {"renamed_source", "busy_user", "foreign_rush"} <= {
+        reason for _, reasons, *_ in judged.values() for reason in reasons
+    }
     assert output.read_text().splitlines()[-1].count("| suppressed: blocked_source ") == 1
 
     archive.archive_all()
