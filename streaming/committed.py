@@ -1,7 +1,7 @@
 """How far a streaming query has come, also when it is not running: as its checkpoint says, or the ledger of screening."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from pyarrow import fs
@@ -52,15 +52,7 @@ def last_settled(settings: Settings) -> Committed | None:
     Raises:
         PostgresError: Postgres does not answer, or refuses.
     """
-    dsn = settings.require("postgres_dsn")
-    with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "select number, settled_at, end_offsets from screening_drivers as driver cross join lateral ("
-            "   select * from screening_ledger where query_id = driver.query_id and settled_at is not null"
-            "   order by number desc limit 1) as newest"
-            " order by settled_at desc limit 1"
-        )
-        row = cursor.fetchone()
+    row = _newest(settings, "number, settled_at, end_offsets", "and settled_at is not null", by="settled_at")
     if row is None:
         return None
     number, at, ends = row
@@ -73,15 +65,22 @@ def open_by(settings: Settings) -> str | None:
     Raises:
         PostgresError: Postgres does not answer, or refuses.
     """
+    version, is_open = _newest(settings, "rules_version, settled_at is null", "", by="moment") or (None, False)
+    return version if is_open else None
+
+
+def _newest(settings: Settings, columns: str, which: str, *, by: str) -> tuple[Any, ...] | None:
+    """Columns of a row of screening_ledger: of each query the newest such row, of these the last one `by` a time."""
     dsn = settings.require("postgres_dsn")
     with explained(dsn), connect(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "select rules_version, settled_at is null from screening_drivers as driver cross join lateral ("
-            "   select * from screening_ledger where query_id = driver.query_id order by number desc limit 1) as newest"
-            " order by moment desc limit 1"
+            f"select {columns} from screening_drivers as driver cross join lateral ("
+            f"   select * from screening_ledger where query_id = driver.query_id {which}"
+            "   order by number desc limit 1) as newest"
+            f" order by {by} desc limit 1"
         )
-        version, is_open = cursor.fetchone() or (None, False)
-    return version if is_open else None
+        row: tuple[Any, ...] | None = cursor.fetchone()
+    return row
 
 
 def unread(settings: Settings, commit: Committed) -> int:
