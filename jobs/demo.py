@@ -105,12 +105,13 @@ class Flow:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _hear_no_more()
         self._second.end()
         self._spark.end()
 
     def give_up(self) -> None:
         """Have the steps that are at work end soon."""
-        logging.getLogger().addHandler(logging.NullHandler())  # what is cut off from here on is no news
+        _hear_no_more()
         self._is_over.set()
         self._all_screened.set()
         self._second.end()
@@ -255,6 +256,11 @@ class Flow:
 
     def _run_command(self, arguments: list[str], voice: Voice) -> None:
         self._second.run(arguments, self._environment, voice.say)
+
+
+def _hear_no_more() -> None:
+    """What is cut off from here on is no news: Py4J would print a stack trace of a call that the JVM no longer answers."""
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 class _Spark:

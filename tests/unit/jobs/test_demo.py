@@ -1,5 +1,7 @@
 """The demo: its steps hold together, and a count that disagrees is an error. What it does is shown by running it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
@@ -68,3 +70,9 @@ def test_counts_that_agree_are_no_error() -> None:
 def test_a_count_that_disagrees_is_an_error_that_names_it(found: Account, says: str) -> None:
     with pytest.raises(ReconciliationError, match=says):
         check([SENT, SENT], found)
+
+
+def test_what_is_cut_off_when_all_has_ended_prints_nothing() -> None:
+    code = "import logging; from jobs.demo import Flow\nwith Flow(1000, 1, 1): pass\nlogging.error('of a call that is cut off')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
