@@ -74,6 +74,8 @@ def _looked_at(
 def _of_condition(table: "_Orders", condition: Condition, held: pl.Series) -> Finding:
     """A rule that looks at one order: the order itself is all the evidence."""
     rows = np.flatnonzero(held.to_numpy())
+    if not len(rows):  # mostly, of the few orders of a live micro-batch
+        return Finding(rows, rows[:, None], held[:0], condition.text)
     found, measured = table.orders[rows], condition.measured
     if measured:
         value = found.select(expression(measured[0])).to_series()

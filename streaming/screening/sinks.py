@@ -53,6 +53,8 @@ _STORED = (
 )
 _POSITION = ("partition", "offset", "received_at")
 _ISO_MICROSECONDS = "%Y-%m-%dT%H:%M:%S%.6f%:z"
+_IS_FRAUD = pl.col("given") != ""
+_STATUS = pl.when(_IS_FRAUD).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)).alias("status")
 _UNIQUE_VIOLATION = "23505"
 _CONTENT_SCHEMA = pl.Schema({name: VERDICT_SCHEMA[name] for name in ("order_id", *CONTENT)})
 # Verdicts that Postgres holds, with the time that each has there.
@@ -121,13 +123,16 @@ def store(
 
 def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> pl.DataFrame:
     """Verdicts (VERDICT_SCHEMA, or less of an order) as `raw_orders` has them."""
-    given = verdicts["given"]
-    return verdicts.with_columns(
-        status=pl.when(given != "").then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)),
-        **{name: reason_lists(verdicts[column]) for column, name in KINDS.items()},
-        rules_version=pl.lit(rules_version),
-        screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
-    ).sort("order_id")  # two workers that meet wait for each other, in one order
+    lists = [reason_lists(verdicts[column]).alias(name) for column, name in KINDS.items()]
+    return (
+        verdicts.hstack(lists)
+        .with_columns(
+            _STATUS,
+            rules_version=pl.lit(rules_version),
+            screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
+        )
+        .sort("order_id")
+    )  # two workers that meet wait for each other, in one order
 
 
 class Revised(NamedTuple):
@@ -552,8 +557,8 @@ class Announcer:
         with self._producing() as producer:
             for part in verdicts.iter_slices(_SLICE):
                 encoded = encode_verdicts(part, rules_version, application)
-                for topic, column in ((PROCESSED_ORDERS, "verdict"), (FRAUD_ALERT, "alert")):
-                    said = encoded.drop_nulls(column)
+                frauds = encoded[np.flatnonzero(encoded["alert"].is_not_null())]
+                for topic, column, said in ((PROCESSED_ORDERS, "verdict", encoded), (FRAUD_ALERT, "alert", frauds)):
                     if len(said):
                         producer.send(self._sink.topics[topic], _binary(said["order_id"]), _binary(said[column]))
 
@@ -616,19 +621,7 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, application: int
     What has no declared fields says nothing of them, and what has no suppressed reasons nothing of these. Only revisions of
     orders of before name an `application`, its number.
     """
-    iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
-    is_fraud = pl.col("given") != ""
-    verdict = pl.struct(
-        *_ORDER_FIELDS,
-        iso["created_date"],
-        iso["event_ts"],
-        pl.when(is_fraud).then(pl.lit(FRAUD)).otherwise(pl.lit(GENUINE)).alias("status"),
-        "source",
-        "reasons",
-        "shadow_reasons",
-        pl.lit(rules_version).alias("rules_version"),
-        iso["screened_at"],
-    ).struct.json_encode()
+    verdict = _verdict(rules_version)
     if verdicts["attributes"].null_count() < len(verdicts):
         attributes = (',"attributes":' + pl.col("attributes")).fill_null("")
         verdict = verdict.str.strip_suffix("}") + attributes + "}"
@@ -639,11 +632,29 @@ def encode_verdicts(verdicts: pl.DataFrame, rules_version: str, application: int
     if application is not None:
         verdict = verdict.str.strip_suffix("}") + f',"application":{application}' + "}"
     alert = pl.col("verdict").str.strip_suffix("}") + ',"evidence":' + pl.col("evidence") + "}"
+    lists = [reason_lists(verdicts[column]).alias(KINDS[column]) for column in ("given", "shadow")]
     return (
-        verdicts.with_columns(reasons=reason_lists(verdicts["given"]), shadow_reasons=reason_lists(verdicts["shadow"]))
+        verdicts.hstack(lists)
         .with_columns(verdict=verdict, evidence=_alerted(verdicts))
-        .select("order_id", "verdict", pl.when(is_fraud).then(alert).alias("alert"))
+        .select("order_id", "verdict", pl.when(_IS_FRAUD).then(alert).alias("alert"))
     )
+
+
+@lru_cache(maxsize=16)
+def _verdict(rules_version: str) -> pl.Expr:
+    """A verdict as JSON, of what every order has."""
+    iso = {name: pl.col(name).dt.strftime(_ISO_MICROSECONDS) for name in ("created_date", "event_ts", "screened_at")}
+    return pl.struct(
+        *_ORDER_FIELDS,
+        iso["created_date"],
+        iso["event_ts"],
+        _STATUS,
+        "source",
+        "reasons",
+        "shadow_reasons",
+        pl.lit(rules_version).alias("rules_version"),
+        iso["screened_at"],
+    ).struct.json_encode()
 
 
 def _alerted(verdicts: pl.DataFrame) -> pl.Series:

@@ -66,20 +66,24 @@ def reason_text(reasons: Iterable[str]) -> str:
     return ",".join(sorted(set(reasons)))
 
 
+_NO_REASONS = pl.Series([[]], dtype=pl.List(pl.String))
+
+
 def reason_lists(given: pl.Series) -> pl.Series:
     """The texts of a column of KINDS as lists of reasons, sorted."""
     row = np.zeros(len(given), np.int64)
     some = np.flatnonzero((given != "").to_numpy())  # most orders have none
+    if not len(some):
+        return _NO_REASONS.new_from_index(0, len(given)).alias(given.name)
     different, which = _numbered(given[some])
     row[some] = which + 1
-    return pl.Series(given.name, [[], *(one.split(",") for one in different)], dtype=pl.List(pl.String)).gather(row)
+    return pl.Series(given.name, [[], *(one.split(",") for one in different)], dtype=pl.List(pl.String))[row]
 
 
 def _numbered(texts: pl.Series) -> tuple[list[str], Ints]:
     """The different ones among texts, and which of them each is."""
-    different = texts.unique(maintain_order=True)
-    number = pl.Series(np.arange(len(different)))
-    return different.to_list(), texts.replace_strict(different, number, return_dtype=pl.Int64).to_numpy()
+    encoded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def names_of(bits: NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
@@ -89,7 +93,7 @@ def names_of(bits: NDArray[np.uint64], names: Sequence[str]) -> pl.Series:
     different, which = np.unique(bits[some], return_inverse=True)
     row[some] = which + 1
     texts = [",".join(name for bit, name in enumerate(names) if one >> bit & 1) for one in different.tolist()]
-    return pl.Series(["", *texts], dtype=pl.String).gather(row)
+    return pl.Series(["", *texts], dtype=pl.String)[row]
 
 
 class _Accumulated(NamedTuple):
@@ -106,22 +110,30 @@ class _Accumulated(NamedTuple):
 def _accumulated(before: pl.Series, found: pl.Series) -> _Accumulated:
     """Reasons only accumulate: what was given before stays."""
     some = np.flatnonzero((found != "").to_numpy())
+    nothing = _repeated("", len(before))
+    if not len(some):
+        return _Accumulated(before, nothing)
     pairs, which = _numbered(before[some] + ";" + found[some])
     united, new = [], []
     for pair in pairs:
         earlier, now = (set(filter(None, part.split(","))) for part in pair.split(";"))
         united.append(reason_text(earlier | now))
         new.append(reason_text(now - earlier))
-    texts = [pl.Series(column, dtype=pl.String).gather(which) for column in (united, new)]
-    nothing = pl.repeat("", len(before), dtype=pl.String, eager=True)
+    texts = [pl.Series(column, dtype=pl.String)[which] for column in (united, new)]
     return _Accumulated(before.scatter(some, texts[0]), nothing.scatter(some, texts[1]))
 
 
 def _less(texts: pl.Series, others: pl.Series) -> pl.Series:
     """Reasons without others (texts as in a column of KINDS)."""
     some = np.flatnonzero(((texts != "") & (others != "")).to_numpy())
+    if not len(some):
+        return texts
     pairs = zip(texts[some], others[some], strict=True)
     return texts.scatter(some, [reason_text(set(one.split(",")) - set(other.split(","))) for one, other in pairs])
+
+
+def _repeated(text: str | None, times: int) -> pl.Series:
+    return pl.Series([text], dtype=pl.String).new_from_index(0, times)
 
 
 NEVER_US = -(2**62)  # before every event time, with room to subtract from
@@ -186,6 +198,9 @@ class Screened(NamedTuple):
     duplicates: int
 
 
+_NO_REASONS_YET = pl.col(*KINDS).fill_null("")
+
+
 def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules, key: str = "product_id") -> Screened:
     """Give verdicts on new orders, and revise those of earlier orders whose patterns they complete.
 
@@ -207,21 +222,21 @@ def screen(recent: pl.DataFrame, arrivals: pl.DataFrame, rules: FraudRules, key:
     near = spans(keys[is_new], events_us[is_new], 2 * _microseconds(rules.widest_window)).hold(keys, events_us)
     if not near.all():  # mostly they are: to copy them takes as long as many a rule
         known, is_new = known[np.flatnonzero(near)], is_new[near]
+    known = known.with_columns(_NO_REASONS_YET)
     found = findings(known, rules)
     kinds = {
-        column: _accumulated(known[column].fill_null(""), names_of(bits, list(found)))
+        column: _accumulated(known[column], names_of(bits, list(found)))
         for column, bits in bits_of(found, known, rules).items()
     }
     kinds["suppressed"] = kinds["suppressed"].without(kinds["given"].given)
     is_changed = np.logical_or.reduce([is_new, *((kind.gained != "").to_numpy() for kind in kinds.values())])
     changed = np.flatnonzero(is_changed)
-    verdicts = known[changed].with_columns(
-        **{column: kind.given[changed] for column, kind in kinds.items()},
-        **{GAINED[column]: kind.gained[changed] for column, kind in kinds.items()},
-        revision=pl.Series(~is_new[changed]),
-        evidence=_renewed(known["evidence"][changed], evidence_of(known["order_id"], found, changed)),
-    )
-    return Screened(verdicts.select(*recent.columns, *NEWS), duplicates)
+    columns = {name: known[name] for name in recent.columns} | {"revision": pl.Series(~is_new)}
+    for column, kind in kinds.items():
+        columns |= {column: kind.given, GAINED[column]: kind.gained}
+    verdicts = pl.DataFrame([columns[name].alias(name) for name in (*recent.columns, *NEWS)])[changed]
+    evidence = _renewed(verdicts["evidence"], evidence_of(known["order_id"], found, changed))
+    return Screened(verdicts.replace_column(verdicts.get_column_index("evidence"), evidence.alias("evidence")), duplicates)
 
 
 def bits_of(found: Mapping[str, Finding], orders: pl.DataFrame, rules: FraudRules) -> dict[str, NDArray[np.uint64]]:
@@ -273,9 +288,9 @@ def evidence_of(order_ids: pl.Series, found: Mapping[str, Finding], wanted: Ints
     for reason, finding in found.items():
         which = np.flatnonzero(place[finding.rows] >= 0)
         if len(which):
-            texts = evidence_texts(order_ids.gather(finding.members[which].ravel()), finding, which)
-            parts.append(pl.DataFrame({"place": place[finding.rows[which]], "part": f'"{reason}":' + texts}))
-    nothing = pl.repeat(None, len(wanted), dtype=pl.String, eager=True)
+            texts = evidence_texts(order_ids[finding.members[which].ravel()], finding, which, f'"{reason}":')
+            parts.append(pl.DataFrame({"place": place[finding.rows[which]], "part": texts}))
+    nothing = _repeated(None, len(wanted))
     if not parts:
         return nothing
     whole = pl.concat(parts).group_by("place", maintain_order=True).agg(pl.col("part").str.join(","))
@@ -288,6 +303,8 @@ decode_evidence = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 def _renewed(before: pl.Series, now: pl.Series) -> pl.Series:
     """Evidence as it was, or renewed: what a reason was given for is kept also when its members are forgotten."""
+    if now.null_count() == len(now):
+        return before
     both = np.flatnonzero((before.is_not_null() & now.is_not_null()).to_numpy())
     united = now.zip_with(now.is_not_null(), before)
     if not len(both):
@@ -308,11 +325,12 @@ def evidence_for(reasons: str, evidence: str) -> str:
     return msgspec.json.encode({name: part for name, part in decode_evidence(evidence).items() if name in wanted}).decode()
 
 
-def evidence_texts(ids: pl.Series, finding: Finding, which: Ints) -> pl.Series:
-    """Evidence as JSON: `ids` are the order ids of the members of these entries, entry after entry."""
-    members = ids.reshape((len(which), finding.members.shape[1])).arr.to_list().list.unique(maintain_order=True)
-    evidence = pl.DataFrame({"order_ids": members, "value": finding.value[which]})
-    return evidence.select(pl.struct("order_ids", "value", limit=pl.lit(finding.limit)).struct.json_encode()).to_series()
+def evidence_texts(ids: pl.Series, finding: Finding, which: Ints, name: str) -> pl.Series:
+    """Evidence as JSON, each after its `name`: `ids` are the order ids of the members of these entries, entry after entry."""
+    entries = pl.DataFrame({"order_ids": ids.reshape((len(which), finding.members.shape[1])), "value": finding.value[which]})
+    members = pl.col("order_ids").arr.to_list().list.unique(maintain_order=True)
+    evidence = pl.struct(members, "value", limit=pl.lit(finding.limit)).struct.json_encode()
+    return entries.select(pl.lit(name) + evidence).to_series()
 
 
 def epoch_us(moment: datetime) -> int:

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
@@ -356,13 +356,14 @@ def _moment(name: str, value: Any, latest: datetime) -> datetime:
 def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
     """The verdict of every order, given all orders: each has an order id of its own."""
     everything = list(orders)
-    hits = {name: hits_of(everything, name, rules) for name in rules.rules}
+    selected = _selected(everything, rules.rules, rules)
+    hits = {name: _hits(selected[name], name, rules) for name in rules.rules}
     verdicts = {}
     for order in everything:
         found = sorted(reason for reason, orders in hits.items() if order.order_id in orders)
         suppressed = [reason for reason in found if _is_suppressed(order, reason, rules)]
         reasons = [reason for reason in found if reason not in suppressed]
-        verdicts[order.order_id] = Verdict(**asdict(order), **_said(reasons, suppressed))
+        verdicts[order.order_id] = Verdict(**vars(order), **_said(reasons, suppressed))
     return verdicts
 
 
@@ -391,11 +392,14 @@ def _listed(name: str, rules: FraudRules) -> list[tuple[str, datetime | None]]:
 
 def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
     """The ids of the orders that a rule hits."""
+    return _hits(_selected(orders, [name], rules)[name], name, rules)
+
+
+def _hits(taking_part: list[Order], name: str, rules: FraudRules) -> set[str]:
+    """The ids of those that a rule hits of the orders that its condition selects."""
     rule = rules.rules[name]
     if rule.mode == "off":
         return set()
-    selected = None if rule.when is None else _selected(orders, rule.when, rules)
-    taking_part = [order for order in orders if selected is None or order.order_id in selected]
     if rule.by is None:
         return {order.order_id for order in taking_part}
     taking_part = [order for order in taking_part if all(_value(order, field, rules) is not None for field in rule.by)]
@@ -485,31 +489,39 @@ _COLUMNS = {
 }
 
 
-def _selected(orders: list[Order], condition: str, rules: FraudRules) -> set[str]:
-    """The ids of the orders that a condition selects: another database is asked, with the text as it stands."""
-    if not orders:
-        return set()
-    looked_at = {"order_id", "event_ts", *re.findall(r"\w+", condition)} & _COLUMNS.keys()
+def _selected(orders: list[Order], names: Iterable[str], rules: FraudRules) -> dict[str, list[Order]]:
+    """Of each rule the orders that its condition selects: another database is asked, once, with the texts as they stand."""
+    conditions = {name: rules.rules[name].when for name in names}
+    texts = [text for text in dict.fromkeys(conditions.values()) if text is not None]
+    answers = dict(zip(texts, _answers(orders, texts, rules), strict=True)) if orders and texts else {}
+    return {
+        name: list(orders) if text is None else [order for order, yes in zip(orders, answers.get(text, ()), strict=True) if yes]
+        for name, text in conditions.items()
+    }
+
+
+def _answers(orders: list[Order], conditions: list[str], rules: FraudRules) -> Iterable[tuple[bool | None, ...]]:
+    """Of each condition, whether it holds of each order; None, which is no yes, where it looks at what an order lacks."""
+    looked_at = {"event_ts", *re.findall(r"\w+", " ".join(conditions))} & _COLUMNS.keys()
     columns = {name: [_value(order, name, rules) for order in orders] for name in looked_at}
     for name in looked_at & {"user_id", "product_id", "quantity", "amount_numeric"}:
         columns[name] = [str(value) for value in columns[name]]
     for name in looked_at & {"created_date", "event_ts"}:
         columns[name] = [value.replace(tzinfo=None) for value in columns[name]]
-    table = pa.table(columns)
     casts = ", ".join(f"cast({name} as {_COLUMNS[name]}) as {name}" for name in columns)
     database = _database()
-    database.register("given", table)
-    for name in re.findall(r"listed\(\w+, '(\w+)'\)", condition):
+    database.register("given", pa.table(columns | {"place": range(len(orders))}))
+    for name in re.findall(r"listed\(\w+, '(\w+)'\)", " ".join(conditions)):
         entries = [(value, until and until.replace(tzinfo=None)) for value, until in _listed(name, rules)]
         until = pa.array([until for _, until in entries], pa.timestamp("us"))
         database.register(f"list_{name}", pa.table({"value": [value for value, _ in entries], "until": until}))
-    condition = re.sub(
+    asked = re.sub(
         r"listed\((\w+), '(\w+)'\)",
         r"(cast(\1 as varchar) in (select value from list_\2 where until is null or given.event_ts < until))",
-        condition,
+        ", ".join(f"({condition})" for condition in conditions),
     )
-    found = database.execute(f"select order_id from (select {casts} from given) as given where {condition}").fetchall()
-    return {order_id for (order_id,) in found}
+    found = database.execute(f"select {asked} from (select {casts}, place from given) as given order by place").fetchall()
+    return zip(*found, strict=True)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,9 @@ from wasmtime import Config
 from zetasql.api import Analyzer, CatalogBuilder, TableBuilder, TypeFactory
 from zetasql.core import wasm_client
 from zetasql.core.exceptions import ServerError as Refused
+from zetasql.core.local_service import ZetaSqlLocalService
 from zetasql.types import (
+    AnalyzeRequest,
     AnalyzerOptions,
     LanguageOptions,
     ParameterMode,
@@ -95,8 +97,21 @@ class GoogleSql:
         Raises:
             Refused: GoogleSQL does not accept it; says where and why.
         """
-        options = replace(self._options, **_declared(parameters))
-        return Analyzer.analyze_statement_static(statement, options, self._catalog)
+        return Analyzer.analyze_statement_static(statement, self._options_for(parameters), self._catalog)
+
+    def require_accepted(self, statement: str, parameters: Parameters = ()) -> None:
+        """Check a statement of any kind as it stands; to read what it is resolved to would take longer than to find it.
+
+        Raises:
+            Refused: GoogleSQL does not accept it; says where and why.
+        """
+        request = AnalyzeRequest(
+            sql_statement=statement, options=self._options_for(parameters), simple_catalog=self._catalog
+        ).to_proto()
+        ZetaSqlLocalService.get_instance().wasm_client.call_grpc_func("ZetaSqlLocalService_Analyze", request)
+
+    def _options_for(self, parameters: Parameters) -> AnalyzerOptions:
+        return replace(self._options, **_declared(parameters))
 
 
 def _declared(parameters: Parameters) -> dict[str, Any]:

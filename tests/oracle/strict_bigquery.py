@@ -246,7 +246,7 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
         statement = resolved(statement, name) or statement
     while True:
         try:
-            GoogleSql(tables).resolve(statement, parameters)
+            GoogleSql(tables).require_accepted(statement, parameters)
         except Refused as refused:
             missing = _NOT_FOUND.search(str(refused))
             if missing is None:

@@ -33,6 +33,30 @@ def test_after_its_first_task_a_worker_collects_no_garbage_among_its_imports() -
     assert looked_through < imported / 100
 
 
+_LATE_IMPORTS = """
+import gc
+from conf.workers import freeze_imports
+
+looked_through = []
+for task in range(12):
+    freeze_imports()
+    looked_through.append(len(gc.get_objects()))
+    if task == 1:
+        import polars, pydantic, http.server
+    if task == 10:
+        kept = [[] for _ in range(50_000)]
+print(*looked_through)
+"""
+
+
+def test_what_one_of_its_first_tasks_imports_is_no_garbage_to_later_ones_either_but_what_comes_much_later_may_be() -> None:
+    done = subprocess.run([sys.executable, "-c", _LATE_IMPORTS], capture_output=True, text=True, check=True)
+
+    *first, last = map(int, done.stdout.split())
+    assert max(first) < 2_000
+    assert last > 50_000
+
+
 def test_a_worker_of_the_export_imports_nothing_that_it_has_no_use_for() -> None:
     unused = "{'pandas', 'polars', 'google.cloud.bigquery'}"
     run = f"import sys, batch.warehouse.export; print(*({unused} & sys.modules.keys()))"
