@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.benchmarks.arena import RULES
 from tests.benchmarks.load import encode, make_orders
 from tests.benchmarks.measure import BenchmarkError, Usage, timeline
 from tests.benchmarks.rivals import peer
-from tests.oracle.brute_force import Message, Verdict, judge
+from tests.oracle.brute_force import Message, Verdict, judge, read, screen
 
 START = datetime(2026, 11, 20, 9, 0, tzinfo=UTC)
 COUNT = 4_000
@@ -26,10 +26,13 @@ def orders() -> pl.DataFrame:
     return make_orders(COUNT, rules=load_rules(RULES), rate=2_000, start=START, seed=7)
 
 
-def verdicts(orders: pl.DataFrame) -> dict[str, Verdict]:
+def messages(orders: pl.DataFrame) -> list[Message]:
     received = START + timedelta(seconds=COUNT / 2_000)
-    messages = [Message("orders", 0, offset, received, key, value) for offset, (key, value) in enumerate(encode(orders))]
-    return judge(messages, load_rules(RULES)).orders
+    return [Message("orders", 0, offset, received, key, value) for offset, (key, value) in enumerate(encode(orders))]
+
+
+def verdicts(orders: pl.DataFrame) -> dict[str, Verdict]:
+    return judge(messages(orders), load_rules(RULES)).orders
 
 
 def test_every_planted_order_is_a_fraud_for_its_label_and_frauds_are_about_four_percent(orders: pl.DataFrame) -> None:
@@ -46,12 +49,13 @@ def test_the_load_is_the_same_for_the_same_seed(orders: pl.DataFrame) -> None:
 
 
 def test_the_peer_gives_each_order_the_reasons_that_it_and_the_orders_before_it_make(orders: pl.DataFrame) -> None:
-    messages = [Received(topic="orders", partition=0, value=value) for _, value in encode(orders)]
-    screened = peer.screener(load_rules(RULES))(messages)
-    expected = {}
-    for row, (order_id, product) in enumerate(orders.select("order_id", "product_id").iter_rows()):
-        before = orders[: row + 1].filter(pl.col("product_id") == product)
-        expected[order_id] = tuple(verdicts(before)[order_id].reasons)
+    rules, expected, of_product = load_rules(RULES), {}, defaultdict(list)
+    for message in messages(orders):
+        order = read(message, rules.max_future_skew)
+        of_product[order.product_id].append(order)
+        expected[order.order_id] = tuple(screen(of_product[order.product_id], rules)[order.order_id].reasons)
+    received = [Received(topic="orders", partition=0, value=value) for _, value in encode(orders)]
+    screened = peer.screener(rules)(received)
     assert {order.order_id: order.reasons for order in screened} == expected
     assert len(Counter(reason for reasons in expected.values() for reason in reasons)) == 6
 
