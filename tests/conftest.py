@@ -3,6 +3,7 @@
 Nothing starts for a test that does not ask for `platform` or `settings`.
 """
 
+import gc
 import logging
 import os
 import shlex
@@ -47,6 +48,11 @@ if not hasattr(__main__, "__file__"):  # as in the processes of pytest-xdist, wh
 
 bypass_proxies()  # as the finpro command does
 os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported is no garbage: to look among half a million objects takes 0.4 s, each time."""
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
