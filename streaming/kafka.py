@@ -157,7 +157,8 @@ class TopicReader:
             raise KafkaError(f"Kafka did not answer about {self._topic}: {error.args[0].str()}") from error
 
     def _kept(self, partition: int) -> tuple[int, int]:
-        first, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=_WAIT_SECONDS)
+        place = TopicPartition(self._topic, partition)
+        first, end = _once_led(lambda: self._consumer.get_watermark_offsets(place, timeout=_WAIT_SECONDS))
         return first, end
 
     def read(self, partition: int, first: int, end: int | None = None) -> list[Any]:
@@ -364,6 +365,27 @@ def topic_ids(settings: Settings, name: str) -> Callable[[], str]:
             raise KafkaError(f"Kafka did not answer about {topic}: {error.args[0].str()}") from error
 
     return ask
+
+
+_LEADER_CHANGES = (
+    ClientError.NOT_LEADER_FOR_PARTITION,
+    ClientError.LEADER_NOT_AVAILABLE,
+    ClientError.FENCED_LEADER_EPOCH,
+    ClientError.UNKNOWN_LEADER_EPOCH,
+)
+
+
+def _has_no_leader_yet(error: BaseException) -> bool:
+    """Whether a partition has just been made, or its leader has just gone: the client asks another broker then."""
+    return isinstance(error, KafkaException) and error.args[0].code() in _LEADER_CHANGES
+
+
+_once_led = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_has_no_leader_yet),
+    stop=tenacity.stop_after_delay(_WAIT_SECONDS),
+    wait=tenacity.wait_fixed(0.1),
+    reraise=True,
+)
 
 
 def _may_pass(error: BaseException) -> bool:

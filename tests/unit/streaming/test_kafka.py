@@ -1,12 +1,17 @@
 """What of Kafka needs no broker: records of a client as messages, and what a topic's configuration means."""
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError as ClientError
+from confluent_kafka import KafkaException, TopicPartition
 
+from conf.errors import KafkaError
+from streaming import kafka
 from streaming.contract import MESSAGE_COLUMNS, NO_TIMESTAMP, read_messages
-from streaming.kafka import OrdersKept, as_messages, kept_by
+from streaming.kafka import OrdersKept, TopicReader, as_messages, kept_by
 from tests.oracle.bad_messages import RECEIVED, encoded, good
 
 KAFKAS_OWN = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
@@ -32,6 +37,39 @@ class Record:
 
     def value(self) -> bytes:
         return encoded(good())
+
+
+class Consumer:
+    """One that is told some errors before it is given the offsets of a partition."""
+
+    def __init__(self, *errors: int) -> None:
+        self._errors = list(errors)
+
+    def get_watermark_offsets(self, _partition: TopicPartition, **_: float) -> tuple[int, int]:
+        if self._errors:
+            raise KafkaException(ClientError(self._errors.pop(0)))
+        return 3, 7
+
+    def list_topics(self, topic: str, **_: float) -> Any:
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: None})})
+
+    def close(self) -> None:
+        pass
+
+
+def reader(monkeypatch: pytest.MonkeyPatch, *errors: int) -> TopicReader:
+    monkeypatch.setattr(kafka, "Consumer", lambda _config: Consumer(*errors))
+    return TopicReader({}, "orders")
+
+
+def test_a_partition_that_has_no_leader_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_a_new_topic = reader(monkeypatch, ClientError.NOT_LEADER_FOR_PARTITION, ClientError.LEADER_NOT_AVAILABLE)
+    assert of_a_new_topic.kept() == {0: (3, 7)}
+
+
+def test_what_kafka_refuses_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KafkaError, match=r"did not answer about orders: .*[Aa]uthorization failed"):
+        reader(monkeypatch, ClientError.TOPIC_AUTHORIZATION_FAILED).ends()
 
 
 def test_records_are_messages_as_spark_gives_them() -> None:
