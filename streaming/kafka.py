@@ -158,7 +158,8 @@ class TopicReader:
 
     def _kept(self, partition: int) -> tuple[int, int]:
         place = TopicPartition(self._topic, partition)
-        first, end = _once_led(lambda: self._consumer.get_watermark_offsets(place, timeout=_WAIT_SECONDS))
+        again = _retrying(_has_no_leader_yet, seconds=_WAIT_SECONDS, pause=0.1)
+        first, end = again(lambda: self._consumer.get_watermark_offsets(place, timeout=_WAIT_SECONDS))
         return first, end
 
     def read(self, partition: int, first: int, end: int | None = None) -> list[Any]:
@@ -351,12 +352,7 @@ def topic_ids(settings: Settings, name: str) -> Callable[[], str]:
         described = admin.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_SECONDS)
         return str(described[topic].result().topic_id)
 
-    again = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_may_pass),
-        stop=tenacity.stop_after_delay(_RESTARTS_SECONDS),
-        wait=tenacity.wait_fixed(0.5),
-        reraise=True,
-    )
+    again = _retrying(_may_pass, seconds=_RESTARTS_SECONDS, pause=0.5)
 
     def ask() -> str:
         try:
@@ -380,12 +376,14 @@ def _has_no_leader_yet(error: BaseException) -> bool:
     return isinstance(error, KafkaException) and error.args[0].code() in _LEADER_CHANGES
 
 
-_once_led = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_has_no_leader_yet),
-    stop=tenacity.stop_after_delay(_WAIT_SECONDS),
-    wait=tenacity.wait_fixed(0.1),
-    reraise=True,
-)
+def _retrying(may_pass: Callable[[BaseException], bool], *, seconds: float, pause: float) -> tenacity.Retrying:
+    """Asks Kafka again while that helps, for so long; then raises what came last."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(pause),
+        reraise=True,
+    )
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -131,8 +131,8 @@ def _rows(verdicts: pl.DataFrame, rules_version: str, screened_at: datetime) -> 
             rules_version=pl.lit(rules_version),
             screened_at=pl.lit(screened_at).cast(UTC_MICROSECONDS),
         )
-        .sort("order_id")
-    )  # two workers that meet wait for each other, in one order
+        .sort("order_id")  # two workers that meet wait for each other, in one order
+    )
 
 
 class Revised(NamedTuple):
@@ -557,7 +557,7 @@ class Announcer:
         with self._producing() as producer:
             for part in verdicts.iter_slices(_SLICE):
                 encoded = encode_verdicts(part, rules_version, application)
-                frauds = encoded[np.flatnonzero(encoded["alert"].is_not_null())]
+                frauds = encoded.drop_nulls("alert")
                 for topic, column, said in ((PROCESSED_ORDERS, "verdict", encoded), (FRAUD_ALERT, "alert", frauds)):
                     if len(said):
                         producer.send(self._sink.topics[topic], _binary(said["order_id"]), _binary(said[column]))

@@ -356,8 +356,7 @@ def _moment(name: str, value: Any, latest: datetime) -> datetime:
 def screen(orders: Iterable[Order], rules: FraudRules) -> dict[str, Verdict]:
     """The verdict of every order, given all orders: each has an order id of its own."""
     everything = list(orders)
-    selected = _selected(everything, rules.rules, rules)
-    hits = {name: _hits(selected[name], name, rules) for name in rules.rules}
+    hits = {name: _hits(orders, name, rules) for name, orders in _selected(everything, rules.rules, rules).items()}
     verdicts = {}
     for order in everything:
         found = sorted(reason for reason, orders in hits.items() if order.order_id in orders)
@@ -392,14 +391,12 @@ def _listed(name: str, rules: FraudRules) -> list[tuple[str, datetime | None]]:
 
 def hits_of(orders: list[Order], name: str, rules: FraudRules) -> set[str]:
     """The ids of the orders that a rule hits."""
-    return _hits(_selected(orders, [name], rules)[name], name, rules)
+    return _hits(_selected(orders, [name], rules).get(name, []), name, rules)
 
 
 def _hits(taking_part: list[Order], name: str, rules: FraudRules) -> set[str]:
     """The ids of those that a rule hits of the orders that its condition selects."""
     rule = rules.rules[name]
-    if rule.mode == "off":
-        return set()
     if rule.by is None:
         return {order.order_id for order in taking_part}
     taking_part = [order for order in taking_part if all(_value(order, field, rules) is not None for field in rule.by)]
@@ -490,8 +487,8 @@ _COLUMNS = {
 
 
 def _selected(orders: list[Order], names: Iterable[str], rules: FraudRules) -> dict[str, list[Order]]:
-    """Of each rule the orders that its condition selects: another database is asked, once, with the texts as they stand."""
-    conditions = {name: rules.rules[name].when for name in names}
+    """Of each rule that is not off the orders that its condition selects: another database is asked, with their texts."""
+    conditions = {name: rules.rules[name].when for name in names if rules.rules[name].mode != "off"}
     texts = [text for text in dict.fromkeys(conditions.values()) if text is not None]
     answers = dict(zip(texts, _answers(orders, texts, rules), strict=True)) if orders and texts else {}
     return {
