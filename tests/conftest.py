@@ -6,6 +6,7 @@ Nothing starts for a test that does not ask for `platform` or `settings`.
 import gc
 import logging
 import os
+import re
 import shlex
 import shutil
 import uuid
@@ -23,7 +24,7 @@ import __main__
 import tests
 from batch.google_cloud import bigquery_client, storage_client
 from batch.postgres import migrate
-from conf.settings import Settings, finpro_home, variable
+from conf.settings import CONF_DIR, Settings, finpro_home, variable
 from jobs.local.platform import Platform, down, up
 from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
@@ -63,10 +64,12 @@ def pytest_unconfigure() -> None:
 # One Spark for hundreds of small jobs: to compile each of their plans takes longer than to interpret it, and nobody looks up
 # how they went. (What runs as a process of its own compiles, as everywhere else.) Its JVM lives long enough for what it does
 # most, which is to plan, to be compiled twice: with four times the calls that Java waits for, planning takes half the time.
+_COMPILED_TWICE = "-XX:TieredStopAtLevel=4 -XX:CompileThresholdScaling=1"  # what Java is told last counts
 _LATER = "-XX:Tier4InvocationThreshold=20000 -XX:Tier4MinInvocationThreshold=4000 -XX:Tier4CompileThreshold=40000"
-_JAVA = f"{_LATER} -XX:+UseParallelGC -XX:MetaspaceSize=256m -XX:ReservedCodeCacheSize=240m -Duser.timezone=UTC"
+_DEFAULTS = (CONF_DIR / "spark-defaults.conf").read_text(encoding="utf-8")
+(_AS_EVERYWHERE,) = re.findall(r"^spark\.driver\.extraJavaOptions +(.+)$", _DEFAULTS, re.MULTILINE)
 _SPARK = [
-    f"spark.driver.extraJavaOptions={_JAVA}",
+    f"spark.driver.extraJavaOptions={_AS_EVERYWHERE} {_COMPILED_TWICE} {_LATER}",
     "spark.sql.codegen.wholeStage=false",
     "spark.sql.codegen.factoryMode=NO_CODEGEN",
     "spark.sql.execution.arrow.maxRecordsPerBatch=150",  # so that a task reads several, as with much more data
