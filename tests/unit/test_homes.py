@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,16 @@ with guarded(home, elsewhere):
 """
 
 
+def all_begun(session: "subprocess.Popen[str]", *homes: Path) -> list[psutil.Process]:
+    """The session's processes. What has just been started can be without an environment for a moment."""
+    deadline = time.monotonic() + 10
+    while True:
+        begun = processes_of(homes, but=[session.pid])
+        if [one.name() for one in begun].count("sleep") == 3:
+            return begun
+        assert time.monotonic() < deadline, begun
+
+
 @pytest.mark.parametrize("end", ["killed", "ended"])
 def test_nothing_runs_on_in_the_home_of_a_session_that_is_gone(tmp_path: Path, end: str) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
@@ -35,8 +46,7 @@ def test_nothing_runs_on_in_the_home_of_a_session_that_is_gone(tmp_path: Path, e
         assert session.stdout is not None
         assert session.stdin is not None
         assert session.stdout.readline() == "begun\n"
-        begun = processes_of([home, elsewhere], but=[session.pid])
-        assert [one.name() for one in begun].count("sleep") == 3
+        begun = all_begun(session, home, elsewhere)
         if end == "killed":
             os.killpg(session.pid, signal.SIGKILL)
         else:
