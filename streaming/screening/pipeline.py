@@ -64,7 +64,7 @@ from streaming.screening.receipts import (
 )
 from streaming.screening.recent import Recent, near, remembered
 from streaming.screening.sinks import Announcer, KafkaSink, in_transaction, revise, store, stored_orders
-from streaming.screening.state import MicroBatch, known_before, remember_after, remembered_now
+from streaming.screening.state import MicroBatch, Newest, known_before, newest_before, remember_after, remembered_now
 from streaming.screening.verdicts import (
     GAINED,
     JUDGED,
@@ -119,8 +119,10 @@ class Task(NamedTuple):
 
 def as_read(messages: DataFrame, tasks: int) -> DataFrame:
     """Messages of Spark's Kafka source as `screened` takes them."""
-    columns = [name for name in MESSAGE_COLUMNS if name != "topic"]  # a worker knows it, and each text costs the JVM something
-    return messages.select(*columns).coalesce(tasks)  # a task costs more than a partition
+    # A worker knows the topic, and each text costs the JVM something. And one column: for each one that a plan hands to Python,
+    # PySpark calls the JVM twice, once a micro-batch.
+    message = F.struct(*(name for name in MESSAGE_COLUMNS if name != "topic")).alias("message")
+    return messages.select(message).coalesce(tasks)  # a task costs more than a partition
 
 
 def screened(messages: DataFrame, task: Task) -> DataFrame:
@@ -180,7 +182,8 @@ class _Reading:
         for batch in batches:
             if batch.num_rows:
                 topic = pa.repeat(self._screening.kafka.topics[ORDERS], batch.num_rows)
-                messages = pa.record_batch([topic, *batch.columns], names=["topic", *batch.schema.names])
+                message = pa.RecordBatch.from_struct_array(batch.column("message"))
+                messages = pa.record_batch([topic, *message.columns], names=["topic", *message.schema.names])
                 part = read_arrivals(messages, self._rules, self._read_at)
                 self.messages += batch.num_rows
                 self._parts.append(part._replace(dead_letters=NO_DEAD_LETTERS))
@@ -299,6 +302,7 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
     """Screen the partitions that this task reads: each is a bucket."""
     freeze_imports()
     reading, announcer = _Reading(task), Announcer(task.screening.kafka)
+    newest = _newest_before(task.screening, task.batch)
     for dead_letters in reading.read(batches):
         announcer.dead_letters(dead_letters)
     arrivals = reading.arrivals()
@@ -310,7 +314,7 @@ def _screen_partitions(task: Task, batches: Batches) -> Batches:
         return
     if reading.messages:
         buckets = {read.partition for read in arrivals.reads}
-        settled = _settle(task, announcer, [arrivals], buckets)
+        settled = _settle(task, announcer, newest, [arrivals], buckets)
         yield _report(Report(_with_dead_letters(settled.receipt, reading.dead_letters)))
         yield from _handed_on(task, [arrivals], settled.verdicts)
 
@@ -346,6 +350,7 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
     """Screen the buckets whose chunks this task is given."""
     freeze_imports()
     keys, announcer = bucket_keys(task.batch.division.buckets), Announcer(task.screening.kafka)
+    newest = _newest_before(task.screening, task.batch)
     arrivals, buckets, dead_letters = [], set(), 0
     for row in (row for batch in batches for row in batch.to_pylist()):
         part = unpack_arrivals(row["payload"])
@@ -354,7 +359,7 @@ def _screen_buckets(task: Task, batches: Batches) -> Batches:
         buckets.add(keys.index(row["bucket"]))
         arrivals.append(part._replace(dead_letters=NO_DEAD_LETTERS))
     if arrivals:
-        settled = _settle(task, announcer, arrivals, buckets)
+        settled = _settle(task, announcer, newest, arrivals, buckets)
         yield _report(Report(_with_dead_letters(settled.receipt, dead_letters)))
         yield from _handed_on(task, arrivals, settled.verdicts)
 
@@ -415,7 +420,12 @@ class _Settled(NamedTuple):
     verdicts: pl.DataFrame
 
 
-def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets: set[int]) -> _Settled:
+def _newest_before(screening: Screening, batch: MicroBatch) -> list[Newest]:
+    """Asked for before the first message is there, for which a task waits as long as the answer takes, or longer."""
+    return in_transaction(screening.dsn, lambda cursor: newest_before(cursor, batch))
+
+
+def _settle(task: Task, announcer: Announcer, newest: list[Newest], arrivals: list[Arrivals], buckets: set[int]) -> _Settled:
     """Screen, store and announce a task's part of a micro-batch: once more without the orders that turn out to clash.
 
     An order whose id stands for another order is a dead letter, and no neighbour to anyone. Only Postgres knows all ids
@@ -425,7 +435,7 @@ def _settle(task: Task, announcer: Announcer, arrivals: list[Arrivals], buckets:
     clashes = NO_CLASHES
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "screen_seconds"):
-        known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, buckets))
+        known = known_before(newest, batch, buckets, partial(in_transaction, screening.dsn))
     while True:
         with _timed(seconds, "screen_seconds"):
             outcome = screen_arrivals(arrivals, known.recents, batch, task.entry.moment, rules, _backlog(task), clashes)
@@ -471,7 +481,7 @@ def _settle_across(task: Task, announcer: Announcer, field: str, arrivals: list[
     batch = task.batch._replace(division=_across(task, field))
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "screen_seconds"):
-        known = in_transaction(screening.dsn, lambda cursor: known_before(cursor, batch, [bucket]))
+        known = known_before(_newest_before(screening, batch), batch, [bucket], partial(in_transaction, screening.dsn))
         outcome = screen_across(arrivals, known.recents, batch, task.entry.moment, rules, _backlog(task))
     with _timed(seconds, "store_seconds"):
         revised = revise(

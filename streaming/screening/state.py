@@ -8,8 +8,8 @@ Spark's own state would travel from the JVM to Python and back with each micro-b
 """
 
 import json
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -79,7 +79,7 @@ class _Kept(msgspec.Struct, frozen=True):
         return kept
 
 
-class _Row(NamedTuple):
+class Newest(NamedTuple):
     """The newest row of a bucket."""
 
     division: str
@@ -120,20 +120,44 @@ _ORDERS = """
 """
 
 
-def known_before(cursor: ArrowCursor, batch: MicroBatch, buckets: Iterable[int]) -> Known:
+Rows = list[tuple[Any, ...]]
+
+
+def newest_before(cursor: ArrowCursor, batch: MicroBatch) -> list[Newest]:
+    """The newest row of each bucket before a micro-batch: a task can ask for them before it knows which buckets it has.
+
+    They stand as soon as the micro-batch is open in the ledger: what others still store is refused.
+
+    Raises:
+        StreamingError: a newer version of finpro wrote them.
+    """
+    newest = cursor.rows(_NEWEST, (batch.query_id, str(batch.step), batch.division.family, f"{By.FIELD} "))
+    return [Newest(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in newest]
+
+
+def known_before(
+    newest: Iterable[Newest],
+    batch: MicroBatch,
+    buckets: Iterable[int],
+    in_transaction: Callable[[Callable[[ArrowCursor], Rows]], Rows],
+) -> Known:
     """The states of buckets before a micro-batch. Where orders were divided otherwise until then: of those buckets.
+
+    Args:
+        newest: of `newest_before`.
+        batch: the micro-batch.
+        buckets: of `batch.division`.
+        in_transaction: runs what fetches the parts of states that this worker does not have; not called where it has all.
 
     Raises:
         StreamingError: a part of the state is gone.
     """
-    newest = cursor.rows(_NEWEST, (batch.query_id, str(batch.step), batch.division.family, f"{By.FIELD} "))
-    rows = [_Row(division, bucket, step, _Kept.decode(kept)) for division, bucket, step, kept in newest]
-    own = {row.bucket: row for row in rows if row.division == str(batch.division)}
-    others = sorted((row for row in rows if row.division != str(batch.division)), key=lambda row: row.batch)
+    own = {row.bucket: row for row in newest if row.division == str(batch.division)}
+    others = sorted((row for row in newest if row.division != str(batch.division)), key=lambda row: row.batch)
     # A micro-batch may have been begun by the one division, and done again by the other.
     newer = {bucket: [row for row in others if bucket not in own or row.batch >= own[bucket].batch] for bucket in buckets}
     sources = {bucket: [*([own[bucket]] if bucket in own else []), *newer[bucket]] for bucket in newer}
-    _load_segments(cursor, batch.query_id, [row for source in sources.values() for row in source])
+    _load_segments(in_transaction, batch.query_id, [row for source in sources.values() for row in source])
     recents = {}
     for bucket, source in sources.items():
         states = [_recent(batch.query_id, row) for row in source]
@@ -165,12 +189,14 @@ _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-b
 _segments: dict[_Place, Segment] = {}
 
 
-def _load_segments(cursor: ArrowCursor, query_id: str, rows: Iterable[_Row]) -> None:
+def _load_segments(
+    in_transaction: Callable[[Callable[[ArrowCursor], Rows]], Rows], query_id: str, rows: Iterable[Newest]
+) -> None:
     """Fetch the segments of these rows that this worker does not have."""
     kept = {(query_id, row.division, row.bucket, segment.batch): segment for row in rows for segment in row.kept.segments}
     missing = [dict(zip(("division", "bucket", "batch"), place[1:], strict=True)) for place in kept.keys() - _segments.keys()]
     if missing:
-        for *place, orders in cursor.rows(_ORDERS, (query_id, json.dumps(missing))):
+        for *place, orders in in_transaction(lambda cursor: cursor.rows(_ORDERS, (query_id, json.dumps(missing)))):
             segment = kept[query_id, *place]
             table = unpack_table(orders, NO_RECENT)
             table = table if KEY in table.columns else in_todays_form(table)
@@ -197,7 +223,7 @@ def in_todays_form(orders: pl.DataFrame) -> pl.DataFrame:
     ).select(pl.col(name).cast(dtype) for name, dtype in RECENT_SCHEMA.items())
 
 
-def _recent(query_id: str, row: _Row) -> Recent:
+def _recent(query_id: str, row: Newest) -> Recent:
     places = [(query_id, row.division, row.bucket, segment.batch) for segment in row.kept.segments]
     gone = [place for place in places if place not in _segments]
     if gone:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from streaming.screening import state
 from streaming.screening.division import By, Division
 from streaming.screening.recent import NOTHING_RECENT, Recent, remembered, whole
 from streaming.screening.sinks import in_transaction
-from streaming.screening.state import Known, MicroBatch, known_before, remember_after, remembered_now
+from streaming.screening.state import Known, MicroBatch, known_before, newest_before, remember_after, remembered_now
 from streaming.screening.verdicts import RECENT_SCHEMA, Watermark
 from tests.oracle.kafka_keys import keyed_partition
 
@@ -44,6 +45,12 @@ def orders(products: Iterable[int], batch: int, given: int = 0) -> pl.DataFrame:
     return pl.DataFrame(rows, RECENT_SCHEMA).with_columns(revision=pl.lit(value=bool(given)))
 
 
+def known(dsn: str, batch: MicroBatch, buckets: Iterable[int]) -> Known:
+    """What a task knows of buckets before a micro-batch."""
+    newest = in_transaction(dsn, lambda cursor: newest_before(cursor, batch))
+    return known_before(newest, batch, buckets, partial(in_transaction, dsn))
+
+
 def write(dsn: str, batch: MicroBatch, known: Known, after: dict[int, Recent]) -> None:
     def work(cursor: Any) -> bool:
         remember_after(cursor, batch, known, after)
@@ -56,23 +63,22 @@ def settle(dsn: str, batch: MicroBatch, changed: pl.DataFrame, oldest_second: in
     """What a task does with the state in a micro-batch that changes these orders."""
     bucket_of = batch.division.bucket_of(changed)
     buckets = {int(bucket) for bucket in bucket_of}
-    known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
+    before = known(dsn, batch, buckets)
     watermark = Watermark({0: batch.number}, batch.number)
     oldest_us = round(START.replace(second=oldest_second).timestamp()) * 1_000_000
     after = {
         bucket: remembered(recent, watermark, oldest_us, changed.filter(pl.Series(bucket_of == bucket)), batch.step)
-        for bucket, recent in known.recents.items()
+        for bucket, recent in before.recents.items()
     }
-    write(dsn, batch, known, after)
+    write(dsn, batch, before, after)
     remembered_now(batch, after)
     return after
 
 
 def found(dsn: str, batch: MicroBatch) -> dict[str, int]:
     """Order → whether it has a reason, as the next micro-batch would find them."""
-    buckets = range(batch.division.buckets)
-    known = in_transaction(dsn, lambda cursor: known_before(cursor, batch, buckets))
-    tables = {bucket: whole(recent) for bucket, recent in known.recents.items() if recent.segments}
+    recents = known(dsn, batch, range(batch.division.buckets)).recents
+    tables = {bucket: whole(recent) for bucket, recent in recents.items() if recent.segments}
     for bucket, table in tables.items():
         assert set(batch.division.bucket_of(table)) <= {bucket}
     return {
@@ -91,8 +97,8 @@ def test_what_one_worker_remembered_another_one_finds(dsn: str, division: Divisi
     after = settle(dsn, MicroBatch("q", division, 0), orders(range(1, 9), 0))
     after |= settle(dsn, MicroBatch("q", division, 1), orders([2], 1))
     state._segments.clear()
-    known = in_transaction(dsn, lambda cursor: known_before(cursor, MicroBatch("q", division, 2), range(division.buckets)))
-    for bucket, recent in known.recents.items():
+    recents = known(dsn, MicroBatch("q", division, 2), range(division.buckets)).recents
+    for bucket, recent in recents.items():
         kept = after.get(bucket, NOTHING_RECENT)
         assert recent[:2] == kept[:2]
         assert [(one.batch, one.newest_us, one.revises) for one in recent.segments] == [
