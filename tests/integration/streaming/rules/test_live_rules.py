@@ -1,11 +1,12 @@
 """Rules that change, and rules in shadow, on the real `finpro screen` with a real Kafka and Postgres."""
 
+import os
 import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import Popen
@@ -77,6 +78,16 @@ def running(output: Path, *options: str) -> Iterator[Popen[str]]:
                 runs.kill_group(process)
 
 
+@contextmanager
+def held_up(process: Popen[str]) -> Iterator[None]:
+    """The process and what it has started stand still for one block."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+
+
 @pytest.fixture
 def path(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A rules file that screening reads."""
@@ -119,7 +130,9 @@ def test_a_changed_file_is_taken_up_between_two_micro_batches_of_one_run_and_an_
 
     def screened_by(rules: FraudRules, *, seed: int, minutes_ago: float) -> None:
         sent = orders(300, rules, seed=seed, minutes_ago=minutes_ago)
-        runs.send(settings, runs.by_product(sent))
+        # In one micro-batch: they span more than `lateness`, and across products the newest of all partitions counts.
+        with held_up(process) if rules.across_products else nullcontext():
+            runs.send(settings, runs.by_product(sent))
         judged.update(expected(sent, rules))
         wait_for(lambda: len(stored(settings)) == len(judged), f"orders by version {rules.version} are not stored")
         if rules.across_products:  # whose reasons come a stage later
