@@ -46,6 +46,7 @@ _CREATE_BY_DAY = re.compile(
     r".*?\bas\s+(?P<query>\(|select|with)",
     re.IGNORECASE | re.DOTALL,
 )
+_MOST_DECLARED = 40  # tables: those of a test or two
 _REAL = "https://bigquery.googleapis.com"
 _JOBS = re.compile(r"(?P<service>.*/bigquery/v2)/projects/(?P<project>[^/?]+)/(?:jobs|queries)(?:\?.*)?")
 
@@ -63,6 +64,7 @@ class StrictBigQuery:
     _emulator: str | None = None
     _by_day: dict[str, str] = field(default_factory=dict)  # table → the column that it is partitioned by
     _accepted: set[str] = field(default_factory=set)
+    _declared: "Declared" = field(default_factory=lambda: Declared())
     _lock: Lock = field(default_factory=Lock)  # the analyzer is one instance of WebAssembly
 
     @contextmanager
@@ -189,7 +191,7 @@ class StrictBigQuery:
             if seen in self._accepted:
                 return None
             try:
-                analyze(statement, parameters, job.project, columns)
+                analyze(statement, parameters, job.project, columns, self._declared)
             except Refused as refused:
                 self.refused.append(f"{refused}\n{statement}")
                 return invalid_query(str(refused).removeprefix("[INVALID_ARGUMENT] "))
@@ -224,7 +226,24 @@ def _full_name(written: str, project: str) -> str:
     return ".".join(parts if len(parts) > 2 else [project, *parts])
 
 
-def analyze(statement: str, parameters: Parameters, project: str, columns: _Columns) -> None:
+class Declared:
+    """The tables that GoogleSQL was told of. To tell it of another one takes longer than to analyze most statements."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Mapping[str, str]] = {}
+        self._sql = GoogleSql({})
+
+    def with_tables(self, tables: Mapping[str, Mapping[str, str]]) -> GoogleSql:
+        """An analyzer that knows these tables as they are now."""
+        if any(self._tables.get(name) != columns for name, columns in tables.items()):
+            others = self._tables if len(self._tables) < _MOST_DECLARED else {}
+            self._tables = {**others, **tables}
+            self._sql.close()
+            self._sql = GoogleSql(self._tables)
+        return self._sql
+
+
+def analyze(statement: str, parameters: Parameters, project: str, columns: _Columns, declared: Declared) -> None:
     """Analyze a statement over those of its tables that are there; one that names another is for the server to refuse.
 
     Raises:
@@ -238,7 +257,7 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
         found = columns(_full_name(name, project)) if len(path) > 1 and "INFORMATION_SCHEMA" not in path else None
         if not found:  # or what BigQuery tells of itself
             return None
-        known = f"{path[-2]}__{path[-1]}" if path[-1] in tables else path[-1]
+        known = f"{path[-2]}__{path[-1]}"
         tables[known] = {column["name"]: _type(column) for column in found}
         return _spellings(path).sub(f"`{known}`", statement)
 
@@ -246,7 +265,7 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
         statement = resolved(statement, name) or statement
     while True:
         try:
-            GoogleSql(tables).require_accepted(statement, parameters)
+            declared.with_tables(tables).require_accepted(statement, parameters)
         except Refused as refused:
             missing = _NOT_FOUND.search(str(refused))
             if missing is None:

@@ -11,6 +11,7 @@ import requests
 from google.api_core.exceptions import BadRequest, RetryError
 from google.cloud.bigquery import LoadJobConfig, QueryJobConfig, Table
 from google.cloud.bigquery._http import Connection
+from zetasql.core.local_service import ZetaSqlLocalService
 
 from batch.bigquery import job_labels
 from batch.google_cloud import bigquery_client, explained, open_dataset, require_lasting
@@ -21,7 +22,7 @@ from tests.gcp.test_real_project import REFUSED, TOO_MANY_DAYS
 from tests.oracle import bigquery_refusals as real
 from tests.oracle.bigquery_refusals import Refusal, answered
 from tests.oracle.googlesql import Parameters, Refused
-from tests.oracle.strict_bigquery import analyze
+from tests.oracle.strict_bigquery import Declared, analyze
 
 Json = dict[str, Any]
 SETTINGS = Settings(gcp_project="p", bigquery_dataset="d", bigquery_emulator_host="http://127.0.0.1:1")
@@ -288,21 +289,40 @@ def test_a_statement_is_analyzed_with_its_tables_and_the_types_of_its_parameters
         asked.append(name)
         return COLUMNS
 
-    analyze(statement.format(table), parameters, "p-q", columns)
+    analyze(statement.format(table), parameters, "p-q", columns, Declared())
     assert asked == ["p-q.d.raw_orders"]
     wrong = dict.fromkeys(parameters, "datetime") if isinstance(parameters, Mapping) else ["datetime"]
     if parameters:
         with pytest.raises(Refused, match=r"No matching signature|must be an array|must be arrays"):
-            analyze(statement.format(table), wrong, "p-q", columns)
+            analyze(statement.format(table), wrong, "p-q", columns, Declared())
     with pytest.raises(Refused, match=r"order_id|event_ts"):
-        analyze(statement.format(table), parameters, "p-q", lambda _: [{"name": "other", "type": "INTEGER"}])
+        analyze(statement.format(table), parameters, "p-q", lambda _: [{"name": "other", "type": "INTEGER"}], Declared())
+
+
+def test_the_analyzer_is_told_of_a_table_once_and_again_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    register: Callable[..., Any] = ZetaSqlLocalService.register_catalog
+
+    def telling(*args: Any, **named: Any) -> Any:
+        told.append(named)
+        return register(*args, **named)
+
+    monkeypatch.setattr(ZetaSqlLocalService, "register_catalog", telling)
+    declared, statement = Declared(), "select {} from d.raw_orders"
+    for column in ("order_id", "event_ts", "order_id"):
+        analyze(statement.format(column), {}, "p-q", lambda _: COLUMNS, declared)
+    assert len(told) == 1
+    analyze(statement.format("added"), {}, "p-q", lambda _: [*COLUMNS, {"name": "added", "type": "INTEGER"}], declared)
+    with pytest.raises(Refused, match="added"):
+        analyze(statement.format("added"), {}, "p-q", lambda _: COLUMNS, declared)
+    assert len(told) == 3
 
 
 def test_what_has_a_table_that_is_not_there_is_left_to_the_server() -> None:
-    analyze("select x from d.nothing", {}, "p", lambda _: None)
+    analyze("select x from d.nothing", {}, "p", lambda _: None, Declared())
 
 
 @pytest.mark.parametrize("statement", [*REFUSED.values(), *TOO_MANY_DAYS])
 def test_what_the_real_bigquery_is_asked_to_refuse_is_googlesql(statement: str) -> None:
     columns: Callable[[str], list[Json]] = lambda _: [{"name": "moment", "type": "TIMESTAMP"}]  # noqa: E731
-    analyze(statement.format(dataset="d"), {}, "p", columns)
+    analyze(statement.format(dataset="d"), {}, "p", columns, Declared())
