@@ -421,7 +421,7 @@ class _Settled(NamedTuple):
 
 
 def _newest_before(screening: Screening, batch: MicroBatch) -> list[Newest]:
-    """Asked for before the first message is there, for which a task waits as long as the answer takes, or longer."""
+    """What Postgres has of the states before a micro-batch. A task that reads messages asks before it waits for the first."""
     return in_transaction(screening.dsn, lambda cursor: newest_before(cursor, batch))
 
 

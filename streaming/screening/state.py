@@ -8,7 +8,7 @@ Spark's own state would travel from the JVM to Python and back with each micro-b
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -121,6 +121,7 @@ _ORDERS = """
 
 
 Rows = list[tuple[Any, ...]]
+InTransaction = Callable[[Callable[[ArrowCursor], Rows]], Rows]
 
 
 def newest_before(cursor: ArrowCursor, batch: MicroBatch) -> list[Newest]:
@@ -136,10 +137,10 @@ def newest_before(cursor: ArrowCursor, batch: MicroBatch) -> list[Newest]:
 
 
 def known_before(
-    newest: Iterable[Newest],
+    newest: Collection[Newest],
     batch: MicroBatch,
     buckets: Iterable[int],
-    in_transaction: Callable[[Callable[[ArrowCursor], Rows]], Rows],
+    in_transaction: InTransaction,
 ) -> Known:
     """The states of buckets before a micro-batch. Where orders were divided otherwise until then: of those buckets.
 
@@ -189,9 +190,7 @@ _Place = tuple[str, str, int, int]  # of a row: query, division, bucket, micro-b
 _segments: dict[_Place, Segment] = {}
 
 
-def _load_segments(
-    in_transaction: Callable[[Callable[[ArrowCursor], Rows]], Rows], query_id: str, rows: Iterable[Newest]
-) -> None:
+def _load_segments(in_transaction: InTransaction, query_id: str, rows: Iterable[Newest]) -> None:
     """Fetch the segments of these rows that this worker does not have."""
     kept = {(query_id, row.division, row.bucket, segment.batch): segment for row in rows for segment in row.kept.segments}
     missing = [dict(zip(("division", "bucket", "batch"), place[1:], strict=True)) for place in kept.keys() - _segments.keys()]

@@ -51,6 +51,23 @@ _REAL = "https://bigquery.googleapis.com"
 _JOBS = re.compile(r"(?P<service>.*/bigquery/v2)/projects/(?P<project>[^/?]+)/(?:jobs|queries)(?:\?.*)?")
 
 
+class Declared:
+    """The tables that GoogleSQL was told of. To tell it of another one takes longer than to analyze most statements."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Mapping[str, str]] = {}
+        self._sql = GoogleSql({})
+
+    def with_tables(self, tables: Mapping[str, Mapping[str, str]]) -> GoogleSql:
+        """An analyzer that knows these tables as they are now."""
+        if any(self._tables.get(name) != columns for name, columns in tables.items()):
+            others = self._tables if len(self._tables) < _MOST_DECLARED else {}
+            self._tables = {**others, **tables}
+            self._sql.close()
+            self._sql = GoogleSql(self._tables)
+        return self._sql
+
+
 @dataclass
 class StrictBigQuery:
     """What stands between this process's clients and the emulator, once `installed`.
@@ -64,7 +81,7 @@ class StrictBigQuery:
     _emulator: str | None = None
     _by_day: dict[str, str] = field(default_factory=dict)  # table → the column that it is partitioned by
     _accepted: set[str] = field(default_factory=set)
-    _declared: "Declared" = field(default_factory=lambda: Declared())
+    _declared: Declared = field(default_factory=Declared)
     _lock: Lock = field(default_factory=Lock)  # the analyzer is one instance of WebAssembly
 
     @contextmanager
@@ -224,23 +241,6 @@ def _full_name(written: str, project: str) -> str:
     """Project, dataset and name of a table, however a statement of a client of that project writes them."""
     parts = written.replace("`", "").split(".")
     return ".".join(parts if len(parts) > 2 else [project, *parts])
-
-
-class Declared:
-    """The tables that GoogleSQL was told of. To tell it of another one takes longer than to analyze most statements."""
-
-    def __init__(self) -> None:
-        self._tables: dict[str, Mapping[str, str]] = {}
-        self._sql = GoogleSql({})
-
-    def with_tables(self, tables: Mapping[str, Mapping[str, str]]) -> GoogleSql:
-        """An analyzer that knows these tables as they are now."""
-        if any(self._tables.get(name) != columns for name, columns in tables.items()):
-            others = self._tables if len(self._tables) < _MOST_DECLARED else {}
-            self._tables = {**others, **tables}
-            self._sql.close()
-            self._sql = GoogleSql(self._tables)
-        return self._sql
 
 
 def analyze(statement: str, parameters: Parameters, project: str, columns: _Columns, declared: Declared) -> None:
