@@ -24,7 +24,7 @@ timed = begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo airflow check test every-test containers bench lint format wheel sbom lock clean
+.PHONY: help setup demo airflow check test containers bench lint format wheel sbom lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,10 +40,7 @@ airflow: $(EVERYTHING) ## Run Airflow with finpro's DAGs on the embedded platfor
 check: lint ## Check style and types, and run all tests that need no Java: before each commit
 	@$(call timed,tests without Java,$(PYTEST) tests/unit)
 
-test: $(EVERYTHING) ## Check style and types, and run every test
-	@$(MAKE) --no-print-directory --jobs 2 lint every-test
-
-every-test: $(EVERYTHING)  # while types are checked, which keeps one core busy for most of a minute
+test: lint ## Check style and types, and run every test
 	@$(call timed,tests,$(PYTEST))
 
 containers: $(EVERYTHING) ## Build the images and run docs/containers.md as a test, where Docker is (half an hour)
