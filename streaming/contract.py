@@ -217,7 +217,7 @@ def _received_at(messages: pa.RecordBatch) -> pl.Series:
 
 def _all_exist(moments: pl.Series) -> bool:
     """Whether Python, too, has all of these moments (UTC_MICROSECONDS)."""
-    known = moments.to_physical()
+    known = moments.cast(pl.Int64)
     first, last = known.min(), known.max()
     return first is None or (first >= _EARLIEST_US and last <= _LATEST_US)  # type: ignore[operator, return-value]
 

@@ -6,7 +6,7 @@ screened in parts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from pyspark.sql import DataFrame
@@ -15,8 +15,8 @@ from streaming.checkpoint import Checkpoint
 from streaming.rules.live import LiveRules
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import PARTS, Entry, Ledger, Ranges
-from streaming.screening.pipeline import Screening, Task, screened
-from streaming.screening.receipts import NotKeyed, Receipt, decode_report, summed
+from streaming.screening.pipeline import Screening, Stages, Told
+from streaming.screening.receipts import NotKeyed, Receipt, summed
 from streaming.screening.state import MicroBatch
 
 
@@ -45,6 +45,7 @@ class MicroBatches:
     division: Division
     on_not_keyed: Callable[[str], None]
     reports: Sequence[Callable[[list[Receipt]], None]]
+    _stages: Stages | None = field(default=None, init=False)
 
     def __call__(self, messages: DataFrame, number: int) -> None:
         """Screen a micro-batch; then Spark commits it.
@@ -76,13 +77,19 @@ class MicroBatches:
         """Screen, store and announce the messages of a part; the receipts of all tasks."""
         batch = self._batch(entry, part)
         moment = entry.moment + timedelta(microseconds=part)  # a later part may revise what an earlier one announced
-        task = Task(self.screening, entry, batch, moment, self.rules.of_version(entry.rules_version))
-        reports = [decode_report(row["report"]) for row in screened(messages, task).collect()]  # one a task
+        reports = self._stages_of(entry.rules_version).run(messages, Told(entry, batch, moment))
         if failed := next((report.failed for report in reports if report.failed), None):
             raise failed.as_error()
         if not_keyed := next((report.not_keyed for report in reports if report.not_keyed), None):
             return not_keyed
         return [report.receipt for report in reports if report.receipt]
+
+    def _stages_of(self, rules_version: str) -> Stages:
+        """The stages by which micro-batches of these rules are screened."""
+        rules = self.rules.of_version(rules_version)
+        if self._stages is None or self._stages.rules is not rules:
+            self._stages = Stages(self.screening, rules)
+        return self._stages
 
     def _shuffle(self, entry: Entry, part: int, not_keyed: NotKeyed) -> Entry:
         """From this part of a micro-batch on orders are shuffled by product."""

@@ -13,6 +13,8 @@ from pyspark.sql.types import BinaryType, StructField, StructType
 from conf import errors
 from conf.errors import FinproError
 from streaming.contract import NO_TIMESTAMP
+from streaming.rules.windows import ints
+from streaming.screening.verdicts import epoch_us
 
 # Upper bounds of the counts of a latency; one more count is of what took longer.
 LATENCY_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -124,17 +126,21 @@ encode_report = msgspec.msgpack.encode
 decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
-def latencies(orders: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
-    """The fields of a receipt that say how long after `event_ts` and `received_at` these orders were announced.
+def latencies(verdicts: pl.DataFrame, announced_at: datetime) -> dict[str, Any]:
+    """The fields of a receipt that say how long after `event_ts` and `received_at` new orders were announced.
 
     Those that have no Kafka timestamp are left out of the latter.
+
+    Args:
+        verdicts: `event_ts`, `received_at` and `revision`, which is true of those that are no new orders.
+        announced_at: when all of them were.
     """
     measured: dict[str, Any] = {}
-    announced_us = round(announced_at.timestamp() * 1_000_000)
-    for name, since in (("event_latency", "event_ts"), ("kafka_latency", "received_at")):
-        known = orders.filter(pl.col(since) != NO_TIMESTAMP) if since == "received_at" else orders
-        microseconds = announced_us - known[since].to_physical().to_numpy()
-        seconds = np.maximum(microseconds, 0) / 1_000_000  # an event time may be a little ahead
+    is_new, announced_us = ~verdicts["revision"].to_numpy(), epoch_us(announced_at)
+    event_us, received_us = (ints(verdicts[name])[is_new] for name in ("event_ts", "received_at"))
+    received_us = received_us[received_us != epoch_us(NO_TIMESTAMP)]
+    for name, since_us in (("event_latency", event_us), ("kafka_latency", received_us)):
+        seconds = np.maximum(announced_us - since_us, 0) / 1_000_000  # an event time may be a little ahead
         bounds = np.searchsorted(LATENCY_BOUNDS_SECONDS, seconds)
         measured[name] = np.bincount(bounds, minlength=len(LATENCY_BOUNDS_SECONDS) + 1).tolist()
         measured[f"{name}_seconds"] = float(seconds.sum())

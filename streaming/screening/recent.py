@@ -18,8 +18,8 @@ from streaming.rules.windows import Bools, Ints, Spans, ints, spans
 from streaming.screening.division import KEY
 from streaming.screening.verdicts import NEVER_US, NEWS, NO_RECENT, Watermark
 
-_MANY = 50_000  # rows that are worth an index, where not many times _MANY_KEYS are asked for
-_MANY_KEYS = 2_500
+# Rows that are worth an index, where they are several times as many as the keys asked for: it pays from the second time on.
+_MANY = 2_000
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
 
@@ -51,7 +51,7 @@ class Segment:
 
     def held_by(self, wanted: Spans) -> Bools:
         """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at."""
-        if len(self.keys) < _MANY * max(1, len(wanted.group) // _MANY_KEYS):
+        if len(self.keys) < max(_MANY, 4 * len(wanted.group)):
             return wanted.hold(self.keys, self.events_us)
         rows, keys = self._by_key
         first, end = np.searchsorted(keys, wanted.group, "left"), np.searchsorted(keys, wanted.group, "right")
@@ -128,7 +128,7 @@ def remembered(recent: Recent, after: Watermark, oldest_us: int, changed: pl.Dat
     """
     oldest_us = max(oldest_us, recent.oldest_us)
     segments = [segment for segment in recent.segments if segment.newest_us >= oldest_us]
-    added = Segment(batch, 0, bool(changed["revision"].any()), changed.drop(*NEWS, strict=False))
+    added = Segment(batch, 0, bool(changed["revision"].any()), changed[[name for name in changed.columns if name not in NEWS]])
     before = Recent(after, oldest_us, tuple(segments))
     is_kept = added.events_us >= oldest_us
     if not is_kept.any() and before.kept:

@@ -249,11 +249,11 @@ class _Work(NamedTuple):
 
 
 def _copy_new(cursor: ArrowCursor, rows: pl.DataFrame) -> pl.DataFrame | None:
-    new, revised = rows.remove("revision"), rows.filter("revision")
+    revised = rows.filter("revision")
     standing = pl.DataFrame(schema=_STANDING_SCHEMA)
     try:
-        if len(new):
-            _copy(cursor, "raw_orders", new.select(_STORED))
+        if len(revised) < len(rows):
+            _copy(cursor, "raw_orders", rows.remove("revision") if len(revised) else rows, _STORED)
     except adbc_driver_manager.IntegrityError as error:
         if error.sqlstate != _UNIQUE_VIOLATION:
             raise
@@ -457,14 +457,14 @@ def require_tables(dsn: str) -> None:
 
 def _copy_screened(cursor: ArrowCursor, rows: pl.DataFrame) -> None:
     cursor.execute(_SCREENED)
-    _copy(cursor, "screened", rows.select(*_STORED, *_POSITION), temporary=True)
+    _copy(cursor, "screened", rows, (*_STORED, *_POSITION), temporary=True)
 
 
-def _copy(cursor: ArrowCursor, table: str, rows: pl.DataFrame, *, temporary: bool = False) -> None:
+def _copy(cursor: ArrowCursor, table: str, rows: pl.DataFrame, columns: Sequence[str], *, temporary: bool = False) -> None:
     # ADBC copies a text byte by byte, also into a column of jsonb, whose binary form begins with the number of its version.
-    rows = rows.with_columns(attributes="\x01" + pl.col("attributes"))
-    arrow = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-    cursor.copy(table, arrow, temporary=temporary)
+    attributes = ("\x01" + pl.col("attributes")).alias("attributes")
+    arrow = rows.select(attributes if name == "attributes" else name for name in columns)
+    cursor.copy(table, arrow.to_arrow(compat_level=pl.CompatLevel.oldest()), temporary=temporary)
 
 
 def _fetched(cursor: ArrowCursor, query: str, schema: pl.Schema, values: tuple[Any, ...] = ()) -> pl.DataFrame:

@@ -51,3 +51,11 @@ def test_a_task_asks_for_the_states_while_its_messages_are_on_their_way(
 
     assert list(work(task, messages())) == []
     assert steps == ["states", "messages"]
+
+
+def test_a_stage_that_no_micro_batch_has_told_anything_does_nothing() -> None:
+    def never(*_: Any) -> NoReturn:
+        raise AssertionError
+
+    with pytest.raises(RuntimeError, match="outside a micro-batch"):
+        pipeline._in_task(never, Screening(2, None, "", KafkaSink({}, {})), FraudRules(version="1"), iter([]))

@@ -444,8 +444,9 @@ def test_latencies_are_counted_per_bound_with_what_lies_beyond_and_what_has_not_
     announced = datetime(2026, 11, 1, tzinfo=UTC)
     waited = (-2.0, 0.1, 0.100001, 7.0, 300.0, 301.0)
     times = [announced - timedelta(seconds=seconds) for seconds in waited]
-    orders = pl.DataFrame({"event_ts": times, "received_at": [announced] * 6}, {"event_ts": _TIME, "received_at": _TIME})
-    measured = latencies(orders, announced)
+    columns = {"event_ts": [*times, announced], "received_at": [announced] * 7, "revision": [False] * 6 + [True]}
+    verdicts = pl.DataFrame(columns, {"event_ts": _TIME, "received_at": _TIME, "revision": pl.Boolean})
+    measured = latencies(verdicts, announced)
     assert dict(zip((*LATENCY_BOUNDS_SECONDS, "beyond"), measured["event_latency"], strict=True)) == {
         0.1: 2, 0.25: 1, 0.5: 0, 1: 0, 2.5: 0, 5: 0, 10: 1, 30: 0, 60: 0, 300: 1, "beyond": 1,
     }  # fmt: skip
@@ -464,8 +465,9 @@ def test_receipts_add_up_and_the_watermark_is_that_of_the_bucket_furthest_behind
 
 def test_an_order_without_a_kafka_timestamp_has_a_latency_since_its_event_and_none_since_kafka() -> None:
     announced = datetime(2026, 11, 1, tzinfo=UTC)
-    orders = pl.DataFrame({"event_ts": [announced], "received_at": [NO_TIMESTAMP]}, {"event_ts": _TIME, "received_at": _TIME})
-    measured = latencies(orders, announced)
+    columns = {"event_ts": [announced], "received_at": [NO_TIMESTAMP], "revision": [False]}
+    verdicts = pl.DataFrame(columns, {"event_ts": _TIME, "received_at": _TIME, "revision": pl.Boolean})
+    measured = latencies(verdicts, announced)
     assert (sum(measured["event_latency"]), sum(measured["kafka_latency"])) == (1, 0)
     assert measured["kafka_latency_seconds"] == 0
 
