@@ -84,6 +84,8 @@ Batches = Iterator[pa.RecordBatch]
 
 CHUNK = StructType([StructField("bucket", IntegerType()), StructField("payload", BinaryType())])
 _EITHER = StructType([*CHUNK, *REPORT])  # a chunk or a report
+_MESSAGE = "message"  # the one column of what is read
+_TOLD = "finpro.micro_batch"  # the local property
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,6 @@ def as_read(messages: DataFrame, tasks: int) -> DataFrame:
     # A worker knows the topic, and each text costs the JVM something.
     message = F.struct(*(name for name in MESSAGE_COLUMNS if name != "topic")).alias(_MESSAGE)
     return messages.select(message).coalesce(tasks)  # a task costs more than a partition
-
-
-_MESSAGE = "message"
-_TOLD = "finpro.micro_batch"
 
 
 class Stages:

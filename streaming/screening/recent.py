@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,7 @@ from streaming.rules.windows import Bools, Ints, Spans, ints, spans
 from streaming.screening.division import KEY
 from streaming.screening.verdicts import NEVER_US, NEWS, NO_RECENT, Watermark
 
-# Rows that are worth an index, where they are several times as many as the keys asked for: it pays from the second time on.
-_MANY = 2_000
+_MANY = 2_000  # rows that are worth an index, where they are several times as many as the keys asked for
 _FEW = 1_000  # rows that are not worth writing anew only because they are forgotten
 
 
@@ -50,8 +50,12 @@ class Segment:
         return ints(self.orders["event_ts"])
 
     def held_by(self, wanted: Spans) -> Bools:
-        """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at."""
-        if len(self.keys) < max(_MANY, 4 * len(wanted.group)):
+        """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at.
+
+        From the second time on: an index costs as much as to look at all of them twice, and in a backlog the next micro-batch
+        has other segments.
+        """
+        if next(self._times_asked) == 0 or len(self.keys) < max(_MANY, 4 * len(wanted.group)):
             return wanted.hold(self.keys, self.events_us)
         rows, keys = self._by_key
         first, end = np.searchsorted(keys, wanted.group, "left"), np.searchsorted(keys, wanted.group, "right")
@@ -60,6 +64,10 @@ class Segment:
         held = np.zeros(len(keys), bool)
         held[near] = wanted.hold(self.keys[near], self.events_us[near])
         return held
+
+    @cached_property
+    def _times_asked(self) -> "count[int]":
+        return count()
 
     @cached_property
     def _by_key(self) -> tuple[Ints, Ints]:

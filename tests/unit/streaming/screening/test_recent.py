@@ -66,11 +66,12 @@ def test_of_many_orders_those_near_are_found_by_an_index(monkeypatch: pytest.Mon
     many = orders(dict.fromkeys(range(300), 0), {number: number % 60 for number in range(300)})
     many = many.with_columns(product_id=pl.int_range(300) * 7 % 50)
     segment = Segment(0, 0, revises=False, orders=many)
-    for products in ([3], [3, 4, 49], [99], []):
+    for time, products in enumerate(([], [3], [3, 4, 49], [99], [])):
         wanted = spans(np.array(products, np.int64), np.full(len(products), 20_000_000), 5_000_000)
         held = segment.held_by(wanted)
         assert held.tolist() == wanted.hold(segment.keys, segment.events_us).tolist()
         assert held.any() == (products not in ([99], []))
+        assert ("_by_key" in vars(segment)) == (time > 0)  # which pays from the second time on
 
 
 def test_an_order_is_written_a_few_times_however_many_are_remembered() -> None:
