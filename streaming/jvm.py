@@ -48,7 +48,7 @@ def has_executor(context: SparkContext) -> bool:
 class ArrowStage:
     """What `DataFrame.mapInArrow` makes of a function, for many plans: that hands it to the JVM anew for each one.
 
-    To do so takes PySpark 25 calls of the JVM, and a live micro-batch some 8 ms.
+    To do so takes PySpark 30 calls of the JVM, instead of one, and each live micro-batch 4 ms more.
     """
 
     def __init__(self, function: "Callable[[Iterator[RecordBatch]], Iterator[RecordBatch]]", schema: StructType) -> None:

@@ -52,8 +52,8 @@ class Segment:
     def held_by(self, wanted: Spans) -> Bools:
         """Which of its orders lie in the stretch of their key: of many orders only those of the wanted keys are looked at.
 
-        From the second time on: an index costs as much as to look at all of them twice, and in a backlog the next micro-batch
-        has other segments.
+        From the second time on: to make an index takes as long as to look at all of them once or twice, and in a backlog the
+        next micro-batch has other segments.
         """
         if next(self._times_asked) == 0 or len(self.keys) < max(_MANY, 4 * len(wanted.group)):
             return wanted.hold(self.keys, self.events_us)
