@@ -25,12 +25,14 @@ import tests
 from batch.google_cloud import bigquery_client, storage_client
 from batch.postgres import migrate
 from conf.settings import CONF_DIR, Settings, finpro_home, variable
+from jobs.local.kafka import KafkaBroker
 from jobs.local.platform import Platform, down, up
 from jobs.local.ports import bypass_proxies
 from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.spark.submit import environment, spark_submit
 from streaming.kafka import ORDER_OUTCOMES, TOPICS, create_topics, existing_topics, librdkafka_config
 from tests.oracle.strict_bigquery import StrictBigQuery
+from tests.runs import scheduling
 from tests.runs.homes import guarded
 
 if TYPE_CHECKING:
@@ -49,6 +51,18 @@ if not hasattr(__main__, "__file__"):  # as in the processes of pytest-xdist, wh
 
 bypass_proxies()  # as the finpro command does
 os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of pytest-xdist may have to give way."""
+    if worker := getattr(config, "workerinput", None):
+        scheduling.give_way(worker)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests without Java have a process of their own, where there are three."""
+    return scheduling.scheduler(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -148,10 +162,19 @@ def strict_bigquery() -> Iterator[StrictBigQuery]:
 @pytest.fixture(scope="session")
 def platform(home: Path, strict_bigquery: StrictBigQuery) -> Iterator[Platform]:
     """The running embedded platform, stopped at the end of the session."""
-    try:
-        yield up()
-    finally:
-        down()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KafkaBroker, "java_options", _compiled_once(home))
+        try:
+            yield up()
+        finally:
+            down()
+
+
+def _compiled_once(home: Path) -> Path:
+    """Java's options for a broker that does too little for too many tests to be worth compiling twice."""
+    options = home / "kafka-java.options"
+    options.write_text(KafkaBroker.java_options.read_text() + "-XX:TieredStopAtLevel=1\n")
+    return options
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import signal
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -26,6 +26,7 @@ class KafkaBroker:
     """The broker of one platform home."""
 
     ports = ("kafka", "kafka_controller")
+    java_options: ClassVar = _CONF / "kafka-java.options"
 
     def __init__(self, home: Path) -> None:
         self.daemon = Daemon("kafka", home)
@@ -101,7 +102,7 @@ class KafkaBroker:
     def _java(self, *arguments: str) -> list[str]:
         return [
             str(java_home() / "bin" / "java"),
-            f"@{_CONF / 'kafka-java.options'}",
+            f"@{self.java_options}",
             f"-Dlog4j2.configurationFile={_CONF / 'kafka-log4j2.properties'}",
             "-cp",
             os.pathsep.join(map(str, kafka_broker_classpath())),
