@@ -14,15 +14,11 @@ EVERYTHING := $(VENV)/.everything
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
 
-# Two processes side by side, each with a platform and a Spark of its own; the tests of a file share what it sets up. A third has
-# the tests without Java, in whatever time these two leave (tests/runs/scheduling.py).
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations 25 --numprocesses
+# Two processes side by side, each with a platform and a Spark of its own; the tests of a file share what it sets up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 # $(call timed,what,command): runs the command and says how long it took.
-timed = { begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"; }
-
-STYLE = $(call timed,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
-TYPES = $(call timed,types,$(BIN)/mypy)
+timed = begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"
 
 # uv leaves modules as they are, for Python to compile at their first import: at every one where it may not keep the result.
 export UV_COMPILE_BYTECODE := 1
@@ -42,13 +38,10 @@ airflow: $(EVERYTHING) ## Run Airflow with finpro's DAGs on the embedded platfor
 	@$(BIN)/finpro airflow
 
 check: lint ## Check style and types, and run all tests that need no Java: before each commit
-	@$(call timed,tests without Java,$(PYTEST) 2 tests/unit)
+	@$(call timed,tests without Java,$(PYTEST) tests/unit)
 
-# Types are checked beside the first tests, and end them where something is amiss.
-test: $(EVERYTHING) ## Check style and types, and run every test
-	@$(STYLE)
-	@($(TYPES) || { pkill -INT -P $$$$ -f pytest; exit 1; }) & lint=$$!; \
-		$(call timed,tests,$(PYTEST) 3); tests=$$?; wait $$lint && exit $$tests
+test: lint ## Check style and types, and run every test
+	@$(call timed,tests,$(PYTEST))
 
 containers: $(EVERYTHING) ## Build the images and run docs/containers.md as a test, where Docker is (half an hour)
 	@$(call timed,containers,$(BIN)/python -m pytest --capture no --verbose --durations 25 tests/containers)
@@ -57,8 +50,8 @@ bench: setup ## Measure finpro beside its rivals (takes a while)
 	@$(BIN)/python -m tests.benchmarks
 
 lint: $(EVERYTHING) ## Check style and types
-	@$(STYLE)
-	@$(TYPES)
+	@$(call timed,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
+	@$(call timed,types,$(BIN)/mypy)
 
 format: setup ## Bring the code into its style
 	@$(BIN)/ruff check --fix

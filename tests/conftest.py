@@ -32,7 +32,6 @@ from jobs.local.private_files import exclusive_lock, private_directory
 from jobs.spark.submit import environment, spark_submit
 from streaming.kafka import ORDER_OUTCOMES, TOPICS, create_topics, existing_topics, librdkafka_config
 from tests.oracle.strict_bigquery import StrictBigQuery
-from tests.runs import scheduling
 from tests.runs.homes import guarded
 
 if TYPE_CHECKING:
@@ -51,18 +50,6 @@ if not hasattr(__main__, "__file__"):  # as in the processes of pytest-xdist, wh
 
 bypass_proxies()  # as the finpro command does
 os.environ["AIRFLOW_HOME"] = str(finpro_home() / "airflow-of-tests")  # read, and made, when Airflow is imported
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """A process of pytest-xdist may have to give way."""
-    if worker := getattr(config, "workerinput", None):
-        scheduling.give_way(worker)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Tests without Java have a process of their own, where there are three."""
-    return scheduling.scheduler(config, log)
 
 
 def pytest_collection_finish() -> None:
