@@ -11,11 +11,13 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
@@ -191,11 +193,10 @@ def nothing_cached(request: pytest.FixtureRequest) -> Iterator[None]:
 def own_warehouse(platform: Platform) -> Iterator[Settings]:
     """Settings for a database with finpro's tables, a bucket and a dataset: of one's own, empty, deleted afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    platform.postgres.create_database(name)
+    _copy_database(platform, _migrated(platform), name)
     own = {"postgres_dsn": SecretStr(platform.postgres.dsn("finpro", name)), "gcs_bucket": name, "bigquery_dataset": name}
     own |= {"bigquery_core_dataset": f"{name}_core", "bigquery_marts_dataset": f"{name}_marts"}
     settings = platform.settings().model_copy(update=own)
-    migrate(settings.require("postgres_dsn"))
     platform.gcs.create_bucket(settings)
     platform.bigquery.create_datasets(settings)
     yield settings
@@ -203,6 +204,22 @@ def own_warehouse(platform: Platform) -> Iterator[Settings]:
         bigquery_client(settings).delete_dataset(dataset, delete_contents=True, not_found_ok=True)
     storage_client(settings).bucket(name).delete(force=True)
     platform.postgres.drop_database(name)
+
+
+@cache
+def _migrated(platform: Platform) -> str:
+    """An empty database with finpro's tables, to be copied: that takes half as long as to make them anew."""
+    name = "migrated"
+    platform.postgres.create_database(name)
+    migrate(platform.postgres.dsn("finpro", name))
+    return name
+
+
+def _copy_database(platform: Platform, original: str, name: str) -> None:
+    with closing(psycopg2.connect(platform.postgres.dsn("postgres", "postgres"))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"create database {name} template {original} owner finpro")
 
 
 @pytest.fixture

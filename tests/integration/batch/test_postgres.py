@@ -481,3 +481,12 @@ def test_a_try_that_took_long_itself_is_followed_by_others() -> None:
 
     until_reachable(slow, seconds=0.2)
     assert len(tries) == 2
+
+
+def test_the_owner_of_the_embedded_database_logs_in_without_work_that_would_hold_up_who_guesses(platform: Platform) -> None:
+    with closing(open_connection(platform.postgres.dsn("postgres", "postgres"))) as connection, connection.cursor() as cursor:
+        cursor.execute("select rolpassword from pg_authid where rolname = 'finpro'")
+        (verifier,) = cursor.fetchone() or ("",)
+    password = platform.postgres.dsn("finpro", "finpro").split(":")[2].partition("@")[0]
+    assert verifier.startswith("SCRAM-SHA-256$1:")
+    assert len(password) >= 32  # 24 random bytes
