@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import adbc_driver_postgresql
 import psutil
 import psycopg2
 import pyarrow as pa
@@ -31,6 +32,7 @@ from jobs.local.private_files import private_directory, write_private
 from jobs.local.unprivileged import Unprivileged
 from streaming.screening import sinks
 from streaming.screening.sinks import in_transaction, require_tables
+from tests.runs.archive import wait_until
 from tests.runs.commands import finpro
 from tests.runs.logins import HASTY, login, own_schema, user_of
 from tests.runs.silent_servers import Options, Relay
@@ -128,6 +130,25 @@ def test_every_connection_has_a_name_and_limits_of_our_own_whatever_the_role_is_
         named = run(database.dsn, "select application_name from pg_stat_activity where datname = current_database()")
     names = {name for (name,) in named} - {"finpro"}
     assert names == {"finpro screen worker", "finpro export lock", "finpro export", "finpro export reader"}
+
+
+def test_a_process_asks_for_the_types_of_a_database_once_and_keeps_no_connection_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = adbc_driver_postgresql.connect
+
+    def counted(conninfo: str) -> object:
+        asked.append(conninfo)
+        return ask(conninfo)
+
+    monkeypatch.setattr(adbc_driver_postgresql, "connect", counted)
+    for _ in range(3):
+        with arrow_session(database.dsn, application_name="three times", limits=USUAL) as session:
+            assert ArrowCursor(session.connection).rows("select 'ü'::text, 1::int8") == [("ü", 1)]
+    assert len(asked) == 1
+    connected = "select count(*) from pg_stat_activity where application_name = 'three times'"
+    wait_until(lambda: run(database.dsn, connected) == [(0,)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets are looked at in Linux's way")
