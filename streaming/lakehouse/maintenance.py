@@ -16,6 +16,7 @@ from streaming.lakehouse.tables import Table, commit
 TARGET_FILE_BYTES = 128 * 2**20
 
 _SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
+_SINCE_VACUUM = 100  # commits, of which the newest vacuum is one: the archive may have added some meanwhile
 PROPERTIES: dict[str, str | int | bool] = {
     "spark.databricks.delta.optimize.maxFileSize": TARGET_FILE_BYTES,
     "spark.databricks.io.skipping.mdc.sortWithinFiles": True,
@@ -136,6 +137,6 @@ def vacuum(spark: SparkSession, lakehouse: str, table: Table, retention: timedel
 
 def _deleted(delta: DeltaTable) -> int:
     """How many files the newest vacuum of a table has deleted, as its history says."""
-    vacuums = delta.history().where(F.col("operation") == "VACUUM END")
+    vacuums = delta.history(_SINCE_VACUUM).where(F.col("operation") == "VACUUM END")
     newest = vacuums.orderBy(F.desc("version")).select("operationMetrics").first()
     return int(newest["operationMetrics"]["numDeletedFiles"]) if newest else 0
