@@ -208,7 +208,7 @@ def own_warehouse(platform: Platform) -> Iterator[Settings]:
 
 @cache
 def _migrated(platform: Platform) -> str:
-    """An empty database with finpro's tables, to be copied: that takes half as long as to make them anew."""
+    """An empty database with finpro's tables, to be copied for each test, which would migrate one of its own otherwise."""
     name = "migrated"
     platform.postgres.create_database(name)
     migrate(platform.postgres.dsn("finpro", name))

@@ -19,7 +19,7 @@ from streaming.screening.pipeline import Screening, Stages, Told
 from streaming.screening.receipts import NotKeyed, Receipt, summed
 from streaming.screening.state import MicroBatch
 
-_FEW = 3_000
+_FEW = 3_000  # messages of a micro-batch
 
 
 class Expressions:
