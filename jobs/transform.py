@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,10 +54,10 @@ class Part(NamedTuple):
     anew: bool
     last: bool
 
-    def variables(self, more: Mapping[str, Any]) -> list[str]:
-        """The arguments that tell dbt's project of it, and what is the same for all parts."""
+    def environment(self, run: LoadedRun) -> dict[str, str | None]:
+        """The variables that tell dbt's project of it, and of the run: after other `--vars` dbt parses the project anew."""
         days = None if self.days is None else [(str(first), str(last)) for first, last in ranges(self.days, most=None)]
-        return ["--vars", json.dumps({**more, "changed_days": days})]
+        return {"FINPRO_RUN_ID": run.run_id, "FINPRO_CHANGED_DAYS": json.dumps(days)}
 
 
 def in_parts(days: list[date], *, every_day: bool) -> list[Part]:
@@ -100,7 +100,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
     rules = load_rules(settings.rules)
     time_zone = rules.time_zone
     home = private_directory(finpro_home() / "dbt")
-    with exclusive_lock(home / "lock", on_wait=lambda: say("another transform is at work: waiting …")), _environment(settings):
+    with exclusive_lock(home / "lock", on_wait=lambda: say("another transform is at work: waiting …")), _profile(settings):
         with explained(settings):
             warehouse = Warehouse.open(settings, "transform", run_id)
             run = _run_to_build(warehouse, run_id)
@@ -109,12 +109,13 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
             parts = in_parts(builds.every_day() if days is None else days, every_day=days is None)
             if parts[0].anew:
                 builds.begin(run, time_zone)
-        more = {"run_id": run.run_id, "time_zone": time_zone, "declared_fields": rules.fields}
+        variables = ["--vars", json.dumps({"time_zone": time_zone, "declared_fields": rules.fields})]
         for part in parts:
             chosen = select if part.last else ()
             if len(parts) > 1 and (select or not part.last):  # each part is of the days that no other brings
                 chosen = (*chosen, *_UP_TO_THE_DAYS)
-            results = _build(part, chosen, more, home, say)
+            with _environment(part.environment(run)):
+                results = _build(part, chosen, variables, home, say)
             record(settings, run.run_id, "transform", _usage(results))
             with explained(settings):
                 builds.record_tests(run, [_data_test(result) for result in results if _is_test(result)])
@@ -124,7 +125,7 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         if not select:
             with explained(settings):
                 builds.complete(run, time_zone)
-            _write_docs(settings, home, parts[-1].variables(more))
+            _write_docs(settings, home, variables)
     return run.run_id
 
 
@@ -172,10 +173,14 @@ def _run_to_build(warehouse: Warehouse, run_id: str | None) -> LoadedRun:
     return run
 
 
-@contextmanager
-def _environment(settings: Settings) -> Iterator[None]:
+def _profile(settings: Settings) -> AbstractContextManager[None]:
     """The variables that dbt/profiles.yml reads, and no others by these names, for one block."""
-    values = {variable(name): settings.get(name) for name in _PROFILE_SETTINGS}
+    return _environment({variable(name): settings.get(name) for name in _PROFILE_SETTINGS})
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables of the environment, or none by these names, for one block."""
     before = {name: os.environ.get(name) for name in values}
     _set_variables(values)
     try:
@@ -184,7 +189,7 @@ def _environment(settings: Settings) -> Iterator[None]:
         _set_variables(before)
 
 
-def _set_variables(values: dict[str, str | None]) -> None:
+def _set_variables(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
@@ -192,8 +197,8 @@ def _set_variables(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _build(part: Part, select: tuple[str, ...], more: Mapping[str, Any], home: Path, say: Say) -> list[Any]:
-    command = ["build", "--exclude-resource-type", "unit_test", *part.variables(more)]
+def _build(part: Part, select: tuple[str, ...], variables: list[str], home: Path, say: Say) -> list[Any]:
+    command = ["build", "--exclude-resource-type", "unit_test", *variables]
     command += ["--full-refresh"] if part.anew else []
     command += [] if part.last else ["--indirect-selection", "cautious"]  # tests of other tables come with the last part
     command += ["--select", *select] if select else []

@@ -219,7 +219,7 @@ def _copy_database(platform: Platform, original: str, name: str) -> None:
     with closing(psycopg2.connect(platform.postgres.dsn("postgres", "postgres"))) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f"create database {name} template {original} owner finpro")
+            cursor.execute(f"create database {name} template {original} strategy file_copy owner finpro")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@
 {%- macro and_of_all_days(by_day, keys, counts, sums=[]) -%}
 before as (
 
-    {% if var('changed_days') is none or flags.FULL_REFRESH -%}
+    {% if changed_days() is none or flags.FULL_REFRESH -%}
     select * from {{ by_day }}
     where false
     {%- else -%}

@@ -1,14 +1,22 @@
+{#- The UTC days of created_date whose orders have changed since the last build: [first, last] of each stretch of days; none is
+    any day. `finpro transform` finds out, and says it by a variable of the environment that nothing asks for while the project
+    is parsed: it is other days each time, and after another `--vars` dbt parses all of the project anew. -#}
+{%- macro changed_days() -%}
+    {%- do return(fromjson(env_var('FINPRO_CHANGED_DAYS', 'null')) if execute else none) -%}
+{%- endmacro -%}
+
 {#- Which rows of a table are of a day that has changed since the last build: true for all where any day may have. BigQuery
     reads only the partitions that constants allow, so the days are written out.
     `column` is a timestamp, or a date where `kind` says so. -#}
 {%- macro is_of_a_changed_day(column, kind='timestamp') -%}
-    {%- if var('changed_days') is none -%}
+    {%- set days = changed_days() -%}
+    {%- if days is none -%}
         true
-    {%- elif not var('changed_days') -%}
+    {%- elif not days -%}
         false
     {%- else -%}
         (
-        {%- for first, last in var('changed_days') -%}
+        {%- for first, last in days -%}
             {{ ' or ' if not loop.first }}{{ column }} between {{ kind }} '{{ first }}' and {{ kind }} '{{ last }}
             {{- ' 23:59:59.999999' if kind == 'timestamp' }}'
         {%- endfor -%}

@@ -80,7 +80,7 @@ class BigQueryEmulator:
             "BQEMU_GCS_LOCAL_ROOT": str(self._objects),
             "BQEMU_UPLOAD_STAGING_DIR": str(private_directory(self._folder / "uploads")),
             "BQEMU_ENABLE_FORMAT_EXTENSIONS": "false",  # Avro: it would be downloaded
-            "BQEMU_TIME_TRAVEL_RETENTION_DAYS": "0",  # each change of a table leaves a copy of it: they go within a minute
+            "BQEMU_TIME_TRAVEL_RETENTION_DAYS": "0",  # copies of tables that an earlier finpro had it make: they go
         }
 
 

@@ -89,7 +89,9 @@ class PostgresServer:
                 cursor.execute(sql.SQL("alter role {} createrole").format(sql.Identifier(OWNER)))
             cursor.execute("select from pg_database where datname = %s", [name])
             if cursor.rowcount == 0:
-                cursor.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(OWNER)))
+                # By copying files: page by page, through the log, takes four times as long.
+                statement = sql.SQL("create database {} strategy file_copy owner {}")
+                cursor.execute(statement.format(sql.Identifier(name), sql.Identifier(OWNER)))
 
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is connected to it."""

@@ -27,14 +27,16 @@ def rules(settings: Settings) -> FraudRules:
 
 def planned_batches(settings: Settings) -> int:
     """How many micro-batches the query has planned so far."""
-    return len(list(Path(settings.checkpoints, "screen_orders", "offsets").glob("[0-9]*")))
+    with suppress(FileNotFoundError):
+        return sum(file.name[0].isdigit() for file in Path(settings.checkpoints, "screen_orders", "offsets").iterdir())
+    return 0
 
 
 def wait_for_batches(settings: Settings, more_than: int, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while planned_batches(settings) <= more_than:
         assert time.monotonic() < deadline, "the query does not get on"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def backlog(settings: Settings, rules: FraudRules, count: int, seed: int) -> None:

@@ -37,12 +37,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("dbt")
     project = Path(shutil.copytree(PROJECT, folder / "project"))
     variables = {"FINPRO_GCP_PROJECT": "nowhere", "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
+    variables |= {"FINPRO_CHANGED_DAYS": json.dumps(DAYS)}
     places = ["--project-dir", project, "--profiles-dir", project, "--target-path", folder, "--log-path", folder]
     options = ["--no-introspect", "--no-populate-cache", "--no-version-check", *map(str, places)]
-    options += [
-        "--vars",
-        json.dumps({"changed_days": DAYS, "declared_fields": {name: kind for name, (kind, _) in FIELDS.items()}}),
-    ]
+    options += ["--vars", json.dumps({"declared_fields": {name: kind for name, (kind, _) in FIELDS.items()}})]
     dbt = Path(sys.executable).with_name("dbt")
     done = subprocess.run([dbt, "compile", *options], env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

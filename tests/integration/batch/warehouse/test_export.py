@@ -107,12 +107,12 @@ def of(manifest: Manifest, table: str) -> TableExport:
     return next(each for each in manifest.tables if each.table == table)
 
 
-def exported(bucket: Bucket, manifest: Manifest, table: str) -> list[dict[str, Any]]:
-    """The rows of a table's files, as the manifest lists them; each file holds what it says."""
+def exported(bucket: Bucket, manifest: Manifest, table: str, *columns: str) -> list[dict[str, Any]]:
+    """The rows of a table's files, as the manifest lists them, or these columns of them; each file holds what it says."""
     rows: list[dict[str, Any]] = []
     for file in of(manifest, table).files:
         content = bucket.blob(file.name).download_as_bytes()
-        found = pq.read_table(pa.BufferReader(content)).to_pylist()
+        found = pq.read_table(pa.BufferReader(content), columns=list(columns) or None).to_pylist()
         assert (len(found), len(content)) == (file.rows, file.bytes)
         rows += found
     assert len(rows) == of(manifest, table).rows
@@ -121,7 +121,7 @@ def exported(bucket: Bucket, manifest: Manifest, table: str) -> list[dict[str, A
 
 def keys(bucket: Bucket, manifest: Manifest, table: str = "raw_orders") -> list[Any]:
     (key,) = of(manifest, table).key
-    return sorted(row[key] for row in exported(bucket, manifest, table))
+    return sorted(row[key] for row in exported(bucket, manifest, table, key))
 
 
 def objects(bucket: Bucket, run_id: str) -> set[str]:
