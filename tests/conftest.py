@@ -222,16 +222,22 @@ def _copy_database(platform: Platform, original: str, name: str) -> None:
             cursor.execute(f"create database {name} template {original} strategy file_copy owner finpro")
 
 
-@pytest.fixture
-def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """`own_warehouse` with topics and checkpoints of this test's own; commands that it starts see these settings as well."""
+@contextmanager
+def own_settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """`own_warehouse` with checkpoints and names of topics of one's own; commands that a test starts see these settings too."""
     with own_warehouse(platform) as warehouse:
         own = {name: warehouse.require(name) for name in ("postgres_dsn", "gcs_bucket", "bigquery_dataset")}
         own |= {"topic_prefix": f"{own['gcs_bucket']}_", "checkpoints": str(tmp_path / "checkpoints")}
         own |= {"lakehouse": str(tmp_path / "lakehouse")}
         for name, value in (platform.environment() | {variable(field): value for field, value in own.items()}).items():
             monkeypatch.setenv(name, value)
-        settings = Settings()
+        yield Settings()
+
+
+@pytest.fixture
+def settings(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """`own_settings` and their topics."""
+    with own_settings(platform, tmp_path, monkeypatch) as settings:
         create_topics(settings, partitions=4)
         yield settings
         _delete_topics(settings)

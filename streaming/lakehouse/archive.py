@@ -21,6 +21,7 @@ from rich.console import Console
 
 from conf.errors import LakehouseError
 from streaming.contract import EARLIEST, FRAUD, GENUINE, LATEST
+from streaming.expressions import Expressions
 from streaming.kafka import unread
 from streaming.lakehouse.continuation import AppendId
 from streaming.lakehouse.tables import (
@@ -109,9 +110,11 @@ def merge_into_silver(lakehouse: str) -> SinkFunction:
         LakehouseError: a message is not a verdict.
     """
 
+    expressions = Expressions()
+
     def merge(batch: DataFrame, _: int) -> None:
         with _kept(batch.transform(verdicts)) as rows:
-            days = _days(rows, "event_date", "verdict")
+            days = _days(rows, "event_date", "verdict", expressions)
             if days:
                 silver = DeltaTable.forPath(batch.sparkSession, SILVER_ORDERS.path(lakehouse))
                 commit(lakehouse, SILVER_ORDERS, lambda: _merged_verdicts(silver, rows, days).execute())
@@ -194,9 +197,11 @@ def merge_into_quarantine(lakehouse: str) -> SinkFunction:
         LakehouseError: a message is not a dead letter.
     """
 
+    expressions = Expressions()
+
     def merge(batch: DataFrame, _: int) -> None:
         with _kept(batch.transform(dead_letters)) as rows:
-            days = _days(rows, "received_date", "dead letter")
+            days = _days(rows, "received_date", "dead letter", expressions)
             if days:
                 quarantine = DeltaTable.forPath(batch.sparkSession, QUARANTINE_ORDERS.path(lakehouse))
                 commit(lakehouse, QUARANTINE_ORDERS, lambda: _merged_dead_letters(quarantine, rows, days).execute())
@@ -235,9 +240,13 @@ def _kept(rows: DataFrame) -> Iterator[DataFrame]:
         rows.unpersist()
 
 
-def _days(rows: DataFrame, day: str, what: str) -> list[date]:
-    """The days that the rows belong to: a merge looks at those partitions only. Refuses a message that is not one of ours."""
-    found = rows.groupBy(day, "is_readable").agg(F.min("place").alias("place")).collect()
+def _days(rows: DataFrame, day: str, what: str, expressions: Expressions) -> list[date]:
+    """The days that the rows belong to: a merge looks at those partitions only. Refuses a message that is not one of ours.
+
+    From here on, and until the next micro-batch is here, expressions are evaluated as suits so many messages.
+    """
+    found = rows.groupBy(day, "is_readable").agg(F.min("place").alias("place"), F.count("*").alias("messages")).collect()
+    expressions.suit(rows.sparkSession, sum(row["messages"] for row in found))
     for row in found:
         if not row["is_readable"]:
             raise LakehouseError(

@@ -9,36 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from streaming.checkpoint import Checkpoint
+from streaming.expressions import Expressions
 from streaming.rules.live import LiveRules
 from streaming.screening.division import By, Division
 from streaming.screening.ledger import PARTS, Entry, Ledger, Ranges
 from streaming.screening.pipeline import Screening, Stages, Told
 from streaming.screening.receipts import NotKeyed, Receipt, summed
 from streaming.screening.state import MicroBatch
-
-_FEW = 3_000  # messages of a micro-batch
-
-
-class Expressions:
-    """How Spark evaluates the expressions of the query: those of few messages are interpreted, others compiled.
-
-    To compile them takes each task 4 ms of the processor, in each micro-batch anew; to interpret them 2 ms for 1,000 messages.
-    See decision 38.
-    """
-
-    def __init__(self) -> None:
-        self._compiled: bool | None = None  # as Spark has been told
-
-    def suit(self, spark: SparkSession, messages: int) -> None:
-        """Let a session evaluate them from now on as suits a micro-batch of so many messages."""
-        compiled = messages > _FEW
-        if compiled is not self._compiled:
-            spark.conf.set("spark.sql.codegen.factoryMode", "FALLBACK" if compiled else "NO_CODEGEN")
-            spark.conf.set("spark.sql.codegen.wholeStage", compiled)
-            self._compiled = compiled
 
 
 @dataclass
