@@ -107,6 +107,14 @@ def delta_files(spark: SparkSession, path: str) -> DataFrame:
     return DataFrame(_delta_snapshot(spark, path).allFiles().toDF(), spark)
 
 
+def delta_id(spark: SparkSession, path: str) -> str:
+    """The id that Delta gave a table: another one once it has been deleted and created again.
+
+    delta-spark tells it among details for which it looks at all files of the table first.
+    """
+    return str(_delta_snapshot(spark, path).metadata().id())
+
+
 def _delta_snapshot(spark: SparkSession, path: str) -> Any:
     jvm: Any = spark._jvm
     return jvm.org.apache.spark.sql.delta.DeltaLog.forTableWithSnapshot(spark._jsparkSession, path)._2()

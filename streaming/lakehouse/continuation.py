@@ -13,9 +13,9 @@ from pyspark.sql import SparkSession
 from conf.errors import LakehouseError
 from conf.settings import Settings
 from streaming.checkpoint import Checkpoint, Planned
-from streaming.jvm import delta_appends
+from streaming.jvm import delta_appends, delta_id
 from streaming.kafka import TopicReader, librdkafka_config, topic_id
-from streaming.lakehouse.tables import BRONZE_ORDERS, Table, bronze_ends, bronze_orders, table_id
+from streaming.lakehouse.tables import BRONZE_ORDERS, Table, bronze_ends, bronze_orders
 
 _FROM_THE_FIRST = -2  # Spark's word for the first offset that Kafka has
 
@@ -71,7 +71,7 @@ def starting_offsets(
         KafkaError: Kafka does not answer.
     """
     known = ArchiveCheckpoint(spark, checkpoint)
-    origin = Origin(topic_id(settings, topic), table_id(spark, table.path(settings.lakehouse)))
+    origin = Origin(topic_id(settings, topic), delta_id(spark, table.path(settings.lakehouse)))
     planned, name = known.planned(), settings.topic(topic)
     known.committed()  # else Spark meets a damaged file, and does not name it
     with TopicReader(librdkafka_config(settings), name) as reader:

@@ -222,11 +222,6 @@ def bronze_ends(spark: SparkSession, lakehouse: str, topic: str) -> dict[int, in
     return {row["partition"]: row["end"] for row in ends.collect()}
 
 
-def table_id(spark: SparkSession, path: str) -> str:
-    """The id that Delta gave the table at `path`: another one once it has been deleted and created again."""
-    return str(DeltaTable.forPath(spark, path).detail().select("id").collect()[0]["id"])
-
-
 def is_among(day: str, days: Sequence[date]) -> Column:
     """Whether a column is one of these days: a condition by which a merge looks at those partitions only."""
     # As text: Python writes the year 1 as `1`, which Java takes for no date.

@@ -78,6 +78,11 @@ def built(settings: Settings, first_build: str) -> Settings:
     return settings
 
 
+def last_log_of_dbt() -> str:
+    """What dbt logged when it was run last."""
+    return (finpro_home() / "dbt" / "logs" / "dbt.log").read_text(encoding="utf-8").rpartition("Running with dbt=")[2]
+
+
 def publish(settings: Settings) -> str:
     """Export, load and reconcile Postgres as it is; returns the run."""
     run_id = f"run-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
@@ -199,6 +204,7 @@ def test_only_the_days_that_have_changed_are_checked_and_built_and_all_of_them_i
     assert not [outcome for outcome in validate(built, None, say=lambda _: None).outcomes if outcome.stops]
     tamper(built, "update {}.raw_orders set country = 'ID' where order_id = 'last of a day'")
     build_alone(built)
+    assert "no changes found, skipping parsing" in last_log_of_dbt()  # though it is another run, with other days
     fact = orders_in_the_fact(built)
     assert "the only one of its day" not in fact
     assert "XX" in fact["last of a day"]

@@ -79,6 +79,14 @@ def merge_verdicts(spark: SparkSession, lakehouse: str, given: Sequence[Given], 
     merge_into_silver(lakehouse)(spark.createDataFrame(rows, MESSAGES), 0)
 
 
+def test_many_verdicts_are_merged_compiled_and_few_interpreted(spark_session: SparkSession, lakehouse: str) -> None:
+    session, merge = spark_session.newSession(), merge_into_silver(lakehouse)  # as each query has its own
+    messages = session.createDataFrame([(PROCESSED_ORDERS, 0, 0, bytearray(Given(1).encoded()), None)], MESSAGES)
+    for copies, compiled in ((3_001, "true"), (2, "false")):
+        merge(messages.crossJoin(session.range(copies)).drop("id"), 0)
+        assert session.conf.get("spark.sql.codegen.wholeStage") == compiled
+
+
 def standing(spark: SparkSession, lakehouse: str, version: int | None = None) -> dict[str, tuple[Any, ...]]:
     """order_id → status, reasons, shadow reasons, suppressed ones, rules version, second of `screened_at`."""
     silver = archive.rows(spark, silver_orders(lakehouse), version)
