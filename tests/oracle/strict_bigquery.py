@@ -204,13 +204,14 @@ class StrictBigQuery:
 
     def _analyzed(self, job: "_Job", query: Json, rows: _Rows) -> Refusal | None:
         def columns(table: str) -> list[Json] | None:
-            if table not in self._columns:
+            known = self._columns.get(table)
+            if known is None:
                 # The emulator's own description of a table forgets the columns that were added to it.
                 found = rows(f"select * from `{table}` where false")
                 if found is None:
                     return None
-                self._columns[table] = list(found["schema"]["fields"])
-            return self._columns[table]
+                known = self._columns[table] = list(found["schema"]["fields"])
+            return known
 
         statement, parameters = query["query"], _parameters(query.get("queryParameters", []))
         seen = _CHANGING.sub("0", f"{statement} {parameters}")
