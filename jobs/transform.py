@@ -125,7 +125,8 @@ def transform(settings: Settings, *, run_id: str | None, full_refresh: bool, sel
         if not select:
             with explained(settings):
                 builds.complete(run, time_zone)
-            _write_docs(settings, home, variables)
+            with _environment(parts[-1].environment(run)):
+                _write_docs(settings, home, variables)
     return run.run_id
 
 

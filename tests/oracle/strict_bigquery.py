@@ -46,7 +46,6 @@ _CREATE_BY_DAY = re.compile(
     r".*?\bas\s+(?P<query>\(|select|with)",
     re.IGNORECASE | re.DOTALL,
 )
-_CHANGES_ROWS = re.compile(r"(?:\s|/\*.*?\*/)*(?:select|with|\(|merge|insert|update|delete)\b", re.IGNORECASE | re.DOTALL)
 _MOST_DECLARED = 40  # tables: those of a test or two
 _REAL = "https://bigquery.googleapis.com"
 _JOBS = re.compile(r"(?P<service>.*/bigquery/v2)/projects/(?P<project>[^/?]+)/(?:jobs|queries)(?:\?.*)?")
@@ -83,7 +82,6 @@ class StrictBigQuery:
     _by_day: dict[str, str] = field(default_factory=dict)  # table → the column that it is partitioned by
     _accepted: set[str] = field(default_factory=set)
     _declared: Declared = field(default_factory=Declared)
-    _columns: dict[str, list[Json]] = field(default_factory=dict)  # of a table, by its full name, as they were last seen
     _lock: Lock = field(default_factory=Lock)  # the analyzer is one instance of WebAssembly
 
     @contextmanager
@@ -98,8 +96,6 @@ class StrictBigQuery:
                 url = url.replace(_REAL, self._emulator)
             job = _job(method, url, data)
             if job is None:
-                if method != "GET":
-                    self._columns.clear()
                 return send(connection, method, url, headers, data, *others, **named)
 
             def rows(query: str) -> Json | None:
@@ -116,8 +112,6 @@ class StrictBigQuery:
 
             if refusal := self._refusal(job, rows, partitioned_by):
                 return refusal.answer(method, url, job.body)
-            if not _CHANGES_ROWS.match(job.configuration.get("query", {}).get("query", "")):
-                self._columns.clear()
             return send(connection, method, url, headers, self._for_the_emulator(job.body), *others, **named)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -204,14 +198,9 @@ class StrictBigQuery:
 
     def _analyzed(self, job: "_Job", query: Json, rows: _Rows) -> Refusal | None:
         def columns(table: str) -> list[Json] | None:
-            known = self._columns.get(table)
-            if known is None:
-                # The emulator's own description of a table forgets the columns that were added to it.
-                found = rows(f"select * from `{table}` where false")
-                if found is None:
-                    return None
-                known = self._columns[table] = list(found["schema"]["fields"])
-            return known
+            # The emulator's own description of a table forgets the columns that were added to it.
+            found = rows(f"select * from `{table}` where false")
+            return list(found["schema"]["fields"]) if found else None
 
         statement, parameters = query["query"], _parameters(query.get("queryParameters", []))
         seen = _CHANGING.sub("0", f"{statement} {parameters}")
@@ -219,11 +208,7 @@ class StrictBigQuery:
             if seen in self._accepted:
                 return None
             try:
-                try:
-                    analyze(statement, parameters, job.project, columns, self._declared)
-                except Refused:  # or another process has changed a table
-                    self._columns.clear()
-                    analyze(statement, parameters, job.project, columns, self._declared)
+                analyze(statement, parameters, job.project, columns, self._declared)
             except Refused as refused:
                 self.refused.append(f"{refused}\n{statement}")
                 return invalid_query(str(refused).removeprefix("[INVALID_ARGUMENT] "))
@@ -272,12 +257,10 @@ def analyze(statement: str, parameters: Parameters, project: str, columns: _Colu
         found = columns(_full_name(name, project)) if len(path) > 1 and "INFORMATION_SCHEMA" not in path else None
         if not found:  # or what BigQuery tells of itself
             return None
-        given = {column["name"]: _type(column) for column in found}
         known = f"{path[-2]}__{path[-1]}"
-        alike = _CHANGING.sub("0", known)  # of other tests' as well: it is declared already
-        if tables.get(alike, given) == given:
-            known = alike
-        tables[known] = given
+        alike = _CHANGING.sub("0", known)  # the name of other tests' table as well, which is declared already
+        known = known if alike in tables else alike
+        tables[known] = {column["name"]: _type(column) for column in found}
         return _spellings(path).sub(f"`{known}`", statement)
 
     for name in set(_TABLES.findall(statement)):  # most are found by where they stand: that saves analyzing for each

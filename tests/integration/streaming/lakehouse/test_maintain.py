@@ -166,12 +166,12 @@ def runs_of_the_archive(bronze: str) -> int:
 def test_beside_a_running_archive_nothing_fails_and_nothing_is_lost_and_sigterm_ends_it_in_peace(
     settings: Settings, spark_session: SparkSession
 ) -> None:
-    """A minute: upkeep and an archive of its own process take turns on the same tables."""
+    """More than a minute: upkeep and an archive of its own process take turns on the same tables."""
     silver, bronze = silver_orders(settings.lakehouse), bronze_orders(settings.lakehouse)
-    process = archive.start_archive("--trigger", "4 seconds")
+    process = archive.start_archive("--trigger", "1 second")
     try:
         with messages_flow(settings) as sent:
-            archive.wait_until(lambda: archive.committed(silver) > 2)
+            archive.wait_until(lambda: archive.committed(silver) > 3)
             begun = runs_of_the_archive(bronze)
             maintained = finpro("maintain")
             assert runs_of_the_archive(bronze) > begun  # upkeep had company
