@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := conf/requirements
 BIGQUERY_EMULATOR := $(VENV)/bigquery-emulator
+MYPY := $(VENV)/mypy
 INSTALLED := $(VENV)/.installed
 EVERYTHING := $(VENV)/.everything
 
@@ -51,7 +52,7 @@ bench: setup ## Measure finpro beside its rivals (takes a while)
 
 lint: $(EVERYTHING) ## Check style and types
 	@$(call timed,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
-	@$(call timed,types,$(BIN)/mypy)
+	@$(call timed,types,$(MYPY)/bin/mypy)
 
 format: setup ## Bring the code into its style
 	@$(BIN)/ruff check --fix
@@ -76,6 +77,7 @@ lock: setup ## Take the newest versions that pyproject.toml and conf/jars.toml a
 	$(COMPILE) pyproject.toml --extra airflow --constraint $(REQUIREMENTS)/test.txt --output-file $(REQUIREMENTS)/airflow.txt
 	$(COMPILE) pyproject.toml --extra local --constraint $(REQUIREMENTS)/test.txt --output-file $(REQUIREMENTS)/local.txt
 	$(COMPILE) --group bigquery_emulator --output-file $(REQUIREMENTS)/bigquery_emulator.txt
+	$(COMPILE) --group types --output-file $(REQUIREMENTS)/types.txt
 	$(BIN)/python -m jobs.local.jars
 
 clean: ## Stop the embedded platform and delete it with its data, .venv and caches
@@ -100,9 +102,11 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)/setup.txt $(REQUIREMENTS)/dev.txt $
 	@$(BIN)/python -m compileall -q batch conf expectations jobs streaming
 	@touch $@
 
-# Airflow on top: three quarters of a gigabyte that the demo does without.
-$(EVERYTHING): $(INSTALLED) $(REQUIREMENTS)/test.txt
+# Airflow on top, three quarters of a gigabyte, and what checks types: the demo does without.
+$(EVERYTHING): $(INSTALLED) $(REQUIREMENTS)/test.txt $(REQUIREMENTS)/types.txt
 	@echo "Adding Airflow to $(VENV) …"
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --no-build-isolation $(REQUIREMENTS)/test.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(MYPY)
+	@$(BIN)/uv pip sync --quiet --python $(MYPY)/bin/python --require-hashes $(REQUIREMENTS)/types.txt
 	@touch $@

@@ -1,15 +1,18 @@
 """Hypothesis strategies for sets of orders where it is close: patterns that just hold and just do not, at awkward times.
 
 Everything is drawn small (a few users, products and quantities), so that patterns are frequent and counterexamples short.
+Whatever there is one of in each order is rolled with dice (`Dice`): Hypothesis takes longer for a draw than tests take for an
+order.
 """
 
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -37,6 +40,36 @@ class OrderSet:
 
     rules: FraudRules
     messages: list[Message]
+
+
+_ROLLS = st.binary(min_size=64, max_size=64)
+
+
+class Dice:
+    """Choices for many things, from few draws; Hypothesis makes counterexamples simpler where it makes rolls lower."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+        self._rolls: Iterator[int] = iter(())
+
+    def roll(self, sides: int) -> int:
+        """0 or more, below `sides`, of which there are 65,536 at most."""
+        return (self._byte() if sides <= 256 else self._byte() << 8 | self._byte()) % sides
+
+    def one_of(self, options: Sequence[Item]) -> Item:
+        """One of at most 256 options, the first of which is the simplest."""
+        return options[self.roll(len(options))]
+
+    def order_of(self, items: Sequence[Item]) -> list[Item]:
+        """The items in any order."""
+        return [item for _, item in sorted(((self.roll(65_536), item) for item in items), key=itemgetter(0))]
+
+    def _byte(self) -> int:
+        rolled = next(self._rolls, None)
+        if rolled is None:
+            self._rolls = iter(self._draw(_ROLLS))
+            rolled = next(self._rolls)
+        return rolled
 
 
 @dataclass(frozen=True)
@@ -86,74 +119,71 @@ def orders(draw: st.DrawFn, rules: FraudRules, *, max_size: int = 40) -> list[Or
 
     They begin around noon, midnight or 04:00 of the rules' zone, one microsecond before or after it, or at it.
     """
-    day, clock = draw(st.sampled_from(_DAYS)), draw(st.sampled_from(_CLOCKS))
-    begin = datetime.combine(day, clock, ZoneInfo(rules.time_zone)).astimezone(UTC)
-    begin += draw(st.sampled_from((timedelta(0), -MICROSECOND, MICROSECOND)))
-    first_user = draw(st.sampled_from((1, 1, 98, _LARGEST - 7)))
-    scene = _scattered(rules, begin, first_user) | _planted(rules, begin, first_user)
-    scenes = draw(st.lists(scene, min_size=1, max_size=6))
-    purchases = [purchase for scene in scenes for purchase in scene][:max_size]
-    names = draw(st.permutations(range(len(purchases))))
-    return [draw(_order(rules, f"o{name}", purchase)) for name, purchase in zip(names, purchases, strict=True)]
+    dice = Dice(draw)
+    begin = datetime.combine(dice.one_of(_DAYS), dice.one_of(_CLOCKS), ZoneInfo(rules.time_zone)).astimezone(UTC)
+    begin += dice.one_of((timedelta(0), -MICROSECOND, MICROSECOND))
+    first_user = dice.one_of((1, 1, 98, _LARGEST - 7))
+    purchases: list[_Purchase] = []
+    for _ in range(draw(st.integers(1, 6))):
+        purchases += dice.one_of((_scattered, _planted))(dice, rules, begin, first_user)
+    purchases = purchases[:max_size]
+    names = dice.order_of(range(len(purchases)))
+    return [_order(dice, rules, f"o{name}", purchase) for name, purchase in zip(names, purchases, strict=True)]
 
 
-def _steps(rules: FraudRules) -> st.SearchStrategy[timedelta]:
+def _step(dice: Dice, rules: FraudRules) -> timedelta:
     """How far apart two orders are: nothing, next to nothing, just as much as a rule allows, a little more."""
+    if dice.roll(2):
+        return timedelta(milliseconds=dice.roll(25_001))
     limits = [
         limit.within for limit in (rules.limits.repeat_purchase, rules.limits.sequential_users, rules.limits.coordinated_users)
     ]
     exact = [limit + nudge for limit in limits for nudge in (timedelta(0), MICROSECOND, -MICROSECOND)]
     halves = [limit / 2 for limit in limits]
-    near = st.sampled_from([timedelta(0), MICROSECOND, *exact, *halves, rules.lateness])
-    return near | st.integers(0, 25_000).map(lambda milliseconds: timedelta(milliseconds=milliseconds))
+    return dice.one_of([timedelta(0), MICROSECOND, *exact, *halves, rules.lateness])
 
 
-@st.composite
-def _scattered(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
+def _scattered(dice: Dice, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
     """Purchases of few users, each a step from an earlier one; sometimes all of one hot product."""
-    products = draw(st.sampled_from(((1,), (1, 2), (1, 2, 203))))
+    products = dice.one_of(((1,), (1, 2), (1, 2, 203)))
     quantities = (1, 1, 2, rules.limits.night_quantity.above, rules.limits.night_quantity.above + 1)
     times = [begin]
     purchases = []
-    for _ in range(draw(st.integers(1, 12))):
-        event_ts = draw(st.sampled_from(times)) + draw(_steps(rules)) * draw(st.sampled_from((1, -1)))
+    for _ in range(1 + dice.roll(12)):
+        event_ts = dice.one_of(times) + _step(dice, rules) * dice.one_of((1, -1))
         times.append(event_ts)
-        user = first_user + draw(st.integers(0, 7))
-        purchases.append(_Purchase(user, draw(st.sampled_from(products)), draw(st.sampled_from(quantities)), event_ts))
+        user = first_user + dice.roll(8)
+        purchases.append(_Purchase(user, dice.one_of(products), dice.one_of(quantities), event_ts))
     return purchases
 
 
-@st.composite
-def _planted(draw: st.DrawFn, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
+def _planted(dice: Dice, rules: FraudRules, begin: datetime, first_user: int) -> list[_Purchase]:
     """One pattern whose last order comes just in time, or one microsecond too late."""
-    reason = draw(st.sampled_from(("repeat_purchase", "sequential_users", "coordinated_users")))
+    reason = dice.one_of(("repeat_purchase", "sequential_users", "coordinated_users"))
     within = getattr(rules.limits, reason).within
-    users = draw(_pattern_of_users(rules, reason, first_user))
-    span = within + draw(st.sampled_from((timedelta(0), MICROSECOND)))
-    start = begin + draw(_steps(rules)) * draw(st.sampled_from((0, 1, 3, -1)))
-    inner = [start + span * draw(st.sampled_from((0, 0.25, 0.5, 1))) for _ in users[2:]]
+    users = _pattern_of_users(dice, rules, reason, first_user)
+    span = within + dice.one_of((timedelta(0), MICROSECOND))
+    start = begin + _step(dice, rules) * dice.one_of((0, 1, 3, -1))
+    inner = [start + span * dice.one_of((0, 0.25, 0.5, 1)) for _ in users[2:]]
     times = [start, *inner, start + span][: len(users)]
-    product, quantity = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, rules.limits.night_quantity.above + 1)))
+    product, quantity = dice.one_of((1, 2)), dice.one_of((1, 2, rules.limits.night_quantity.above + 1))
     return [_Purchase(user, product, quantity, event_ts) for user, event_ts in zip(users, times, strict=True)]
 
 
-@st.composite
-def _pattern_of_users(draw: st.DrawFn, rules: FraudRules, reason: str, first_user: int) -> list[int]:
+def _pattern_of_users(dice: Dice, rules: FraudRules, reason: str, first_user: int) -> list[int]:
     """As many users as complete the pattern, or one too few; consecutive ones sometimes with a gap between them."""
     if reason == "repeat_purchase":
-        return [first_user] * (rules.limits.repeat_purchase.orders - draw(st.sampled_from((0, 0, 1))))
+        return [first_user] * (rules.limits.repeat_purchase.orders - dice.one_of((0, 0, 1)))
     if reason == "sequential_users":
         row = [first_user + i for i in range(rules.limits.sequential_users.users)]
-        gap = draw(st.sampled_from((0, 0, 1)))
-        return draw(st.permutations([*row[:-1], row[-1] + gap]))
-    count = rules.limits.coordinated_users.users - draw(st.sampled_from((0, 0, 1)))
-    return draw(st.lists(st.integers(0, 7).map(lambda i: first_user + i), min_size=count, max_size=count, unique=True))
+        return dice.order_of([*row[:-1], row[-1] + dice.one_of((0, 0, 1))])
+    count = rules.limits.coordinated_users.users - dice.one_of((0, 0, 1))
+    return [first_user + i for i in dice.order_of(range(8))[:count]]
 
 
-@st.composite
-def _order(draw: st.DrawFn, rules: FraudRules, order_id: str, purchase: _Purchase) -> Order:
+def _order(dice: Dice, rules: FraudRules, order_id: str, purchase: _Purchase) -> Order:
     above = rules.limits.night_amount.above
-    amount_numeric = draw(st.sampled_from((1_250_000, 0, above, above + 1, _LARGEST)))
+    amount_numeric = dice.one_of((1_250_000, 0, above, above + 1, _LARGEST))
     return Order(
         order_id=order_id,
         user_id=purchase.user,
@@ -161,10 +191,10 @@ def _order(draw: st.DrawFn, rules: FraudRules, order_id: str, purchase: _Purchas
         quantity=purchase.quantity,
         amount=str(amount_numeric),
         amount_numeric=amount_numeric,
-        country=draw(st.sampled_from([rules.limits.foreign_country.home] * 6 + ["ID", "US"])),
+        country=dice.one_of([rules.limits.foreign_country.home] * 6 + ["ID", "US"]),
         created_date=purchase.event_ts.replace(microsecond=0),
         event_ts=purchase.event_ts,
-        source=draw(st.sampled_from(_SOURCES)),
+        source=dice.one_of(_SOURCES),
     )
 
 
@@ -187,19 +217,23 @@ def messages(
 
     `on_time`: every message comes within `lateness` of the newest event time received before it. Otherwise in any order.
     """
+    dice = Dice(draw)
     sent = list(content)
     for order in content:
-        sent += draw(_repetitions(order))
+        sent += _repetitions(dice, order)
     slack = rules.lateness if on_time else timedelta(days=2)
-    delay = st.sampled_from((timedelta(0), slack)) | st.timedeltas(timedelta(0), slack)
     # Who is sent at event time + delay, with no delay above the slack, is never further than the slack behind another.
-    delayed = sorted(((order.event_ts + draw(delay), place) for place, order in enumerate(sent)))
+    delayed = sorted(((order.event_ts + _delay(dice, slack), place) for place, order in enumerate(sent)))
     keyed = draw(st.booleans())
     received = [sent[place] for _, place in delayed]
-    anywhere = [order.product_id if keyed else draw(st.integers(0, partitions - 1)) for order in received]
+    anywhere = [order.product_id if keyed else dice.roll(partitions) for order in received]
     where = _beyond_doubt(received, anywhere)
-    spellings = [draw(st.integers(0, 5)) for _ in received]
+    spellings = [dice.roll(6) for _ in received]
     return to_messages(received, partitions=[number % partitions for number in where], spellings=spellings)
+
+
+def _delay(dice: Dice, slack: timedelta) -> timedelta:
+    return dice.one_of((timedelta(0), slack, slack * (dice.roll(65_536) / 65_536)))
 
 
 def _beyond_doubt(received: Sequence[Order], places: Sequence[int]) -> list[int]:
@@ -215,17 +249,16 @@ def _beyond_doubt(received: Sequence[Order], places: Sequence[int]) -> list[int]
     ]
 
 
-@st.composite
-def _repetitions(draw: st.DrawFn, order: Order) -> list[Order]:
+def _repetitions(dice: Dice, order: Order) -> list[Order]:
+    if dice.roll(4) < 3:
+        return []
     other_content = (
         replace(order, quantity=order.quantity + 1),
         replace(order, product_id=order.product_id + 1),
         replace(order, event_ts=order.event_ts + MICROSECOND),
         replace(order, country="MY"),
     )
-    nothing: st.SearchStrategy[list[Order]] = st.just([])
-    again = st.lists(st.sampled_from((order, order, *other_content)), min_size=1, max_size=2)
-    return draw(st.one_of(nothing, nothing, nothing, again))
+    return [dice.one_of((order, order, *other_content)) for _ in range(1 + dice.roll(2))]
 
 
 def to_messages(
@@ -300,14 +333,16 @@ def _in_zone(moment: datetime, choose: random.Random) -> str:
 # --- what may not matter ------------------------------------------------------------------------------------------
 
 
-def shuffles(items: Sequence[Item]) -> st.SearchStrategy[list[Item]]:
+@st.composite
+def shuffles(draw: st.DrawFn, items: Sequence[Item]) -> list[Item]:
     """The same items in any order."""
-    return st.permutations(list(items))
+    return Dice(draw).order_of(items)
 
 
 @st.composite
 def micro_batches(draw: st.DrawFn, items: Sequence[Item]) -> list[list[Item]]:
     """The same items in the same order, cut into micro-batches of at least one."""
-    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(items) - 1)), max_size=12)))
+    dice = Dice(draw)
+    cuts = sorted({1 + dice.roll(max(1, len(items) - 1)) for _ in range(dice.roll(13))})
     edges = [0, *cuts, len(items)]
     return [list(items[begin:end]) for begin, end in pairwise(edges) if begin < end]

@@ -145,9 +145,9 @@ def order(number: int, event_ts: datetime, *, user: int = 1, country: str = "ID"
 
 def test_a_period_is_read_in_the_time_zone_unless_it_names_an_offset() -> None:
     period = parse_period("2026-11-22", "2026-11-22T08:30:00+00:00", "Asia/Jakarta")
-    assert period == (datetime(2026, 11, 21, 17, tzinfo=UTC), datetime(2026, 11, 22, 8, 30, tzinfo=UTC))
     assert period.since is not None
     assert period.since.tzinfo is UTC
+    assert period == (datetime(2026, 11, 21, 17, tzinfo=UTC), datetime(2026, 11, 22, 8, 30, tzinfo=UTC))
     assert parse_period(None, None, "UTC") == (None, None)
 
 

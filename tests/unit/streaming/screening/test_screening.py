@@ -26,7 +26,7 @@ from streaming.screening.receipts import LATENCY_BOUNDS_SECONDS, BucketState, Re
 from streaming.screening.recent import NOTHING_RECENT, Recent, whole
 from streaming.screening.state import MicroBatch
 from streaming.screening.verdicts import KINDS, Watermark, advance, epoch_us, reason_lists
-from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Message, judge
+from tests.oracle.brute_force import LONG_AFTER, NO_TIMESTAMP, Judgement, Message, judge
 from tests.oracle.kafka_keys import keyed_partition
 from tests.oracle.order_sets import OrderSet, micro_batches, order_sets, shuffles
 
@@ -146,19 +146,30 @@ def as_batch(messages: list[Message]) -> pa.RecordBatch:
 
 def expected(case: OrderSet) -> dict[str, set[str]]:
     """The brute force's reasons for each order."""
-    return {order_id: set(verdict.reasons) for order_id, verdict in judge(case.messages, case.rules).orders.items()}
+    return reasons_of(judge(case.messages, case.rules))
+
+
+def reasons_of(judgement: Judgement) -> dict[str, set[str]]:
+    return {order_id: set(verdict.reasons) for order_id, verdict in judgement.orders.items()}
 
 
 @settings(max_examples=100)
 @given(st.data(), st.integers(1, 3))
-def test_any_split_into_micro_batches_ends_in_the_brute_force_verdicts(data: st.DataObject, buckets: int) -> None:
+def test_any_split_into_micro_batches_ends_in_the_brute_force_verdicts_each_announced_once(
+    data: st.DataObject, buckets: int
+) -> None:
     case = data.draw(order_sets())
     stream = Stream(case.rules, buckets)
     for batch in data.draw(micro_batches(case.messages)):
         stream.feed(batch)
     judgement = judge(case.messages, case.rules)
-    assert stream.reasons == expected(case)
+    assert stream.reasons == reasons_of(judgement)
     assert stream.dead == {(partition, offset) for _, partition, offset in judgement.dead_letters}
+    for verdicts in stream.announced.values():
+        assert all(earlier < later for earlier, later in pairwise(verdicts))
+    before = {order_id: list(verdicts) for order_id, verdicts in stream.announced.items()}
+    stream.feed(data.draw(shuffles(case.messages)))
+    assert stream.announced == before
 
 
 def at_home(messages: Sequence[Message], partitions: int) -> list[Message]:
@@ -184,7 +195,7 @@ def test_where_partitions_are_buckets_any_split_ends_in_the_brute_force_verdicts
     stream = Stream(case.rules, partitions, by=By.PARTITION)
     for batch in data.draw(micro_batches(messages)) if messages else []:
         stream.feed(batch)
-    assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(messages, case.rules).orders.items()}
+    assert stream.reasons == reasons_of(judge(messages, case.rules))
 
 
 def test_a_product_in_another_partition_than_its_own_is_refused_where_partitions_are_buckets() -> None:
@@ -208,29 +219,6 @@ def test_orders_in_any_order_end_in_the_brute_force_verdicts_while_none_is_evict
 
 @settings(max_examples=40)
 @given(st.data())
-def test_a_verdict_is_announced_once_and_then_only_with_further_reasons(data: st.DataObject) -> None:
-    case = data.draw(order_sets())
-    stream = Stream(case.rules, buckets=2)
-    for batch in data.draw(micro_batches(case.messages)):
-        stream.feed(batch)
-    for verdicts in stream.announced.values():
-        assert all(earlier < later for earlier, later in pairwise(verdicts))
-
-
-@settings(max_examples=40)
-@given(st.data())
-def test_the_same_messages_again_change_nothing(data: st.DataObject) -> None:
-    case = data.draw(order_sets())
-    stream = Stream(case.rules, buckets=2)
-    for batch in data.draw(micro_batches(case.messages)):
-        stream.feed(batch)
-    before = {order_id: list(verdicts) for order_id, verdicts in stream.announced.items()}
-    stream.feed(data.draw(shuffles(case.messages)))
-    assert stream.announced == before
-
-
-@settings(max_examples=40)
-@given(st.data())
 def test_no_order_is_late_in_a_backlog_of_partitions_that_differ_ten_to_one(data: st.DataObject) -> None:
     case = data.draw(order_sets(partitions=1))
     # Whose order_id came first is another matter, and not decided between partitions.
@@ -246,7 +234,7 @@ def test_no_order_is_late_in_a_backlog_of_partitions_that_differ_ten_to_one(data
         taken = [part if total <= limit else part[: max(1, limit * len(part) // total)] for part in (long, short)]
         long, short = long[len(taken[0]) :], short[len(taken[1]) :]
         stream.feed([*taken[0], *taken[1]])
-    assert stream.reasons == {order: set(verdict.reasons) for order, verdict in judge(part, case.rules).orders.items()}
+    assert stream.reasons == reasons_of(judge(part, case.rules))
 
 
 def plain_order(number: int, stamp: datetime, *, user_id: int) -> Message:
