@@ -15,8 +15,9 @@ EVERYTHING := $(VENV)/.everything
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	--no-header --no-annotate --no-emit-find-links --no-emit-index-url
 
-# Two processes side by side, each with a platform and a Spark of its own; the tests of a file share what it sets up.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+# Two processes side by side, each with a platform and a Spark of its own; the tests of a file share what it sets up. Polars has
+# one thread, as in Spark's workers: two times two would wait for one another.
+PYTEST := POLARS_MAX_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 # $(call timed,what,command): runs the command and says how long it took.
 timed = begun=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - begun)) s"
