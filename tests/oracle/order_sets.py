@@ -8,10 +8,10 @@ order.
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta, timezone
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from operator import itemgetter
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -49,12 +49,11 @@ class Dice:
     """Choices for many things, from few draws; Hypothesis makes counterexamples simpler where it makes rolls lower."""
 
     def __init__(self, draw: st.DrawFn) -> None:
-        self._draw = draw
-        self._rolls: Iterator[int] = iter(())
+        self._rolls = chain.from_iterable(draw(_ROLLS) for _ in count())
 
     def roll(self, sides: int) -> int:
         """0 or more, below `sides`, of which there are 65,536 at most."""
-        return (self._byte() if sides <= 256 else self._byte() << 8 | self._byte()) % sides
+        return (next(self._rolls) if sides <= 256 else next(self._rolls) << 8 | next(self._rolls)) % sides
 
     def one_of(self, options: Sequence[Item]) -> Item:
         """One of at most 256 options, the first of which is the simplest."""
@@ -63,13 +62,6 @@ class Dice:
     def order_of(self, items: Sequence[Item]) -> list[Item]:
         """The items in any order."""
         return [item for _, item in sorted(((self.roll(65_536), item) for item in items), key=itemgetter(0))]
-
-    def _byte(self) -> int:
-        rolled = next(self._rolls, None)
-        if rolled is None:
-            self._rolls = iter(self._draw(_ROLLS))
-            rolled = next(self._rolls)
-        return rolled
 
 
 @dataclass(frozen=True)
